@@ -1,0 +1,78 @@
+// What a caller hands to a driver: named pointers and strides, nothing that knows of torch, threads or instruction sets.
+#pragma once
+
+#include <cstdint>
+
+namespace rnnfused {
+
+using Index = int64_t;
+
+// Rows are the (step, batch) pairs in step order, as in torch's PackedSequence: step t holds rows
+// [offsets[t], offsets[t + 1]), row b of the batch being the b-th of them. Padded input is the case in which every step
+// holds the whole batch. Batch sizes never grow with t.
+struct SequenceShape {
+  Index steps;           // T
+  Index batch;           // B
+  Index input;           // I
+  Index hidden;          // H
+  Index output;          // P: H, or the size of the projection
+  const Index* offsets;  // [T + 1]
+  bool reverse;          // run from each row's last step to its first
+
+  Index rows() const { return offsets[steps]; }
+  Index active(Index t) const { return offsets[t + 1] - offsets[t]; }
+  bool projected() const { return output != hidden; }
+};
+
+// Weights of one layer in one direction, in torch's layout; every matrix is contiguous.
+template <class T>
+struct Weights {
+  const T* input;       // W_ih [G * H, I]
+  const T* recurrent;   // W_hh [G * H, P]
+  const T* input_bias;  // b_ih [G * H] or null
+  const T* bias;        // b_hh [G * H] or null
+  const T* projection;  // W_hr [P, H] or null
+};
+
+// A matrix whose rows are contiguous but need not touch.
+template <class T>
+struct Rows {
+  T* data;
+  Index stride;
+  T* operator[](Index row) const { return data + row * stride; }
+};
+
+constexpr int kMaxStates = 2;
+
+template <class T>
+struct ForwardArgs {
+  SequenceShape shape;
+  Weights<T> weights;
+  Rows<const T> x;                    // [rows, I]
+  Rows<const T> initial[kMaxStates];  // h [B, P], c [B, H]; null data means zeros
+  Rows<T> y;                          // [rows, P]
+  Rows<T> final[kMaxStates];          // h [B, P], c [B, H]
+  T* tape;                            // tape_size() scalars for backward, or null for inference
+};
+
+template <class T>
+struct BackwardArgs {
+  SequenceShape shape;
+  Weights<T> weights;
+  Rows<const T> x;
+  Rows<const T> initial[kMaxStates];
+  Rows<const T> y;
+  const T* tape;
+  Rows<const T> dy;                    // [rows, P]; null data means zeros
+  Rows<const T> dfinal[kMaxStates];    // null data means zeros
+  Rows<T> dx;                          // [rows, I]; this and all below: null data means not wanted
+  bool accumulate_dx;                  // add to dx: the other direction has written it
+  T* dinitial[kMaxStates];             // [B, P], [B, H], contiguous
+  T* dinput;                           // dW_ih [G * H, I]
+  T* drecurrent;                       // dW_hh [G * H, P]
+  T* dinput_bias;                      // db_ih [G * H]
+  T* dbias;                            // db_hh [G * H]
+  T* dprojection;                      // dW_hr [P, H]
+};
+
+}  // namespace rnnfused

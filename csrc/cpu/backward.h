@@ -1,0 +1,304 @@
+// The backward driver, back-propagation through time: for every step, last first, the gradient of h is what the outside
+// gives plus the product of the next step's gate gradients with W_hh; the cell turns it into this step's gate gradients.
+// The gradients of the weights and of the input follow for all steps at once (gradients.h).
+#pragma once
+
+#include "cpu/forward.h"
+#include "cpu/gradients.h"
+
+namespace rnnfused::RNNFUSED_ISA {
+
+template <class Cell, class T>
+class BackwardStream {
+  using V = Native<T>;
+  static constexpr Index L = kLanes<T>;
+  static constexpr Index A = Cell::accumulators, G = Cell::gates;
+  static constexpr bool has_cell_state = Cell::states > 1;
+
+ public:
+  BackwardStream(const BackwardArgs<T>& args, const GateGradients<Cell, T>& out, Range rows, int member, int members,
+                 Arena& arena)
+      : args_(args), out_(out), stream_{args.shape, rows.first, rows.last}, tape_(args.shape, const_cast<T*>(args.tape)) {
+    const SequenceShape& shape = args.shape;
+    outputs_units_ = padded<T>(shape.output);
+    zeros_ = arena.take<T>(tape_.units);
+    carry_h_ = arena.take<T>(rows.size() * outputs_units_);
+    if (has_cell_state) carry_c_ = arena.take<T>(rows.size() * tape_.units);
+    for (int m = 0; m < members; ++m) {
+      const Range blocks = share(blocks_of<T>(shape.hidden), members, m);
+      const Range outputs = share(blocks_of<T>(shape.output), members, m);
+      T* partial = arena.take<T>(rows.size() * kMaxWidth * L);
+      T* recurrent = arena.take<T>(outputs.size() * L * tape_.units * G);
+      T* projection = shape.projected() ? arena.take<T>(blocks.size() * L * shape.output) : nullptr;
+      if (m != member) continue;
+      blocks_ = blocks, outputs_ = outputs;
+      partial_ = partial, recurrent_panels_ = recurrent, projection_panels_ = projection;
+    }
+  }
+
+  void run(Barrier& barrier) {
+    pack();
+    barrier.wait();
+    const bool projected = stream_.shape.projected();
+    for (Index s = stream_.shape.steps - 1; s >= -1; --s) {
+      output_gradients(s);
+      if (s < 0) break;
+      if (projected) {
+        barrier.wait();
+        unproject(s);
+      }
+      barrier.wait();
+    }
+  }
+
+ private:
+  static constexpr Index kGroup = 4;
+
+  template <class Body>
+  RNNFUSED_HD static void for_groups(Range blocks, bool backwards, Body body) {
+    const Index count = (blocks.size() + kGroup - 1) / kGroup;
+    for (Index i = 0; i < count; ++i) {
+      const Index first = (backwards ? count - 1 - i : i) * kGroup;
+      const Index n = blocks.size() - first < kGroup ? blocks.size() - first : kGroup;
+      body(blocks.first + first, n);
+    }
+  }
+
+  void pack() {
+    const SequenceShape& shape = stream_.shape;
+    for_groups(outputs_, false, [&](Index first, Index n) {
+      pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, Cell::h_first, first, n,
+                                  recurrent_panel(first));
+    });
+    if (shape.projected()) {
+      for_groups(blocks_, false, [&](Index first, Index n) {
+        T* panel = projection_panel(first);
+        for (Index p = 0; p < shape.output; ++p) {
+          pack_row(args_.weights.projection + p * shape.hidden, shape.hidden, first, n, panel + p * n * L);
+        }
+      });
+    }
+    for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
+    for (Index b = 0; b < stream_.batch(); ++b) {
+      start_carry(0, outputs_, shape.output, b, carry_h_ + b * outputs_units_);
+      if (has_cell_state) start_carry(1, blocks_, shape.hidden, b, carry_c_ + b * tape_.units);
+    }
+  }
+
+  void start_carry(int state, Range blocks, Index units, Index b, T* carry) const {
+    const Rows<const T>& from = args_.dfinal[state];
+    for (Index block = blocks.first; block < blocks.last; ++block) {
+      const Index at = block * L;
+      store(carry + at, from.data ? load<V>(from[stream_.first + b] + at, lanes_in<T>(block, units)) : V{});
+    }
+  }
+
+  T* recurrent_panel(Index block) const { return recurrent_panels_ + (block - outputs_.first) * L * tape_.units * G; }
+  T* projection_panel(Index block) const {
+    return projection_panels_ + (block - blocks_.first) * L * stream_.shape.output;
+  }
+
+  // The recurrent part of a row of gate gradients.
+  Runs recurrent_runs() const { return G == A ? Runs{1, tape_.units * G, 0} : Runs{tape_.units / L, G * L, A * L}; }
+
+  // Gradient of h after position s, this member's outputs. Rows fall into three kinds: those that go on to position s + 1
+  // (a product is added), those that end at s (none), and those that start at s + 1, for which the product is the gradient
+  // of the initial state.
+  void output_gradients(Index s) {
+    const Index here = stream_.active(s), after = stream_.active(s + 1);
+    const Index both = here < after ? here : after;
+    for_groups(outputs_, s % 2 != 0, [&](Index first, Index n) {
+      add_recurrence(s, 0, both, first, n, [&](Index b, const T* acc) { finish_output(s, b, first, n, acc); });
+      add_recurrence(s, here, after, first, n, [&](Index b, const T* acc) { store_initial_output(b, first, n, acc); });
+      T acc[kGroup * L];
+      for (Index b = both; b < here; ++b) {
+        start_output(s, b, first, n, acc);
+        finish_output(s, b, first, n, acc);
+      }
+    });
+    if (has_cell_state && args_.dinitial[1]) {
+      for (Index b = here; b < after; ++b) store_initial(1, stream_.shape.hidden, blocks_, b, carry_c_ + b * tape_.units);
+    }
+    if (s < 0) store_never_active(after);
+  }
+
+  template <class Sink>
+  RNNFUSED_HD void add_recurrence(Index s, Index from, Index to, Index first, Index n, Sink sink) {
+    if (from >= to) return;
+    product(
+        to - from, recurrent_runs(), int(n), recurrent_panel(first), partial_,
+        [&](Index i) -> const T* { return out_.gates_of(stream_.row(s + 1, from + i)) + Cell::h_first * L; },
+        [&](Index i, T* acc) { start_output(s, from + i, first, n, acc); },
+        [&](Index i, const T* acc) { sink(from + i, acc); });
+  }
+
+  // What reaches h from outside the recurrent product: dy (where the row is active) and the cell's direct path.
+  RNNFUSED_HD void start_output(Index s, Index b, Index first, Index n, T* acc) const {
+    const T* carry = carry_h_ + b * outputs_units_;
+    const T* dy = b < stream_.active(s) && args_.dy.data ? args_.dy[stream_.row(s, b)] : nullptr;
+    for (Index i = 0; i < n; ++i) {
+      const Index at = (first + i) * L;
+      V sum = load<V>(carry + at);
+      if (dy) sum = sum + load<V>(dy + at, lanes_in<T>(first + i, stream_.shape.output));
+      store(acc + i * L, sum);
+    }
+  }
+
+  RNNFUSED_HD void finish_output(Index s, Index b, Index first, Index n, const T* acc) {
+    if (!stream_.shape.projected()) return epilogue(s, b, first, n, acc);
+    T* kept = out_.output_of(stream_.row(s, b));
+    T* carry = carry_h_ + b * outputs_units_;
+    for (Index i = 0; i < n; ++i) {
+      store(kept + (first + i) * L, load<V>(acc + i * L));
+      store(carry + (first + i) * L, V{});  // a cell that can be projected has no direct path from h to h
+    }
+  }
+
+  // Through the projection, then through the gates.
+  void unproject(Index s) {
+    const Index P = stream_.shape.output;
+    for_groups(blocks_, false, [&](Index first, Index n) {
+      product(
+          stream_.active(s), Runs{1, P, 0}, int(n), projection_panel(first), partial_,
+          [&](Index b) -> const T* { return out_.output_of(stream_.row(s, b)); },
+          [&](Index, T* acc) { memset(acc, 0, size_t(n * L) * sizeof(T)); },
+          [&](Index b, const T* acc) { epilogue(s, b, first, n, acc); });
+    });
+  }
+
+  RNNFUSED_HD void epilogue(Index s, Index b, Index first, Index n, const T* dh) {
+    const SequenceShape& shape = stream_.shape;
+    const bool projected = shape.projected();
+    const Index row = stream_.row(s, b), before = stream_.previous(s, b);
+    const T* tape = Tape<Cell, T>::keeps_gates ? tape_.gates_of(row) : nullptr;
+    const T* h_prev = previous(args_.y.data + (before < 0 ? 0 : before * args_.y.stride), 0, before, b);
+    const T* c_prev = has_cell_state ? previous(before < 0 ? nullptr : tape_.cell_of(before), 1, before, b) : nullptr;
+    const T* h = args_.y[row];
+    T* carry_h = carry_h_ + b * outputs_units_;
+    T* carry_c = has_cell_state ? carry_c_ + b * tape_.units : nullptr;
+    T* gates = out_.gates_of(row);
+    for (Index i = 0; i < n; ++i) {
+      const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
+      V taped[A], prev[Cell::states]{}, next[Cell::states]{}, dnext[Cell::states], dgates[A], dprev[Cell::states];
+      for (int a = 0; a < Cell::taped; ++a) taped[a] = load<V>(tape + (block * A + a) * L);
+      if (!projected) {
+        prev[0] = load<V>(h_prev + at, lanes);
+        next[0] = load<V>(h + at, lanes);
+      }
+      dnext[0] = load<V>(dh + i * L);
+      if constexpr (has_cell_state) {
+        prev[1] = load<V>(c_prev + at, lanes);
+        next[1] = load<V>(tape_.cell_of(row) + at);
+        dnext[1] = load<V>(carry_c + at);
+      }
+      Cell::backward(taped, prev, next, dnext, dgates, dprev);
+      // Lanes beyond the last unit are zero whatever the padding held: the product of the next step sums over them.
+      for (int a = 0; a < A; ++a) store(gates + (block * A + a) * L, first_lanes(dgates[a], lanes));
+      if (!projected) store(carry_h + at, first_lanes(dprev[0], lanes));
+      if constexpr (has_cell_state) store(carry_c + at, first_lanes(dprev[1], lanes));
+    }
+  }
+
+  static RNNFUSED_HD V first_lanes(V v, Index lanes) {
+    T all[L];
+    if (lanes >= L) return v;
+    store(all, v);
+    return load<V>(all, lanes);
+  }
+
+  RNNFUSED_HD const T* previous(const T* kept, int state, Index before, Index b) const {
+    if (before >= 0) return kept;
+    return args_.initial[state].data ? args_.initial[state][stream_.first + b] : zeros_;
+  }
+
+  RNNFUSED_HD void store_initial_output(Index b, Index first, Index n, const T* acc) const {
+    if (!args_.dinitial[0]) return;
+    T* out = args_.dinitial[0] + (stream_.first + b) * stream_.shape.output;
+    for (Index i = 0; i < n; ++i) {
+      store(out + (first + i) * L, load<V>(acc + i * L), lanes_in<T>(first + i, stream_.shape.output));
+    }
+  }
+
+  void store_initial(int state, Index units, Range blocks, Index b, const T* from) const {
+    T* out = args_.dinitial[state] + (stream_.first + b) * units;
+    for (Index block = blocks.first; block < blocks.last; ++block) {
+      store(out + block * L, load<V>(from + block * L), lanes_in<T>(block, units));
+    }
+  }
+
+  // Rows of the batch that no step holds: their states went straight through.
+  void store_never_active(Index from) const {
+    Index ever = from;
+    for (Index s = 0; s < stream_.shape.steps; ++s) ever = stream_.active(s) > ever ? stream_.active(s) : ever;
+    for (Index b = ever; b < stream_.batch(); ++b) {
+      if (args_.dinitial[0]) store_initial(0, stream_.shape.output, outputs_, b, carry_h_ + b * outputs_units_);
+      if (has_cell_state && args_.dinitial[1]) {
+        store_initial(1, stream_.shape.hidden, blocks_, b, carry_c_ + b * tape_.units);
+      }
+    }
+  }
+
+  const BackwardArgs<T>& args_;
+  const GateGradients<Cell, T>& out_;
+  Stream stream_;
+  Tape<Cell, T> tape_;
+  Range blocks_{}, outputs_{};
+  Index outputs_units_ = 0;
+  T *zeros_ = nullptr, *carry_h_ = nullptr, *carry_c_ = nullptr;  // shared by the members, each its own lanes
+  T *partial_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr;
+};
+
+// Scratch of a whole call: the gate gradients of every direction, then one region that the recurrence uses as a slab per
+// group and the gradients of the weights after it.
+template <class Cell, class T>
+struct BackwardMemory {
+  GateGradients<Cell, T> gates[kMaxDirections];
+  Index slab = 0, total = 0;
+  char* region = nullptr;
+
+  BackwardMemory(const LayerGradient<T>& layer, const Plan& plan, void* base) {
+    Arena arena(base);
+    for (int d = 0; d < layer.directions; ++d) gates[d] = GateGradients<Cell, T>(layer.backward[d].shape, arena);
+    region = static_cast<char*>(base) + (base ? arena.used() : 0);
+    for (int group = 0; group < plan.groups; ++group) {
+      for_streams(plan, layer.directions, layer.backward[0].shape.batch, group, [&](int direction, Range rows) {
+        Arena counter(nullptr);
+        BackwardStream<Cell, T>(layer.backward[direction], gates[direction], rows, 0, plan.members, counter);
+        slab = counter.used() > slab ? counter.used() : slab;
+      });
+    }
+    Index after = 0;
+    for (int d = 0; d < layer.directions; ++d) {
+      Arena counter(nullptr);
+      ParameterGradients<Cell, T>(layer.backward[d], gates[d], 0, plan.threads(), counter);
+      after = counter.used() > after ? counter.used() : after;
+    }
+    const Index recurrence = slab * plan.groups;
+    total = arena.used() + (recurrence > after ? recurrence : after);
+  }
+};
+
+template <class Cell, class T>
+Index backward_scratch(const LayerGradient<T>& layer, const Plan& plan) {
+  return BackwardMemory<Cell, T>(layer, plan, nullptr).total;
+}
+
+template <class Cell, class T>
+void backward(const LayerGradient<T>& layer, Team& team, int thread) {
+  const Plan& plan = team.plan;
+  const int group = thread / plan.members, member = thread % plan.members;
+  const BackwardMemory<Cell, T> memory(layer, plan, team.scratch);
+  for_streams(plan, layer.directions, layer.backward[0].shape.batch, group, [&](int direction, Range rows) {
+    Arena arena(memory.region + memory.slab * group);
+    BackwardStream<Cell, T>(layer.backward[direction], memory.gates[direction], rows, member, plan.members, arena)
+        .run(team.group[group]);
+    team.group[group].wait();
+  });
+  for (int d = 0; d < layer.directions; ++d) {
+    team.all.wait();  // the region is free, and all gate gradients are there
+    Arena arena(memory.region);
+    ParameterGradients<Cell, T>(layer.backward[d], memory.gates[d], thread, plan.threads(), arena).run(team.all);
+  }
+}
+
+}  // namespace rnnfused::RNNFUSED_ISA

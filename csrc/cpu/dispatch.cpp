@@ -1,0 +1,191 @@
+#include "cpu/dispatch.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <type_traits>
+
+namespace rnnfused {
+
+namespace scalar {
+extern const KernelTable kernels;
+}
+#ifdef RNNFUSED_HAVE_AVX2
+namespace avx2 {
+extern const KernelTable kernels;
+}
+#endif
+#ifdef RNNFUSED_HAVE_AVX512
+namespace avx512 {
+extern const KernelTable kernels;
+}
+#endif
+#ifdef RNNFUSED_HAVE_NEON
+namespace neon {
+extern const KernelTable kernels;
+}
+#endif
+
+namespace cpu {
+namespace {
+
+std::vector<const KernelTable*> available() {
+  std::vector<const KernelTable*> tables = {&scalar::kernels};
+#ifdef RNNFUSED_HAVE_AVX2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&avx2::kernels);
+#endif
+#ifdef RNNFUSED_HAVE_AVX512
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl")) {
+    tables.push_back(&avx512::kernels);
+  }
+#endif
+#ifdef RNNFUSED_HAVE_NEON
+  tables.push_back(&neon::kernels);
+#endif
+  return tables;
+}
+
+const KernelTable* choose() {
+  const std::vector<const KernelTable*> tables = available();
+  const char* wanted = std::getenv("RNNFUSED_ISA");
+  if (!wanted || !*wanted) return tables.back();
+  std::string names;
+  for (const KernelTable* table : tables) {
+    if (std::string(table->isa) == wanted) return table;
+    names += std::string(names.empty() ? "" : ", ") + table->isa;
+  }
+  throw std::runtime_error("RNNFUSED_ISA: expected one of " + names + " on this machine, got '" + wanted + "'");
+}
+
+template <class T>
+const TypeKernels<T>& typed() {
+  if constexpr (std::is_same_v<T, float>) {
+    return kernels().f32;
+  } else {
+    return kernels().f64;
+  }
+}
+
+template <class T>
+const CellKernels<T>& cell_kernels(CellId cell) {
+  return typed<T>().cells[int(cell)];
+}
+
+// Scratch is kept by the calling thread from call to call: fresh pages from the system cost more than a short sequence.
+class Scratch {
+ public:
+  void* at_least(Index bytes) {
+    if (bytes > size_) {
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(::operator new(size_t(bytes), std::align_val_t{64}));
+      size_ = bytes;
+    }
+    return memory_.get();
+  }
+  // Large memory goes back to the system.
+  void trim() {
+    if (size_ <= kKept) return;
+    memory_.reset();
+    size_ = 0;
+  }
+
+ private:
+  static constexpr Index kKept = Index(64) << 20;
+  struct Free {
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  Index size_ = 0;
+};
+
+template <class T, class LayerType>
+struct Call {
+  void (*kernel)(const LayerType&, Team&, int);
+  const LayerType& layer;
+  Team team;
+
+  static void body(void* self, int thread) {
+    auto& call = *static_cast<Call*>(self);
+    call.kernel(call.layer, call.team, thread);
+  }
+};
+
+template <class T, class LayerType>
+void run(const LayerType& layer, const Plan& plan, Index scratch_bytes, void (*kernel)(const LayerType&, Team&, int)) {
+  thread_local Scratch scratch;
+  Call<T, LayerType> call{kernel, layer, Team(plan)};
+  call.team.scratch = scratch.at_least(std::max<Index>(64, scratch_bytes));
+  parallel(plan.threads(), &Call<T, LayerType>::body, &call);
+  scratch.trim();
+}
+
+void log_plan(const char* what, CellId cell, const SequenceShape& shape, int directions, const Plan& plan) {
+  static const bool on = [] {
+    const char* log = std::getenv("RNNFUSED_LOG");
+    return log && std::string(log) == "plan";
+  }();
+  if (!on) return;
+  std::fprintf(stderr,
+               "rnnfused: %s %s T=%lld B=%lld I=%lld H=%lld directions=%d isa=%s groups=%d members=%d shards=%d\n", what,
+               kernels().info[int(cell)].name, (long long)shape.steps, (long long)shape.batch, (long long)shape.input,
+               (long long)shape.hidden, directions, kernels().isa, plan.groups, plan.members, plan.shards);
+}
+
+}  // namespace
+
+const KernelTable& kernels() {
+  static const KernelTable* table = choose();
+  return *table;
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const KernelTable* table : available()) names.emplace_back(table->isa);
+  return names;
+}
+
+template <class T>
+Index tape_scalars(CellId cell, const SequenceShape& shape) {
+  return cell_kernels<T>(cell).tape_scalars(shape);
+}
+
+template <class T>
+Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads) {
+  return make_plan({shape.steps, shape.batch, shape.hidden, shape.output, kernels().info[int(cell)].gates, directions,
+                    typed<T>().lanes, int(sizeof(T)), std::clamp(threads, 1, usable_threads())});
+}
+
+template <class T>
+void forward(CellId cell, const Layer<T>& layer, int threads) {
+  const SequenceShape& shape = layer.forward[0].shape;
+  const Plan chosen = plan<T>(cell, shape, layer.directions, threads);
+  log_plan("forward", cell, shape, layer.directions, chosen);
+  const CellKernels<T>& k = cell_kernels<T>(cell);
+  run<T>(layer, chosen, k.forward_scratch(layer, chosen), k.forward);
+}
+
+template <class T>
+void backward(CellId cell, const LayerGradient<T>& layer, int threads) {
+  const SequenceShape& shape = layer.backward[0].shape;
+  const Plan chosen = plan<T>(cell, shape, layer.directions, threads);
+  log_plan("backward", cell, shape, layer.directions, chosen);
+  const CellKernels<T>& k = cell_kernels<T>(cell);
+  run<T>(layer, chosen, k.backward_scratch(layer, chosen), k.backward);
+}
+
+#define RNNFUSED_INSTANTIATE(T)                                      \
+  template Index tape_scalars<T>(CellId, const SequenceShape&);      \
+  template Plan plan<T>(CellId, const SequenceShape&, int, int);     \
+  template void forward<T>(CellId, const Layer<T>&, int);            \
+  template void backward<T>(CellId, const LayerGradient<T>&, int);
+RNNFUSED_INSTANTIATE(float)
+RNNFUSED_INSTANTIATE(double)
+#undef RNNFUSED_INSTANTIATE
+
+}  // namespace cpu
+}  // namespace rnnfused

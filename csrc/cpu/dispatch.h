@@ -1,0 +1,32 @@
+// The CPU back end as its callers see it: sizes, one forward, one backward, and which machine code runs.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace rnnfused::cpu {
+
+// The table in use: the widest one that was built and that this processor runs, unless RNNFUSED_ISA names another.
+// Throws std::runtime_error where RNNFUSED_ISA names one that cannot run here.
+const KernelTable& kernels();
+
+// Names of the tables that were built and that this processor can run, widest last.
+std::vector<std::string> available_isas();
+
+// Scalars of the tape that forward() fills and backward() reads.
+template <class T>
+Index tape_scalars(CellId cell, const SequenceShape& shape);
+
+// How a layer would be run on at most `threads` threads.
+template <class T>
+Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads);
+
+template <class T>
+void forward(CellId cell, const Layer<T>& layer, int threads);
+
+template <class T>
+void backward(CellId cell, const LayerGradient<T>& layer, int threads);
+
+}  // namespace rnnfused::cpu

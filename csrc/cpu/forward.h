@@ -1,0 +1,331 @@
+// The forward driver: carries any cell over a sequence. A member owns a range of blocks of hidden units; it projects the
+// input for its own blocks only, so that the single exchange between members is h, once per step.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/stream.h"
+#include "cpu/tile.h"
+
+namespace rnnfused::RNNFUSED_ISA {
+
+// Blocks of hidden units per tile: as many as the registers hold for the rows at hand. With one or two rows a wide tile
+// gives enough independent sums to hide the latency of fma.
+template <class Cell>
+RNNFUSED_HD Index group_blocks(Index batch) {
+  constexpr int wide = kMaxWidth / Cell::gates, narrow = 4 / Cell::gates > 0 ? 4 / Cell::gates : 1;
+  return batch <= max_rows(wide * Cell::gates) && batch <= 2 ? wide : narrow;
+}
+
+template <class Cell, class T>
+class ForwardStream {
+  using V = Native<T>;
+  static constexpr Index L = kLanes<T>;
+  static constexpr Index A = Cell::accumulators, G = Cell::gates;
+  static constexpr bool has_cell_state = Cell::states > 1;
+
+ public:
+  ForwardStream(const ForwardArgs<T>& args, Range rows, int member, int members, Arena& arena)
+      : args_(args),
+        stream_{args.shape, rows.first, rows.last},
+        tape_(args.shape, args.tape),
+        blocks_(share(blocks_of<T>(args.shape.hidden), members, member)),
+        outputs_(share(blocks_of<T>(args.shape.output), members, member)),
+        group_(group_blocks<Cell>(rows.size())) {
+    const SequenceShape& shape = args.shape;
+    const Index units = padded<T>(shape.hidden);
+    zeros_ = arena.take<T>(units);
+    if (!args.tape && has_cell_state) cell_ = arena.take<T>(rows.size() * units);
+    if (!args.tape && shape.projected()) unprojected_ = arena.take<T>(rows.size() * units);
+    for (int m = 0; m <= member; ++m) lay_out(share(blocks_of<T>(shape.hidden), members, m), share(blocks_of<T>(shape.output), members, m), arena);
+    // Whoever comes after starts behind every member.
+    for (int m = member + 1; m < members; ++m) {
+      ForwardStream other = *this;
+      other.lay_out(share(blocks_of<T>(shape.hidden), members, m), share(blocks_of<T>(shape.output), members, m), arena);
+    }
+  }
+
+  void run(Barrier& barrier) {
+    pack();
+    barrier.wait();  // zeros_ and the carried cell states are there
+    const Index steps = stream_.shape.steps;
+    for (Index s = 0; s < steps;) {
+      const Index end = project_inputs(s);
+      for (Index local = 0; s < end; local += stream_.active(s), ++s) {
+        step(s, local);
+        barrier.wait();
+        if (stream_.shape.projected()) {
+          project_outputs(s);
+          barrier.wait();
+        }
+      }
+    }
+    store_final();
+  }
+
+ private:
+  // Rows whose input is projected at once: enough to pass over W_ih rarely, few enough to stay in cache.
+  Index chunk_rows() const {
+    const Index row_bytes = blocks_.size() * A * L * Index(sizeof(T));
+    const Index fit = row_bytes > 0 ? Index(192 * 1024) / row_bytes : 512;
+    return fit < 48 ? 48 : fit > 512 ? 512 : fit;
+  }
+  bool tapes_gates() const { return args_.tape && Tape<Cell, T>::keeps_gates; }
+
+  void lay_out(Range blocks, Range outputs, Arena& arena) {
+    const SequenceShape& shape = stream_.shape;
+    const Index batch = stream_.batch(), vectors = blocks.size() * G;
+    const Index all = shape.rows();
+    blocks_ = blocks, outputs_ = outputs;
+    const Index chunk = chunk_rows() + batch < all ? chunk_rows() + batch : all;
+    input_panels_ = arena.take<T>(vectors * L * shape.input);
+    recurrent_panels_ = arena.take<T>(vectors * L * shape.output);
+    bias_ = arena.take<T>(blocks.size() * A * L);
+    partial_ = arena.take<T>((chunk > batch ? chunk : batch) * kMaxWidth * L);
+    chunk_row_ = arena.take<Index>(chunk);
+    if (!tapes_gates()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
+    if (shape.projected()) projection_panels_ = arena.take<T>(outputs.size() * L * shape.hidden);
+  }
+
+  template <class Body>
+  RNNFUSED_HD static void for_groups(Range blocks, Index group, bool backwards, Body body) {
+    const Index count = (blocks.size() + group - 1) / group;
+    for (Index i = 0; i < count; ++i) {
+      const Index first = (backwards ? count - 1 - i : i) * group;
+      const Index n = blocks.size() - first < group ? blocks.size() - first : group;
+      body(blocks.first + first, n);
+    }
+  }
+
+  void pack() {
+    const SequenceShape& shape = stream_.shape;
+    const Weights<T>& w = args_.weights;
+    const Index H = shape.hidden;
+    for_groups(blocks_, group_, false, [&](Index block, Index n) {
+      const Index at = (block - blocks_.first) * G * L;
+      pack_gates<Cell>(w.input, H, shape.input, Cell::x_first, block, n, input_panels_ + at * shape.input);
+      pack_gates<Cell>(w.recurrent, H, shape.output, Cell::h_first, block, n, recurrent_panels_ + at * shape.output);
+    });
+    for (Index block = blocks_.first; block < blocks_.last; ++block) {
+      const Index lanes = lanes_in<T>(block, H);
+      for (int a = 0; a < A; ++a) {
+        V bias{};
+        const Index at = Cell::gate_of[a] * H + block * L;
+        if (w.input_bias && a >= Cell::x_first && a < Cell::x_first + G) bias = load<V>(w.input_bias + at, lanes);
+        if (w.bias && a >= Cell::h_first && a < Cell::h_first + G) bias = bias + load<V>(w.bias + at, lanes);
+        store(bias_of(block) + a * L, bias);
+      }
+    }
+    if (shape.projected()) {
+      for_groups(outputs_, 4, false, [&](Index block, Index n) {
+        for (Index b = 0; b < n; ++b) {
+          pack_rows(w.projection + (block + b) * L * H, H, lanes_in<T>(block + b, shape.output), H,
+                    projection_panels_ + (block - outputs_.first) * L * H + b * L, n * L);
+        }
+      });
+    }
+    for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
+    if (cell_) {
+      for (Index b = 0; b < stream_.batch(); ++b) copy_initial(1, b, cell_ + b * tape_.units);
+    }
+  }
+
+  // This member's lanes of an initial state, with zeros in the lanes beyond the last unit.
+  void copy_initial(int state, Index b, T* out) const {
+    const Rows<const T>& initial = args_.initial[state];
+    for (Index block = blocks_.first; block < blocks_.last; ++block) {
+      const Index lanes = lanes_in<T>(block, stream_.shape.hidden);
+      store(out + block * L, initial.data ? load<V>(initial[stream_.first + b] + block * L, lanes) : V{});
+    }
+  }
+
+  T* bias_of(Index block) const { return bias_ + (block - blocks_.first) * A * L; }
+
+  // Where the accumulators of a row's block are; `local` counts the rows of the current chunk.
+  T* gates_of(Index row, Index local, Index block) const {
+    if (tapes_gates()) return tape_.gates_of(row) + block * A * L;
+    return chunk_gates_ + (local * blocks_.size() + block - blocks_.first) * A * L;
+  }
+
+  const T* previous_output(Index s, Index b) const {
+    const Index row = stream_.previous(s, b);
+    if (row >= 0) return args_.y[row];
+    return args_.initial[0].data ? args_.initial[0][stream_.first + b] : zeros_;
+  }
+
+  const T* previous_cell(Index s, Index b) const {
+    if (!args_.tape) return cell_ + b * tape_.units;
+    const Index row = stream_.previous(s, b);
+    if (row >= 0) return tape_.cell_of(row);
+    return args_.initial[1].data ? args_.initial[1][stream_.first + b] : zeros_;
+  }
+
+  // Input projection, biases included, of the steps from s on that make up a chunk; returns the first step after it.
+  Index project_inputs(Index s) {
+    Index rows = 0;
+    const Index target = chunk_rows();
+    for (; s < stream_.shape.steps && rows < target; ++s) {
+      for (Index b = 0; b < stream_.active(s); ++b) chunk_row_[rows++] = stream_.row(s, b);
+    }
+    for_groups(blocks_, group_, false, [&](Index first, Index n) {
+      const T* panel = input_panels_ + (first - blocks_.first) * G * L * stream_.shape.input;
+      product(
+          rows, Runs{1, stream_.shape.input, 0}, int(n * G), panel, partial_,
+          [&](Index i) { return args_.x[chunk_row_[i]]; },
+          [&](Index, T* acc) {
+            for (Index b = 0; b < n; ++b) copy(bias_of(first + b) + Cell::x_first * L, acc + b * G * L, G);
+          },
+          [&](Index i, const T* acc) {
+            for (Index b = 0; b < n; ++b) {
+              T* gates = gates_of(chunk_row_[i], i, first + b);
+              if (G < A) copy(bias_of(first + b), gates, A);
+              copy(acc + b * G * L, gates + Cell::x_first * L, G);
+            }
+          });
+    });
+    return s;
+  }
+
+  static RNNFUSED_HD void copy(const T* from, T* to, Index vectors) {
+    for (Index i = 0; i < vectors; ++i) store(to + i * L, load<V>(from + i * L));
+  }
+
+  // One step: recurrent product, gates and states of this member's blocks. Every other step walks the blocks backwards:
+  // weights that do not fit in a cache level are then half there, instead of not at all.
+  void step(Index s, Index local) {
+    const Index rows = stream_.active(s);
+    for_groups(blocks_, group_, s % 2 == 1, [&](Index first, Index n) {
+      const T* panel = recurrent_panels_ + (first - blocks_.first) * G * L * stream_.shape.output;
+      product(
+          rows, Runs{1, stream_.shape.output, 0}, int(n * G), panel, partial_,
+          [&](Index b) { return previous_output(s, b); },
+          [&](Index b, T* acc) {
+            const Index row = stream_.row(s, b);
+            for (Index i = 0; i < n; ++i) {
+              copy(gates_of(row, local + b, first + i) + Cell::h_first * L, acc + i * G * L, G);
+            }
+          },
+          [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
+    });
+  }
+
+  RNNFUSED_HD void epilogue(Index s, Index b, Index local, Index first, Index n, const T* acc) {
+    const SequenceShape& shape = stream_.shape;
+    const Index row = stream_.row(s, b);
+    const T* h_prev = previous_output(s, b);
+    const T* c_prev = has_cell_state ? previous_cell(s, b) : nullptr;
+    T* h = !shape.projected() ? args_.y[row] : args_.tape ? tape_.unprojected_of(row) : unprojected_ + b * tape_.units;
+    T* c = !has_cell_state ? nullptr : args_.tape ? tape_.cell_of(row) : cell_ + b * tape_.units;
+    for (Index i = 0; i < n; ++i) {
+      const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
+      T* gates = gates_of(row, local, block);
+      V accumulators[A], prev[Cell::states], next[Cell::states], taped[A];
+      for (int a = 0; a < A; ++a) {
+        const bool fed = a >= Cell::h_first && a < Cell::h_first + G;
+        accumulators[a] = load<V>(fed ? acc + (i * G + a - Cell::h_first) * L : gates + a * L);
+      }
+      // A projected h has other units than the gates have; no cell that can be projected reads it.
+      prev[0] = shape.projected() ? V{} : load<V>(h_prev + at, lanes);
+      if constexpr (has_cell_state) prev[1] = load<V>(c_prev + at, lanes);
+      Cell::forward(accumulators, prev, next, taped);
+      if (tapes_gates()) {
+        for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
+      }
+      store(h + at, next[0], shape.projected() ? L : lanes);
+      if constexpr (has_cell_state) store(c + at, next[1]);
+    }
+  }
+
+  // Sak et al. (2014): h = W_hr (o tanh(c)).
+  void project_outputs(Index s) {
+    const SequenceShape& shape = stream_.shape;
+    for_groups(outputs_, 4, false, [&](Index first, Index n) {
+      product(
+          stream_.active(s), Runs{1, shape.hidden, 0}, int(n), projection_panels_ + (first - outputs_.first) * L * shape.hidden,
+          partial_,
+          [&](Index b) -> const T* {
+            return args_.tape ? tape_.unprojected_of(stream_.row(s, b)) : unprojected_ + b * tape_.units;
+          },
+          [&](Index, T* acc) { memset(acc, 0, size_t(n * L) * sizeof(T)); },
+          [&](Index b, const T* acc) {
+            T* h = args_.y[stream_.row(s, b)];
+            for (Index i = 0; i < n; ++i) {
+              store(h + (first + i) * L, load<V>(acc + i * L), lanes_in<T>(first + i, shape.output));
+            }
+          });
+    });
+  }
+
+  void store_final() const {
+    const SequenceShape& shape = stream_.shape;
+    for (Index b = 0; b < stream_.batch(); ++b) {
+      const Index row = stream_.final_row(b), out = stream_.first + b;
+      store_state(0, outputs_, shape.output, out, row >= 0 ? args_.y[row] : nullptr);
+      if (has_cell_state) {
+        const T* kept = !args_.tape ? cell_ + b * tape_.units : row >= 0 ? tape_.cell_of(row) : nullptr;
+        store_state(1, blocks_, shape.hidden, out, kept);
+      }
+    }
+  }
+
+  // A row that was never active ends where it started.
+  void store_state(int state, Range blocks, Index units, Index b, const T* from) const {
+    if (!from && args_.initial[state].data) from = args_.initial[state][b];
+    for (Index block = blocks.first; block < blocks.last; ++block) {
+      const Index lanes = lanes_in<T>(block, units);
+      store(args_.final[state][b] + block * L, from ? load<V>(from + block * L, lanes) : V{}, lanes);
+    }
+  }
+
+  const ForwardArgs<T>& args_;
+  Stream stream_;
+  Tape<Cell, T> tape_;
+  Range blocks_, outputs_;  // of hidden units, and of units after a projection
+  Index group_;
+
+  T *zeros_ = nullptr, *cell_ = nullptr, *unprojected_ = nullptr;  // shared by the members
+  T *input_panels_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *bias_ = nullptr;
+  T *partial_ = nullptr, *chunk_gates_ = nullptr;
+  Index* chunk_row_ = nullptr;
+};
+
+// Calls run(direction, rows of the batch) for the streams of one group, in order.
+template <class Body>
+RNNFUSED_HD void for_streams(const Plan& plan, int directions, Index batch, int group, Body body) {
+  for (int s = group; s < directions * plan.shards; s += plan.groups) {
+    const int shard = s / directions;
+    body(s % directions, Range{shard_first(batch, plan.shards, shard), shard_first(batch, plan.shards, shard + 1)});
+  }
+}
+
+// Scratch is one slab per group, large enough for any of its streams.
+template <class Cell, class T>
+Index forward_slab(const Layer<T>& layer, const Plan& plan) {
+  Index most = 0;
+  for (int group = 0; group < plan.groups; ++group) {
+    for_streams(plan, layer.directions, layer.forward[0].shape.batch, group, [&](int direction, Range rows) {
+      Arena arena(nullptr);
+      ForwardStream<Cell, T>(layer.forward[direction], rows, 0, plan.members, arena);
+      most = arena.used() > most ? arena.used() : most;
+    });
+  }
+  return most;
+}
+
+template <class Cell, class T>
+Index forward_scratch(const Layer<T>& layer, const Plan& plan) {
+  return forward_slab<Cell>(layer, plan) * plan.groups;
+}
+
+template <class Cell, class T>
+void forward(const Layer<T>& layer, Team& team, int thread) {
+  const Plan& plan = team.plan;
+  const int group = thread / plan.members, member = thread % plan.members;
+  char* slab = static_cast<char*>(team.scratch) + forward_slab<Cell>(layer, plan) * group;
+  for_streams(plan, layer.directions, layer.forward[0].shape.batch, group, [&](int direction, Range rows) {
+    Arena arena(slab);
+    ForwardStream<Cell, T>(layer.forward[direction], rows, member, plan.members, arena).run(team.group[group]);
+    team.group[group].wait();  // the slab is free for the next stream
+  });
+}
+
+}  // namespace rnnfused::RNNFUSED_ISA

@@ -1,0 +1,272 @@
+// Gradients of the weights and of the input, from the gate gradients of all steps: one large product each. Threads share
+// out what is written, never what is summed, and sums are cut at fixed rows: the bits do not depend on the threads.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/stream.h"
+#include "cpu/tile.h"
+
+namespace rnnfused::RNNFUSED_ISA {
+
+// What the recurrence leaves behind for one direction.
+template <class Cell, class T>
+struct GateGradients {
+  Index units = 0, outputs = 0;
+  T* gates = nullptr;   // [rows, blocks, accumulators, lanes]
+  T* output = nullptr;  // gradient of a projected h, recurrence included [rows, outputs]
+
+  GateGradients() = default;
+  GateGradients(const SequenceShape& shape, Arena& arena) : units(padded<T>(shape.hidden)), outputs(padded<T>(shape.output)) {
+    gates = arena.take<T>(shape.rows() * units * Cell::accumulators);
+    if (shape.projected()) output = arena.take<T>(shape.rows() * outputs);
+  }
+  T* gates_of(Index row) const { return gates + row * units * Cell::accumulators; }
+  T* output_of(Index row) const { return output + row * outputs; }
+};
+
+// Rows of the left operand that an outer-product tile holds, and vectors of the right.
+template <class T>
+constexpr Index kOuterRows = kLanes<T> < 4 ? kLanes<T> : (kAccumulators >= 24 && kLanes<T> >= 8) ? 8 : 4;
+template <class T>
+constexpr Index kOuterWidth = kAccumulators / kOuterRows<T> < 6 ? kAccumulators / kOuterRows<T> : 6;
+constexpr Index kOuterDepth = 128;  // rows of the sequence summed in registers before they are added to the result
+constexpr Index kOuterUnits = 192;  // rows of the result for which packed operands stay in cache
+
+// acc[r][j] = sum_k a[k][r] b[k][j].
+template <class T, int W>
+void outer_tile(Index depth, const T* a, const T* b, T* acc) {
+  using V = Native<T>;
+  constexpr Index L = kLanes<T>, R = kOuterRows<T>;
+  V sum[R][W] = {};
+  for (Index k = 0; k < depth; ++k) {
+    V right[W];
+    for (int j = 0; j < W; ++j) right[j] = load<V>(b + (k * W + j) * L);
+    for (int r = 0; r < R; ++r) {
+      const V left = broadcast<V>(a[k * R + r]);
+      for (int j = 0; j < W; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < W; ++j) store(acc + (r * W + j) * L, sum[r][j]);
+  }
+}
+
+template <class T>
+RNNFUSED_HD void outer_tile_of(Index width, Index depth, const T* a, const T* b, T* acc) {
+  switch (width) {
+    case 1: return outer_tile<T, 1>(depth, a, b, acc);
+    case 2: return outer_tile<T, 2>(depth, a, b, acc);
+    case 3: return outer_tile<T, 3>(depth, a, b, acc);
+    default:
+      if constexpr (kOuterWidth<T> > 3) {
+        if (width == 4) return outer_tile<T, 4>(depth, a, b, acc);
+        if (width == 5) return outer_tile<T, 5>(depth, a, b, acc);
+        return outer_tile<T, 6>(depth, a, b, acc);
+      }
+  }
+}
+
+template <class Cell, class T>
+class ParameterGradients {
+  using V = Native<T>;
+  static constexpr Index L = kLanes<T>, R = kOuterRows<T>;
+  static constexpr Index A = Cell::accumulators, G = Cell::gates;
+
+ public:
+  ParameterGradients(const BackwardArgs<T>& args, const GateGradients<Cell, T>& from, int thread, int threads, Arena& arena)
+      : args_(args), from_(from), stream_{args.shape, 0, args.shape.batch}, thread_(thread), threads_(threads) {
+    const SequenceShape& shape = args.shape;
+    Index columns = padded<T>(shape.input);
+    if (padded<T>(shape.output) > columns) columns = padded<T>(shape.output);
+    if (shape.projected() && from.units > columns) columns = from.units;
+    if (args.dx.data) input_panels_ = arena.take<T>(padded<T>(shape.input) * from.units * G);
+    before_ = arena.take<Index>(shape.rows());
+    for (int t = 0; t < threads; ++t) {
+      T* right = arena.take<T>(kOuterDepth * columns);
+      T* left = arena.take<T>(kOuterDepth * kOuterUnits);
+      T* partial = arena.take<T>(kInputRows * kInputGroup * L);
+      if (t == thread) right_ = right, left_ = left, partial_ = partial;
+    }
+    zeros_ = arena.take<T>(from.units);
+  }
+
+  void run(Barrier& all) {
+    const SequenceShape& shape = args_.shape;
+    if (thread_ == 0) find_previous();
+    if (args_.dx.data) pack_input_panels();
+    all.wait();
+    if (args_.dinput) {
+      gate_outer(Cell::x_first, shape.input, args_.dinput, [&](Index row) { return args_.x[row]; });
+    }
+    if (args_.drecurrent) {
+      gate_outer(Cell::h_first, shape.output, args_.drecurrent, [&](Index row) { return previous_output(row); });
+    }
+    if (args_.dinput_bias) sum_bias(Cell::x_first, args_.dinput_bias);
+    if (args_.dbias) sum_bias(Cell::h_first, args_.dbias);
+    if (args_.dprojection) projection_outer();
+    if (args_.dx.data) input_gradient();
+  }
+
+ private:
+  static constexpr Index kInputGroup = 4;   // vectors of a row of dx
+  static constexpr Index kInputRows = 96;   // rows of dx between which a packed panel stays in cache
+
+  // For every row the row before it in processing order, or -1 - b where batch row b starts.
+  void find_previous() {
+    for (Index s = 0; s < args_.shape.steps; ++s) {
+      for (Index b = 0; b < stream_.active(s); ++b) {
+        const Index before = stream_.previous(s, b);
+        before_[stream_.row(s, b)] = before >= 0 ? before : -1 - b;
+      }
+    }
+    for (Index u = 0; u < from_.units; ++u) zeros_[u] = 0;
+  }
+
+  const T* previous_output(Index row) const {
+    const Index before = before_[row];
+    if (before >= 0) return args_.y[before];
+    return args_.initial[0].data ? args_.initial[0][-1 - before] : zeros_;
+  }
+
+  // A tile of the left operand is R lanes of one accumulator of one block.
+  struct LeftTile {
+    Index at;    // in a row of gradients
+    Index row;   // of the result
+    Index rows;  // of the result, at most R
+  };
+
+  // Adds to out [rows of the result, columns] the sum over all rows of left[row][.] right(row)[.].
+  template <class LeftOf, class TileOf, class RightOf>
+  RNNFUSED_HD void outer(Index tiles, Index columns, T* out, LeftOf left, TileOf tile_of, RightOf right) {
+    const Range mine = share(tiles, threads_, thread_);
+    const Index all = args_.shape.rows(), vectors = blocks_of<T>(columns);
+    constexpr Index per_pass = kOuterUnits / R;
+    for (Index t = mine.first; t < mine.last; ++t) {
+      const LeftTile tile = tile_of(t);
+      if (tile.rows > 0) memset(out + tile.row * columns, 0, size_t(tile.rows * columns) * sizeof(T));
+    }
+    for (Index k = 0; k < all; k += kOuterDepth) {
+      const Index depth = all - k < kOuterDepth ? all - k : kOuterDepth;
+      for (Index j = 0; j < vectors; j += kOuterWidth<T>) {
+        const Index width = vectors - j < kOuterWidth<T> ? vectors - j : kOuterWidth<T>;
+        T* panel = right_ + j * L * kOuterDepth;
+        for (Index i = 0; i < depth; ++i) pack_row(right(k + i), columns, j, width, panel + i * width * L);
+      }
+      for (Index first = mine.first; first < mine.last; first += per_pass) {
+        const Index count = mine.last - first < per_pass ? mine.last - first : per_pass;
+        for (Index t = 0; t < count; ++t) {
+          const Index at = tile_of(first + t).at;
+          T* packed = left_ + t * R * kOuterDepth;
+          for (Index i = 0; i < depth; ++i) memcpy(packed + i * R, left(k + i) + at, R * sizeof(T));
+        }
+        for (Index j = 0; j < vectors; j += kOuterWidth<T>) {
+          const Index width = vectors - j < kOuterWidth<T> ? vectors - j : kOuterWidth<T>;
+          for (Index t = 0; t < count; ++t) {
+            alignas(64) T acc[R * kOuterWidth<T> * L];
+            outer_tile_of(width, depth, left_ + t * R * kOuterDepth, right_ + j * L * kOuterDepth, acc);
+            add_tile(tile_of(first + t), columns, j, width, acc, out);
+          }
+        }
+      }
+    }
+  }
+
+  static RNNFUSED_HD void add_tile(const LeftTile& tile, Index columns, Index first, Index width, const T* acc, T* out) {
+    for (Index r = 0; r < tile.rows; ++r) {
+      T* row = out + (tile.row + r) * columns;
+      for (Index j = 0; j < width; ++j) {
+        const Index at = (first + j) * L, lanes = lanes_in<T>(first + j, columns);
+        store(row + at, load<V>(row + at, lanes) + load<V>(acc + (r * width + j) * L), lanes);
+      }
+    }
+  }
+
+  template <class RightOf>
+  RNNFUSED_HD void gate_outer(int feeds, Index columns, T* out, RightOf right) {
+    const Index H = args_.shape.hidden;
+    constexpr Index per_vector = L / R;
+    const auto tile_of = [=](Index t) {
+      const Index vector = t / per_vector, lane = t % per_vector * R;
+      const Index block = vector / G, g = vector % G;
+      const Index rest = H - block * L - lane;
+      return LeftTile{(block * A + feeds + g) * L + lane, Cell::gate_of[feeds + g] * H + block * L + lane,
+                      rest < 0 ? 0 : rest < R ? rest : R};
+    };
+    outer(blocks_of<T>(H) * G * per_vector, columns, out, [&](Index row) { return from_.gates_of(row); }, tile_of, right);
+  }
+
+  void projection_outer() {
+    const SequenceShape& shape = args_.shape;
+    const Tape<Cell, T> tape(shape, const_cast<T*>(args_.tape));
+    const auto tile_of = [&](Index t) {
+      const Index rest = shape.output - t * R;
+      return LeftTile{t * R, t * R, rest < R ? rest : R};
+    };
+    outer((shape.output + R - 1) / R, shape.hidden, args_.dprojection, [&](Index row) { return from_.output_of(row); },
+          tile_of, [&](Index row) { return tape.unprojected_of(row); });
+  }
+
+  void sum_bias(int feeds, T* out) {
+    const Index H = args_.shape.hidden, all = args_.shape.rows();
+    const Range mine = share(blocks_of<T>(H) * G, threads_, thread_);
+    for (Index t = mine.first; t < mine.last; ++t) {
+      const Index block = t / G, a = feeds + t % G;
+      V total{};
+      for (Index k = 0; k < all; k += kOuterDepth) {
+        const Index end = all - k < kOuterDepth ? all : k + kOuterDepth;
+        V sum{};
+        for (Index row = k; row < end; ++row) sum = sum + load<V>(from_.gates_of(row) + (block * A + a) * L);
+        total = total + sum;
+      }
+      store(out + Cell::gate_of[a] * H + block * L, total, lanes_in<T>(block, H));
+    }
+  }
+
+  T* input_panel(Index block) const { return input_panels_ + block * L * from_.units * G; }
+
+  void pack_input_panels() {
+    const Index blocks = blocks_of<T>(args_.shape.input);
+    const Range mine = share((blocks + kInputGroup - 1) / kInputGroup, threads_, thread_);
+    for (Index group = mine.first; group < mine.last; ++group) {
+      const Index first = group * kInputGroup, n = blocks - first < kInputGroup ? blocks - first : kInputGroup;
+      pack_gates_transposed<Cell>(args_.weights.input, args_.shape.hidden, args_.shape.input, Cell::x_first, first, n,
+                                  input_panel(first));
+    }
+  }
+
+  void input_gradient() {
+    const Index I = args_.shape.input, blocks = blocks_of<T>(I);
+    const Range mine = share(args_.shape.rows(), threads_, thread_);
+    const Runs runs = G == A ? Runs{1, from_.units * G, 0} : Runs{from_.units / L, G * L, A * L};
+    for (Index row = mine.first; row < mine.last; row += kInputRows) {
+      const Index rows = mine.last - row < kInputRows ? mine.last - row : kInputRows;
+      for (Index first = 0; first < blocks; first += kInputGroup) {
+        const Index n = blocks - first < kInputGroup ? blocks - first : kInputGroup;
+        product(
+            rows, runs, int(n), input_panel(first), partial_,
+            [&](Index i) -> const T* { return from_.gates_of(row + i) + Cell::x_first * L; },
+            [&](Index i, T* acc) {
+              if (!args_.accumulate_dx) return (void)memset(acc, 0, size_t(n * L) * sizeof(T));
+              for (Index j = 0; j < n; ++j) {
+                store(acc + j * L, load<V>(args_.dx[row + i] + (first + j) * L, lanes_in<T>(first + j, I)));
+              }
+            },
+            [&](Index i, const T* acc) {
+              for (Index j = 0; j < n; ++j) {
+                store(args_.dx[row + i] + (first + j) * L, load<V>(acc + j * L), lanes_in<T>(first + j, I));
+              }
+            });
+      }
+    }
+  }
+
+  const BackwardArgs<T>& args_;
+  const GateGradients<Cell, T>& from_;
+  Stream stream_;
+  int thread_, threads_;
+  T *input_panels_ = nullptr, *zeros_ = nullptr;  // shared by the threads
+  Index* before_ = nullptr;                       // [rows]
+  T *right_ = nullptr, *left_ = nullptr, *partial_ = nullptr;
+};
+
+}  // namespace rnnfused::RNNFUSED_ISA

@@ -1,0 +1,93 @@
+#include "cpu/threads.h"
+
+#include <sched.h>
+
+#include <algorithm>
+
+#ifdef RNNFUSED_STD_THREADS
+#include <thread>
+#include <vector>
+#endif
+
+namespace rnnfused {
+namespace {
+
+// About 20 us: longer than any step that is worth sharing takes to even out, short enough to lose little when the
+// machine is oversubscribed and the other member waits for a processor.
+constexpr int kSpins = 1000;
+
+inline void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+int processors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return std::min(CPU_COUNT(&set), kMaxThreads);
+}
+
+}  // namespace
+
+void Barrier::wait() {
+  if (members_ == 1) return;
+  const unsigned epoch = epoch_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    epoch_.store(epoch + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; epoch_.load(std::memory_order_acquire) == epoch; ++spins) {
+    if (spins < kSpins) {
+      pause_cpu();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+#ifdef RNNFUSED_STD_THREADS
+
+int usable_threads() { return processors(); }
+
+// ThreadSanitizer does not see libgomp's synchronisation; this backend is what its build runs.
+void parallel(int threads, void (*body)(void*, int), void* context) {
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back(body, context, thread);
+  body(context, 0);
+  for (std::thread& other : others) other.join();
+}
+
+#else
+
+}  // namespace rnnfused
+
+#include <omp.h>
+
+namespace rnnfused {
+
+int usable_threads() { return omp_in_parallel() ? 1 : std::min(processors(), omp_get_thread_limit()); }
+
+void parallel(int threads, void (*body)(void*, int), void* context) {
+  if (threads == 1) return body(context, 0);
+  // The members wait for each other, so that a smaller team than asked for would never finish.
+  const int dynamic = omp_get_dynamic();
+  omp_set_dynamic(0);
+#pragma omp parallel num_threads(threads)
+  {
+    if (omp_get_num_threads() == threads) {
+      body(context, omp_get_thread_num());
+    } else if (omp_get_thread_num() == 0) {
+      __builtin_trap();
+    }
+  }
+  omp_set_dynamic(dynamic);
+}
+
+#endif
+
+}  // namespace rnnfused

@@ -1,0 +1,29 @@
+// One parallel region per call and the barriers inside it.
+#pragma once
+
+#include <atomic>
+
+namespace rnnfused {
+
+constexpr int kMaxThreads = 256;
+
+// How many threads a region started here can have running at once: never more than the processors that this process may
+// run on (spinning for a thread that has none is pure loss), and one inside another parallel region.
+int usable_threads();
+
+// Runs body(context, thread) for every thread in [0, threads), the caller being thread 0.
+void parallel(int threads, void (*body)(void* context, int thread), void* context);
+
+// All members meet; what any of them wrote before is seen by all of them after.
+class Barrier {
+ public:
+  void reset(int members) { members_ = members; }
+  void wait();
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<unsigned> epoch_{0};
+  int members_ = 1;
+};
+
+}  // namespace rnnfused

@@ -1,0 +1,138 @@
+// The register tile: Rows x Width vectors of accumulators, held in registers over the whole product. Every product in
+// the library (input projection, recurrence, backward, dX) is this one loop; only what surrounds it differs.
+#pragma once
+
+#include "core/sequence.h"
+#include "core/simd.h"
+
+namespace rnnfused::RNNFUSED_ISA {
+
+// Accumulator vectors that fit in the register file beside the operands.
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int kAccumulators = 24;
+#else
+constexpr int kAccumulators = 12;
+#endif
+constexpr int kMaxWidth = 8;
+constexpr int kMaxRows = 8;
+
+constexpr int max_rows(int width) { return kAccumulators / width < kMaxRows ? kAccumulators / width : kMaxRows; }
+
+// The k range of a product: `runs` runs of `length` contiguous scalars of a row, `stride` apart. The second operand is
+// packed without gaps. A GRU's recurrent gradient is such a row: three accumulators of every four.
+struct Runs {
+  Index runs, length, stride;
+  Index size() const { return runs * length; }
+};
+
+// acc[r][j] += sum_k a[r][k] b[k][j], k ascending, one rounding per term (where the ISA has fma): the same bits whatever
+// Rows is and however the k range is cut.
+template <class T, int R, int W>
+void tile(const T* const* a, Runs k, const T* b, T* acc) {
+  using V = Native<T>;
+  constexpr int L = kLanes<T>;
+  V sum[R][W];
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < W; ++j) sum[r][j] = load<V>(acc + (r * W + j) * L);
+  }
+  for (Index run = 0; run < k.runs; ++run) {
+    const T* row[R];
+    for (int r = 0; r < R; ++r) row[r] = a[r] + run * k.stride;
+    for (Index i = 0; i < k.length; ++i, b += W * L) {
+      V right[W];
+      for (int j = 0; j < W; ++j) right[j] = load<V>(b + j * L);
+      for (int r = 0; r < R; ++r) {
+        const V left = broadcast<V>(row[r][i]);
+        for (int j = 0; j < W; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < W; ++j) store(acc + (r * W + j) * L, sum[r][j]);
+  }
+}
+
+template <class T>
+using TileFn = void (*)(const T* const* a, Runs k, const T* b, T* acc);
+
+template <class T>
+struct TileTable {
+  TileFn<T> fn[kMaxWidth][kMaxRows];
+};
+
+template <class T, int R, int W>
+constexpr TileFn<T> tile_or_null() {
+  if constexpr (R <= max_rows(W)) {
+    return &tile<T, R, W>;
+  } else {
+    return nullptr;
+  }
+}
+
+template <class T, int W>
+constexpr void fill_width(TileTable<T>& table) {
+  static_assert(kMaxRows == 8);
+  auto& fn = table.fn[W - 1];
+  fn[0] = tile_or_null<T, 1, W>(), fn[1] = tile_or_null<T, 2, W>(), fn[2] = tile_or_null<T, 3, W>();
+  fn[3] = tile_or_null<T, 4, W>(), fn[4] = tile_or_null<T, 5, W>(), fn[5] = tile_or_null<T, 6, W>();
+  fn[6] = tile_or_null<T, 7, W>(), fn[7] = tile_or_null<T, 8, W>();
+}
+
+template <class T>
+constexpr TileTable<T> make_tile_table() {
+  static_assert(kMaxWidth == 8);
+  TileTable<T> table{};
+  fill_width<T, 1>(table), fill_width<T, 2>(table), fill_width<T, 3>(table), fill_width<T, 4>(table);
+  fill_width<T, 5>(table), fill_width<T, 6>(table), fill_width<T, 7>(table), fill_width<T, 8>(table);
+  return table;
+}
+
+template <class T>
+constexpr TileTable<T> kTiles = make_tile_table<T>();
+
+// Scratch of one product: the tile itself and the partial sums of rows whose k range is cut.
+template <class T>
+constexpr Index tile_scalars() {
+  return Index(kAccumulators < kMaxWidth ? kMaxWidth : kAccumulators) * kLanes<T>;
+}
+
+// Bytes of a packed panel that stay in the second-level cache while every row of the operand passes over them.
+constexpr Index kPanelBytes = 256 * 1024;
+
+// For every row in [0, n): start the accumulators with init(row, acc), add the product of the row's k range with the
+// panel, and hand them to sink(row, acc). `a(row)` is where the row's k range starts; `partial` holds n x width vectors.
+template <class T, class RowOf, class Init, class Sink>
+RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial, RowOf a, Init init, Sink sink) {
+  constexpr Index L = kLanes<T>;
+  const Index row_scalars = width * L;
+  const Index most = max_rows(width);
+  const Index tiles = (n + most - 1) / most;
+  const Index cut = kPanelBytes / Index(row_scalars * sizeof(T));
+  // Runs are cut between each other, a single run anywhere.
+  const Index unit = k.runs == 1 ? 1 : k.length;
+  const Index total = k.runs == 1 ? k.length : k.runs;
+  const Index piece = cut / unit > 0 ? cut / unit : 1;
+  alignas(64) T stack[tile_scalars<T>()];
+
+  for (Index from = 0; from == 0 || from < total; from += piece) {
+    const bool first = from == 0, last = from + piece >= total;
+    const Index count = last ? total - from : piece;
+    const Runs part = k.runs == 1 ? Runs{1, count, 0} : Runs{count, k.length, k.stride};
+    const Index skip = k.runs == 1 ? from : from * k.stride;
+    for (Index t = 0; t < tiles; ++t) {
+      // An even split: a full tile and a small remainder would waste the remainder's bandwidth.
+      const Index begin = n * t / tiles, rows = n * (t + 1) / tiles - begin;
+      T* acc = first && last ? stack : partial + begin * row_scalars;
+      const T* left[kMaxRows];
+      for (Index r = 0; r < rows; ++r) {
+        left[r] = a(begin + r) + skip;
+        if (first) init(begin + r, acc + r * row_scalars);
+      }
+      kTiles<T>.fn[width - 1][rows - 1](left, part, panel + from * unit * row_scalars, acc);
+      if (!last) continue;
+      for (Index r = 0; r < rows; ++r) sink(begin + r, acc + r * row_scalars);
+    }
+  }
+}
+
+}  // namespace rnnfused::RNNFUSED_ISA

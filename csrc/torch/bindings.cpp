@@ -1,0 +1,18 @@
+#include <torch/csrc/utils/pybind.h>
+
+#include "torch/ops.h"
+
+PYBIND11_MODULE(_C, m) {
+  namespace py = pybind11;
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def("layer_forward", &rnnfused::layer_forward, release(), py::arg("cell"), py::arg("x"), py::arg("h0"),
+        py::arg("c0"), py::arg("weights"), py::arg("batch_sizes"), py::arg("save"));
+  m.def("layer_backward", &rnnfused::layer_backward, release(), py::arg("cell"), py::arg("x"), py::arg("h0"),
+        py::arg("c0"), py::arg("weights"), py::arg("batch_sizes"), py::arg("y"), py::arg("tape"), py::arg("dy"),
+        py::arg("dhn"), py::arg("dcn"), py::arg("wanted"));
+  m.def("cell_names", &rnnfused::cell_names);
+  m.def("isa", &rnnfused::isa);
+  m.def("available_isas", &rnnfused::available_isas);
+  m.def("describe_plan", &rnnfused::describe_plan, py::arg("cell"), py::arg("steps"), py::arg("batch"),
+        py::arg("input"), py::arg("hidden"), py::arg("output"), py::arg("directions"), py::arg("f64"));
+}

@@ -1,0 +1,39 @@
+// One layer of a recurrent network on tensors, in one or two directions: what Python calls.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace rnnfused {
+
+using OptionalTensors = std::vector<std::optional<at::Tensor>>;
+
+// y [T, B, D P] (or [rows, D P]), h_n [D, B, P], c_n [D, B, H] (undefined for cells without c), tape (undefined unless
+// `save`).
+using ForwardResult = std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>>;
+
+// x: [T, B, I], or packed rows [rows, I] with batch_sizes [T] (int64 on the CPU). h0 [D, B, P], c0 [D, B, H].
+// weights: for each direction W_ih, W_hh, b_ih, b_hh, W_hr; the last three may be absent.
+ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
+                            const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
+                            const std::optional<at::Tensor>& batch_sizes, bool save);
+
+// Gradients of x, h0, c0 and of every weight, in that order; absent where `wanted` (in the same order) says so.
+OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
+                               const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
+                               const std::optional<at::Tensor>& batch_sizes, const at::Tensor& y, const at::Tensor& tape,
+                               const std::optional<at::Tensor>& dy, const std::optional<at::Tensor>& dhn,
+                               const std::optional<at::Tensor>& dcn, const std::vector<bool>& wanted);
+
+// Which cells there are, which machine code runs, and how a layer would be run.
+std::vector<std::string> cell_names();
+std::string isa();
+std::vector<std::string> available_isas();
+std::tuple<int, int, int> describe_plan(const std::string& cell, int64_t steps, int64_t batch, int64_t input,
+                                        int64_t hidden, int64_t output, int64_t directions, bool f64);
+
+}  // namespace rnnfused

@@ -1,0 +1,107 @@
+"""What the runs measured, as the closing summary and as a plot."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+
+from .training import Run
+
+BLOCK = 10  # steps whose throughput is one measurement: long enough for the clock, short enough for a median
+COMPARED = 100  # steps over which two backends' losses must agree; rounding has not yet grown into chaos
+AVERAGED = 100  # last steps whose mean is the final training loss: one window alone is noisy
+
+
+def block_rates(run: Run) -> list[float]:
+    """Characters per second in each block of BLOCK steps; a shorter last block counts only if it is alone."""
+    seconds = run.history.seconds
+    size = min(BLOCK, len(seconds))
+    starts = range(0, len(seconds) - size + 1, size)
+    return [size * run.characters_of_a_step / sum(seconds[start : start + size]) for start in starts]
+
+
+def total_rate(run: Run) -> float:
+    """Characters per second over all training steps, held-out evaluation not counted."""
+    return len(run.history.seconds) * run.characters_of_a_step / sum(run.history.seconds)
+
+
+def largest_difference(run: Run, peer: Run) -> float:
+    """Largest difference of the two losses, in bits per character, over the first COMPARED steps."""
+    pairs = zip(run.history.losses[:COMPARED], peer.history.losses[:COMPARED], strict=True)
+    return max(abs(ours - theirs) for ours, theirs in pairs)
+
+
+def epoch_line(run: Run) -> str:
+    """The state of a run that has just finished an epoch."""
+    training = fmean(run.history.losses[-run.steps_of_an_epoch :])
+    return (
+        f"training {training:.3f}, held-out {run.history.held_out[-1]:.3f} bits/character, "
+        f"{median(block_rates(run)):,.0f} characters/second"
+    )
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """The closing table: a column for each run, and, where there are two, how they compare."""
+    columns = [_column(run) for run in runs]
+    labels = ("", "training loss", "held-out loss", "speed, median", "speed, total")
+    units = (
+        "",
+        f"bits/character, mean of the last {min(AVERAGED, len(runs[0].history.losses))} steps",
+        "bits/character, after the last epoch",
+        f"characters/second, median of blocks of {BLOCK} steps",
+        "characters/second, over all steps",
+    )
+    lines = [
+        f"{label:<14}" + "".join(f"{cell:>11}" for cell in cells) + f"  {unit}".rstrip()
+        for label, unit, *cells in zip(labels, units, *columns, strict=True)
+    ]
+    return "\n".join([*lines, *(_comparison(*runs) if len(runs) == 2 else [])])
+
+
+def write_plot(runs: Sequence[Run], path: Path) -> str | None:
+    """Draw the loss curves and the throughput as a PNG; returns why not if matplotlib cannot be imported."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        return f"matplotlib cannot be imported ({error})"
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    losses, speeds = figure.subplots(2, 1)
+    # The curves lie on top of each other: a thin line over a wide one leaves both visible.
+    for run, colour, width in zip(runs, ("tab:orange", "tab:blue"), (3.0, 1.0), strict=False):
+        history, per_epoch, rates = run.history, run.steps_of_an_epoch, block_rates(run)
+        steps = range(1, len(history.losses) + 1)
+        ends = [per_epoch * (epoch + 1) for epoch in range(run.epochs_done)]
+        losses.plot(steps, history.losses, color=colour, linewidth=width, label=f"{run.backend}, training")
+        losses.plot(
+            ends, history.held_out, "o", color=colour, markersize=4 + width, label=f"{run.backend}, held out"
+        )
+        block_ends = [min(BLOCK, len(steps)) * (block + 1) for block in range(len(rates))]
+        speeds.plot(block_ends, rates, color=colour, label=f"{run.backend}, median {median(rates):,.0f}")
+    losses.set(ylabel="bits per character", title="Loss")
+    speeds.set(xlabel="training step", ylabel="characters per second", title="Throughput")
+    speeds.set_ylim(bottom=0)
+    for axes in (losses, speeds):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+    return None
+
+
+def _column(run: Run) -> tuple[str, ...]:
+    return (
+        run.backend,
+        f"{fmean(run.history.losses[-AVERAGED:]):.4f}",
+        f"{run.history.held_out[-1]:.4f}",
+        f"{median(block_rates(run)):,.0f}",
+        f"{total_rate(run):,.0f}",
+    )
+
+
+def _comparison(run: Run, peer: Run) -> list[str]:
+    by_median = median(block_rates(run)) / median(block_rates(peer))
+    by_total = total_rate(run) / total_rate(peer)
+    compared = min(COMPARED, len(run.history.losses))
+    return [
+        f"speed-up over {peer.backend}: {by_median:.2f}x (median), {by_total:.2f}x (total)",
+        f"largest difference of the losses over the first {compared} steps: "
+        f"{largest_difference(run, peer):.2g} bits/character",
+    ]

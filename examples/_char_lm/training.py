@@ -1,0 +1,153 @@
+"""Truncated backpropagation through time, one backend at a time, stoppable between any two steps."""
+
+import math
+import signal
+import time
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from .corpus import Corpus, cut_streams
+from .model import State, build_model, detach
+from .options import Recipe
+
+
+@dataclass
+class History:
+    """What a run has measured so far; losses are bits per character."""
+
+    losses: list[float] = field(default_factory=list)  # of every step
+    seconds: list[float] = field(default_factory=list)  # of every step
+    held_out: list[float] = field(default_factory=list)  # after every epoch
+
+
+class Interrupt:
+    """While entered, Ctrl-C asks for a stop between two steps; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "Interrupt":
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Run:
+    """One backend's training: model, optimizer, carried state, and the history, which gives the position."""
+
+    def __init__(self, backend: str, recipe: Recipe, corpus: Corpus, device: str) -> None:
+        self.backend = backend
+        self.recipe = recipe
+        self.history = History()
+        self.model = build_model(backend, len(corpus.vocabulary), recipe).to(device)
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.lr)
+        self._state: State | None = None
+        self._training = [part.to(device) for part in cut_streams(corpus.training, recipe.batch)]
+        self._held_out = [part.to(device) for part in cut_streams(corpus.held_out, recipe.batch)]
+
+    @property
+    def steps_of_an_epoch(self) -> int:
+        return len(self._training[0]) // self.recipe.steps
+
+    @property
+    def characters_of_a_step(self) -> int:
+        return self.recipe.batch * self.recipe.steps
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history.held_out)
+
+    @property
+    def epochs_begun(self) -> int:
+        return math.ceil(len(self.history.losses) / self.steps_of_an_epoch)
+
+    def train_epoch(self, epochs: int, interrupt: Interrupt) -> bool:
+        """Train to the end of the present epoch, out of `epochs`; False when interrupted before that."""
+        epoch = self.epochs_done + 1
+        done = len(self.history.losses) - self.epochs_done * self.steps_of_an_epoch
+        with tqdm(
+            desc=f"{self.backend} epoch {epoch}/{epochs}",
+            total=self.steps_of_an_epoch * self.characters_of_a_step,
+            initial=done * self.characters_of_a_step,
+            unit="char",
+            unit_scale=True,
+            mininterval=0.5,
+            leave=False,
+        ) as bar:
+            for window in range(done, self.steps_of_an_epoch):
+                if interrupt.requested:
+                    return False
+                self.step(window)
+                bar.set_postfix_str(f"{self.history.losses[-1]:.3f} bits/char", refresh=False)
+                bar.update(self.characters_of_a_step)
+        self.history.held_out.append(self.evaluate())
+        return True
+
+    def step(self, window: int) -> None:
+        """Train on one window of the epoch; the time taken is that of all the work a step needs."""
+        started = time.perf_counter()
+        carried = self._state if window else None
+        self.model.train()
+        loss, state = self._loss(self._training, window * self.recipe.steps, carried)
+        self._optimizer.zero_grad()
+        loss.backward()
+        clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self._optimizer.step()
+        self._state = detach(state)
+        # Reading the loss waits for the device, so it belongs before the clock is read.
+        self.history.losses.append(loss.item() / math.log(2))
+        self.history.seconds.append(time.perf_counter() - started)
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Bits per character on the held-out text, the state carried from its start to its end."""
+        self.model.eval()
+        state: State | None = None
+        total, length = 0.0, len(self._held_out[0])
+        for start in range(0, length, self.recipe.steps):
+            loss, state = self._loss(self._held_out, start, state)
+            total += loss.item() * min(self.recipe.steps, length - start)
+        return total / length / math.log(2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on; the generator is the CPU's, the only one in use."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "carried": self._state,
+            "history": asdict(self.history),
+            "generator": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from `state_dict()`, on any device and with either backend."""
+        self.model.load_state_dict(saved["model"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self._state = _to(saved["carried"], self._training[0].device)
+        self.history = History(**saved["history"])
+        torch.set_rng_state(saved["generator"])
+
+    def _loss(self, streams: list[Tensor], start: int, carried: State | None) -> tuple[Tensor, State]:
+        inputs, targets = (stream[start : start + self.recipe.steps] for stream in streams)
+        scores, state = self.model(inputs, carried)
+        return cross_entropy(scores.flatten(0, 1), targets.flatten()), state
+
+
+def _to(state: State | None, device: torch.device) -> State | None:
+    if state is None or isinstance(state, Tensor):
+        return state if state is None else state.to(device)
+    return tuple(part.to(device) for part in state)

@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""Train a character language model with rnnfused, then the same one with torch.nn, and compare them.
+
+    python examples/char_lm.py --output demo-output
+
+The text is the Python standard library's own sources (``--text PATH`` for any other). Both runs start from
+the same weights and read the same windows in the same order. Written to the output folder: ``checkpoint.pt``
+(``--resume`` continues from it, exactly), ``plot.png`` (loss curves and throughput) and ``sample.txt`` (text
+drawn from the model). Ctrl-C saves the checkpoint. ``docs/demo.md`` tells the whole story.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    import torch
+    from _char_lm import DemoError
+    from _char_lm.checkpoint import Checkpoint, load_checkpoint, resumed_recipe
+    from _char_lm.corpus import Corpus, load_corpus
+    from _char_lm.model import RNNFUSED, TORCH, sample
+    from _char_lm.options import DEFAULT_EPOCHS, Recipe, given_recipe, parse
+    from _char_lm.report import epoch_line, summary, write_plot
+    from _char_lm.training import Interrupt, Run
+
+    import rnnfused
+except ModuleNotFoundError as missing:
+    print(f"char_lm.py: {missing}; `make demo` installs what the demo needs", file=sys.stderr)
+    sys.exit(2)
+
+CHECKPOINT, SAMPLE, PLOT = "checkpoint.pt", "sample.txt", "plot.png"
+SAMPLE_LINES_SHOWN = 12
+CONFIGURED_WRONGLY = 2
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo and return its exit code: 0, 2 after an error, 130 after Ctrl-C."""
+    try:
+        return _demo(parse(arguments))
+    except (DemoError, OSError) as error:
+        print(f"char_lm.py: {error}", file=sys.stderr)
+        return CONFIGURED_WRONGLY
+    except KeyboardInterrupt:
+        print("char_lm.py: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _demo(options: argparse.Namespace) -> int:
+    _prepare_machine(options)
+    checkpoint, corpus = _start(options)
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / CHECKPOINT
+    print(rnnfused.show_config(), _introduction(checkpoint.recipe, corpus), sep="\n")
+
+    runs = []
+    with Interrupt() as interrupt:
+        for backend in [RNNFUSED] if options.peer == "none" else [RNNFUSED, TORCH]:
+            runs.append(_train(backend, checkpoint, corpus, options.device, path, interrupt))
+            if interrupt.requested:
+                checkpoint.save(path)
+                print(f"char_lm.py: interrupted; --resume {path} continues from here", file=sys.stderr)
+                return INTERRUPTED
+    _write_results(runs, checkpoint, corpus, options)
+    return 0
+
+
+def _prepare_machine(options: argparse.Namespace) -> None:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.device == "cuda":
+        _require_cuda()
+
+
+def _require_cuda() -> None:
+    if not torch.cuda.is_available():
+        raise DemoError("--device cuda: torch finds no usable CUDA device; --device cpu always works")
+    try:
+        rnnfused.RNN(1, 1, device="cuda")(torch.zeros(1, 1, 1, device="cuda"))
+    except RuntimeError as error:
+        raise DemoError(f"--device cuda: {str(error).splitlines()[0]}") from error
+
+
+def _start(options: argparse.Namespace) -> tuple[Checkpoint, Corpus]:
+    """The checkpoint to continue, or an empty one, and the text it is about."""
+    given = given_recipe(options)
+    if options.resume is None:
+        recipe = Recipe(**given)
+        corpus = load_corpus(recipe)
+        return Checkpoint(recipe, corpus.fingerprint, options.epochs or DEFAULT_EPOCHS), corpus
+    checkpoint = load_checkpoint(options.resume)
+    checkpoint.recipe = resumed_recipe(checkpoint, given)
+    checkpoint.epochs = options.epochs or checkpoint.epochs
+    corpus = load_corpus(checkpoint.recipe)
+    if corpus.fingerprint != checkpoint.fingerprint:
+        raise DemoError(f"the checkpoint was trained on another text: {options.resume}")
+    return checkpoint, corpus
+
+
+def _introduction(recipe: Recipe, corpus: Corpus) -> str:
+    return (
+        f"text: {recipe.text or 'the Python standard library'}, {len(corpus.training):,} characters to train "
+        f"on, {len(corpus.held_out):,} held out, {len(corpus.vocabulary)} different\n"
+        f"model: {recipe.cell}, {recipe.layers} x {recipe.hidden} hidden units, embedding "
+        f"{recipe.embedding}; batch {recipe.batch} x {recipe.steps} steps, seed {recipe.seed}"
+    )
+
+
+def _train(
+    backend: str, checkpoint: Checkpoint, corpus: Corpus, device: str, path: Path, interrupt: Interrupt
+) -> Run:
+    """Train one backend to the last epoch or until interrupted, saving after each epoch and at the stop."""
+    run = Run(backend, checkpoint.recipe, corpus, device)
+    if backend in checkpoint.runs:
+        run.load_state_dict(checkpoint.runs[backend])
+    if run.epochs_begun > checkpoint.epochs:
+        raise DemoError(
+            f"the checkpoint is already in epoch {run.epochs_begun}: --epochs must be at least that"
+        )
+    while run.epochs_done < checkpoint.epochs and not interrupt.requested:
+        if run.train_epoch(checkpoint.epochs, interrupt):
+            print(f"{backend} epoch {run.epochs_done}/{checkpoint.epochs}: {epoch_line(run)}", flush=True)
+        checkpoint.runs[backend] = run.state_dict()
+        checkpoint.save(path)
+    return run
+
+
+def _write_results(
+    runs: Sequence[Run], checkpoint: Checkpoint, corpus: Corpus, options: argparse.Namespace
+) -> None:
+    text = sample(
+        runs[0].model, corpus.vocabulary, options.sample_length, options.temperature, checkpoint.recipe.seed
+    )
+    checkpoint.save(options.output / CHECKPOINT)
+    (options.output / SAMPLE).write_text(text, encoding="utf-8")
+    no_plot = write_plot(runs, options.output / PLOT)
+    print("\nsample:", *text.splitlines()[:SAMPLE_LINES_SHOWN], sep="\n  | ")
+    print("", summary(runs), sep="\n")
+    written = [CHECKPOINT, SAMPLE] if no_plot else [CHECKPOINT, SAMPLE, PLOT]
+    print(f"written to {options.output}: {', '.join(written)}")
+    if no_plot:
+        print(f"no plot: {no_plot}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+from collections.abc import Sequence
+
+from torch import Tensor
+
+def layer_forward(
+    cell: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]: ...
+def layer_backward(
+    cell: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    tape: Tensor,
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dcn: Tensor | None,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]: ...
+def cell_names() -> list[str]: ...
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def describe_plan(
+    cell: str, steps: int, batch: int, input: int, hidden: int, output: int, directions: int, f64: bool
+) -> tuple[int, int, int]: ...

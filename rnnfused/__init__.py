@@ -1,0 +1,17 @@
+"""Fused recurrent layers for PyTorch: torch.nn's RNN, LSTM and GRU from kernels of their own."""
+
+from __future__ import annotations
+
+from rnnfused import functional as functional
+from rnnfused._config import show_config as show_config
+from rnnfused._convert import convert as convert
+from rnnfused._convert import to_torch as to_torch
+from rnnfused._load import build_info as _build_info
+from rnnfused.modules import GRU as GRU
+from rnnfused.modules import LSTM as LSTM
+from rnnfused.modules import RNN as RNN
+from rnnfused.modules import GRUCell as GRUCell
+from rnnfused.modules import LSTMCell as LSTMCell
+from rnnfused.modules import RNNCell as RNNCell
+
+__version__: str = _build_info.version

@@ -1,0 +1,152 @@
+"""One layer for autograd: the only way from Python to the kernels.
+
+`layer` decides how a call runs. What nothing differentiates goes straight to the native forward; what does goes through
+one `torch.autograd.Function` that serves every cell. Its backward is a Function again, so that second and higher
+derivatives exist: they are those of the decomposed layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnfused import _decomposed
+from rnnfused._load import _C
+
+__all__ = ["layer"]
+
+MaybeTensors = Sequence[Tensor | None]
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    initial: tuple[Tensor, ...],
+    weights: MaybeTensors,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Runs one layer, in one direction or both.
+
+    x: [T, B, I], or packed rows [rows, I] with batch_sizes [T]. initial: h [D, B, P], and c [D, B, H] where the cell has
+    one. weights: for each direction W_ih, W_hh, b_ih, b_hh, W_hr, the last three possibly None. Returns y [T, B, D P] (or
+    [rows, D P]) and the final states, shaped as the initial ones.
+    """
+    h0, c0 = initial[0], initial[1] if len(initial) > 1 else None
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *initial, *weights)):
+        y, hn, cn = _Layer.apply(cell, batch_sizes, x, h0, c0, *weights)
+    else:
+        y, hn, cn, _ = _C.layer_forward(cell, x, h0, c0, weights, batch_sizes, False)
+    return y, (hn,) if cn is None else (hn, cn)
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        cell: str,
+        batch_sizes: Tensor | None,
+        x: Tensor,
+        h0: Tensor,
+        c0: Tensor | None,
+        *weights: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        y, hn, cn, tape = _C.layer_forward(cell, x, h0, c0, weights, batch_sizes, True)
+        ctx.set_materialize_grads(False)
+        ctx.cell = cell
+        ctx.save_for_backward(batch_sizes, y, tape, x, h0, c0, *weights)
+        return y, hn, cn
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        batch_sizes, y, tape, *inputs = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = _LayerBackward.apply(ctx.cell, wanted, batch_sizes, y, tape, dy, dhn, dcn, *inputs)
+        else:
+            gradients = _gradients(ctx.cell, wanted, batch_sizes, y, tape, (dy, dhn, dcn), inputs)
+        return None, None, *gradients
+
+
+def _gradients(
+    cell: str,
+    wanted: Sequence[bool],
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    tape: Tensor,
+    outer: MaybeTensors,
+    inputs: MaybeTensors,
+) -> tuple[Tensor | None, ...]:
+    x, h0, c0, *weights = inputs
+    assert x is not None and h0 is not None
+    return tuple(_C.layer_backward(cell, x, h0, c0, weights, batch_sizes, y, tape, *outer, wanted))
+
+
+class _LayerBackward(torch.autograd.Function):
+    """The gradients of `_Layer` as a differentiable function of the outer gradients and of `_Layer`'s inputs."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        cell: str,
+        wanted: Sequence[bool],
+        batch_sizes: Tensor | None,
+        y: Tensor,
+        tape: Tensor,
+        dy: Tensor | None,
+        dhn: Tensor | None,
+        dcn: Tensor | None,
+        *inputs: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.cell, ctx.wanted = cell, wanted
+        ctx.save_for_backward(batch_sizes, dy, dhn, dcn, *inputs)
+        return _gradients(cell, wanted, batch_sizes, y, tape, (dy, dhn, dcn), inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        higher = torch.is_grad_enabled()
+        batch_sizes, *saved = ctx.saved_tensors
+        needed = ctx.needs_input_grad[5:]
+        with torch.enable_grad():
+            arguments = [_argument(t, higher) for t in saved]
+            gradients = _decomposed_gradients(ctx.cell, batch_sizes, arguments[:3], arguments[3:], ctx.wanted)
+            pairs = [(g, o) for g, o in zip(gradients, outer, strict=True) if g is not None and o is not None]
+            targets = [a for a, need in zip(arguments, needed, strict=True) if need and a is not None]
+            if pairs and targets:
+                outputs, grads = zip(*pairs, strict=True)
+                found = iter(
+                    torch.autograd.grad(outputs, targets, grads, create_graph=higher, allow_unused=True)
+                )
+            else:
+                found = iter([None] * len(targets))
+        second = [
+            next(found) if need and a is not None else None for a, need in zip(arguments, needed, strict=True)
+        ]
+        return (None,) * 5 + tuple(second)
+
+
+def _argument(t: Tensor | None, higher: bool) -> Tensor | None:
+    """A stand-in for `t` of its own, so that a tensor which is passed twice gets a gradient for each of its places."""
+    if t is None:
+        return None
+    return t.view_as(t) if higher and t.requires_grad else t.detach().requires_grad_()
+
+
+def _decomposed_gradients(
+    cell: str,
+    batch_sizes: Tensor | None,
+    outer: MaybeTensors,
+    inputs: MaybeTensors,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    x, h0, c0, *weights = inputs
+    assert x is not None and h0 is not None
+    y, final = _decomposed.layer(cell, x, (h0,) if c0 is None else (h0, c0), weights, batch_sizes)
+    pairs = [(o, g) for o, g in zip((y, *final), outer, strict=False) if g is not None]
+    targets = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
+    outputs, grads = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, targets, grads, create_graph=True, allow_unused=True))
+    return [next(found) if want and t is not None else None for t, want in zip(inputs, wanted, strict=True)]

@@ -1,0 +1,7 @@
+"""How this copy of rnnfused was built; the module itself is written by CMakeLists.txt."""
+
+version: str
+torch: str
+compiler: str
+isas: tuple[str, ...]
+cuda: str | None

@@ -1,0 +1,205 @@
+"""Stateless forms of the layers and cells.
+
+`params` is the flat list of torch's modules: for each layer, and in it for each direction, weight_ih, weight_hh, then
+bias_ih and bias_hh if there are biases, then weight_hr if there is a projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rnnfused._autograd import layer
+from rnnfused._checks import check_cell, check_dimensions, check_dropout, check_params, check_sequence
+from rnnfused.cells import CELLS, CellSpec
+
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+
+
+def rnn(
+    input: Tensor,
+    hx: Tensor,
+    params: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Vanilla RNN (Elman 1990): h' = act(W_ih x + b_ih + W_hh h + b_hh), with act = tanh or relu.
+
+    input: [T, B, I] ([B, T, I] if batch_first), or the data of a PackedSequence, [rows, I], with its batch_sizes [T].
+    hx: [L D, B, H], never batch-first. float32 or float64 throughout. Returns the output [T, B, D H] (laid out as the
+    input) and h_n [L D, B, H].
+    Raises ValueError for an unknown nonlinearity or a wrong number of params, RuntimeError for wrong sizes, dtypes or
+    devices, and for an empty sequence.
+    """
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    spec = CELLS[f"rnn_{nonlinearity}"]
+    output, (h_n,) = _stack(
+        spec, input, (hx,), params, has_biases, num_layers, dropout, training, bidirectional, batch_first, batch_sizes
+    )
+    return output, h_n
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    params: Sequence[Tensor],
+    *,
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers et al. 2000; projection of Sak et al. 2014).
+
+    As `rnn`, with hx = (h_0 [L D, B, P], c_0 [L D, B, H]); P is H, or the projection's size where h_0 is narrower than
+    c_0, and then params hold weight_hr [P, H]. Returns output [T, B, D P], h_n and c_n.
+    """
+    output, (h_n, c_n) = _stack(
+        CELLS["lstm"],
+        input,
+        tuple(hx),
+        params,
+        has_biases,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        batch_sizes,
+    )
+    return output, h_n, c_n
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor,
+    params: Sequence[Tensor],
+    *,
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """GRU (Cho et al. 2014) with the reset gate applied after the recurrent product, as torch. Otherwise as `rnn`."""
+    output, (h_n,) = _stack(
+        CELLS["gru"],
+        input,
+        (hx,),
+        params,
+        has_biases,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        batch_sizes,
+    )
+    return output, h_n
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One step of `rnn`: input [B, I], hx [B, H]; returns h' [B, H]."""
+    if nonlinearity not in ("tanh", "relu"):
+        raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
+    return _cell(CELLS[f"rnn_{nonlinearity}"], input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of `lstm`: input [B, I], hx = (h, c) of [B, H]; returns (h', c')."""
+    h, c = _cell(CELLS["lstm"], input, tuple(hx), (w_ih, w_hh, b_ih, b_hh))
+    return h, c
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    """One step of `gru`: input [B, I], hx [B, H]; returns h' [B, H]."""
+    return _cell(CELLS["gru"], input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+
+
+def _cell(
+    spec: CellSpec,
+    input: Tensor,
+    hx: tuple[Tensor, ...],
+    weights: tuple[Tensor | None, ...],
+) -> tuple[Tensor, ...]:
+    check_cell(spec, input, hx, weights)
+    _, states = layer(spec.name, input.unsqueeze(0), tuple(s.unsqueeze(0) for s in hx), (*weights, None))
+    return tuple(s.squeeze(0) for s in states)
+
+
+def _stack(
+    spec: CellSpec,
+    input: Tensor,
+    hx: tuple[Tensor, ...],
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    training: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Layer over layer, with dropout between them as in torch."""
+    directions = 2 if bidirectional else 1
+    projected = len(hx) > 1 and hx[0].size(-1) != hx[1].size(-1)
+    check_dropout(dropout)
+    check_dimensions(input, batch_sizes)
+    x = input.transpose(0, 1) if batch_first and batch_sizes is None else input
+    check_sequence(spec, x, hx, num_layers * directions, batch_sizes)
+    weights = check_params(params, has_biases, projected, num_layers * directions)
+    finals = []
+    for index in range(num_layers):
+        if index > 0 and training and dropout > 0:
+            x = torch.nn.functional.dropout(x, dropout, training=True)
+        first = index * directions
+        x, final = layer(
+            spec.name,
+            x,
+            tuple(s[first : first + directions] for s in hx),
+            [w for slots in weights[first : first + directions] for w in slots],
+            batch_sizes,
+        )
+        finals.append(final)
+    output = x.transpose(0, 1) if batch_first and batch_sizes is None else x
+    if num_layers == 1:
+        return output, finals[0]
+    return output, tuple(torch.cat(states) for states in zip(*finals, strict=True))

@@ -1,0 +1,53 @@
+// Entry point of every C++ test program. ctest sets RNNFUSED_ISA and reads exit code 77 as "skipped".
+
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+constexpr int kUnknownIsa = 2;
+constexpr int kSkipped = 77;
+
+bool is_known(const char* isa) {
+  for (const char* name : {"scalar", "avx2", "avx512", "neon"}) {
+    if (std::strcmp(isa, name) == 0) return true;
+  }
+  return false;
+}
+
+bool cpu_supports(const char* isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (std::strcmp(isa, "avx2") == 0) return avx2;
+  if (std::strcmp(isa, "avx512") == 0) {
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  }
+#elif defined(__aarch64__)
+  if (std::strcmp(isa, "neon") == 0) return true;
+#endif
+  return std::strcmp(isa, "scalar") == 0;
+}
+
+// A test compiled for an ISA registers its cases in static initialisers, which may already use that ISA's
+// instructions. This runs before them: priorities below 101 are reserved, ordinary initialisers come last.
+__attribute__((constructor(101))) void skip_unless_supported() {
+  const char* isa = std::getenv("RNNFUSED_ISA");
+  if (isa == nullptr) return;
+  if (!is_known(isa)) {
+    std::fprintf(stderr, "RNNFUSED_ISA: expected scalar, avx2, avx512 or neon, got %s\n", isa);
+    _exit(kUnknownIsa);
+  }
+  if (!cpu_supports(isa)) {
+    std::fprintf(stderr, "skipped: this CPU has no %s\n", isa);
+    _exit(kSkipped);
+  }
+}
+
+}  // namespace

@@ -1,13 +1,13 @@
 """One layer for autograd: the only way from Python to the kernels.
 
-`layer` decides how a call runs. What nothing differentiates goes straight to the native forward; what does goes through
-one `torch.autograd.Function` that serves every cell. Its backward is a Function again, so that second and higher
-derivatives exist: they are those of the decomposed layer.
+`layer` decides how a call runs. What nothing differentiates goes straight to the native forward; what does
+goes through one `torch.autograd.Function` that serves every cell. Its backward is a Function again, so that
+second and higher derivatives exist: they are those of the decomposed layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,9 +30,9 @@ def layer(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Runs one layer, in one direction or both.
 
-    x: [T, B, I], or packed rows [rows, I] with batch_sizes [T]. initial: h [D, B, P], and c [D, B, H] where the cell has
-    one. weights: for each direction W_ih, W_hh, b_ih, b_hh, W_hr, the last three possibly None. Returns y [T, B, D P] (or
-    [rows, D P]) and the final states, shaped as the initial ones.
+    x: [T, B, I], or packed rows [rows, I] with batch_sizes [T]. initial: h [D, B, P], and c [D, B, H] where
+    the cell has one. weights: for each direction W_ih, W_hh, b_ih, b_hh, W_hr, the last three possibly None.
+    Returns y [T, B, D P] (or [rows, D P]) and the final states, shaped as the initial ones.
     """
     h0, c0 = initial[0], initial[1] if len(initial) > 1 else None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *initial, *weights)):
@@ -44,7 +44,7 @@ def layer(
 
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         cell: str,
         batch_sizes: Tensor | None,
@@ -60,7 +60,9 @@ class _Layer(torch.autograd.Function):
         return y, hn, cn
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(
+        ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         batch_sizes, y, tape, *inputs = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # create_graph=True
@@ -80,15 +82,16 @@ def _gradients(
     inputs: MaybeTensors,
 ) -> tuple[Tensor | None, ...]:
     x, h0, c0, *weights = inputs
+    dy, dhn, dcn = outer
     assert x is not None and h0 is not None
-    return tuple(_C.layer_backward(cell, x, h0, c0, weights, batch_sizes, y, tape, *outer, wanted))
+    return tuple(_C.layer_backward(cell, x, h0, c0, weights, batch_sizes, y, tape, dy, dhn, dcn, wanted))
 
 
 class _LayerBackward(torch.autograd.Function):
-    """The gradients of `_Layer` as a differentiable function of the outer gradients and of `_Layer`'s inputs."""
+    """The gradients of `_Layer`, differentiable in the outer gradients and in `_Layer`'s inputs."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         cell: str,
         wanted: Sequence[bool],
@@ -106,7 +109,7 @@ class _LayerBackward(torch.autograd.Function):
         return _gradients(cell, wanted, batch_sizes, y, tape, (dy, dhn, dcn), inputs)
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         higher = torch.is_grad_enabled()
         batch_sizes, *saved = ctx.saved_tensors
         needed = ctx.needs_input_grad[5:]
@@ -115,21 +118,23 @@ class _LayerBackward(torch.autograd.Function):
             gradients = _decomposed_gradients(ctx.cell, batch_sizes, arguments[:3], arguments[3:], ctx.wanted)
             pairs = [(g, o) for g, o in zip(gradients, outer, strict=True) if g is not None and o is not None]
             targets = [a for a, need in zip(arguments, needed, strict=True) if need and a is not None]
+            found: Iterator[Tensor | None] = iter(())
             if pairs and targets:
                 outputs, grads = zip(*pairs, strict=True)
                 found = iter(
                     torch.autograd.grad(outputs, targets, grads, create_graph=higher, allow_unused=True)
                 )
-            else:
-                found = iter([None] * len(targets))
         second = [
-            next(found) if need and a is not None else None for a, need in zip(arguments, needed, strict=True)
+            next(found, None) if need and a is not None else None
+            for a, need in zip(arguments, needed, strict=True)
         ]
         return (None,) * 5 + tuple(second)
 
 
 def _argument(t: Tensor | None, higher: bool) -> Tensor | None:
-    """A stand-in for `t` of its own, so that a tensor which is passed twice gets a gradient for each of its places."""
+    """A stand-in for `t` of its own, so that a tensor which is passed twice gets a gradient for each of its
+    places.
+    """
     if t is None:
         return None
     return t.view_as(t) if higher and t.requires_grad else t.detach().requires_grad_()

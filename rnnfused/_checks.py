@@ -1,7 +1,8 @@
-"""Every check of arguments that Python makes: before any work, naming the argument, what was expected and what came.
+"""Every check of arguments that Python makes: before any work, naming the argument, what was expected and
+what came.
 
-Sizes, dtypes and devices of single layers are checked once more at the native boundary (csrc/torch/ops.cpp), which trusts
-nobody; here stand those that need words of torch's own, or that see more than one layer.
+Sizes, dtypes and devices of single layers are checked once more at the native boundary (csrc/torch/ops.cpp),
+which trusts nobody; here stand those that need words of torch's own, or that see more than one layer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from torch import Tensor
 
 from rnnfused.cells import CellSpec
 
-__all__ = ["check_cell", "check_device", "check_dimensions", "check_dropout", "check_params", "check_sequence"]
+__all__ = [
+    "check_cell",
+    "check_device",
+    "check_dimensions",
+    "check_dropout",
+    "check_params",
+    "check_sequence",
+]
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -21,7 +29,9 @@ DTYPES = (torch.float32, torch.float64)
 def check_device(name: str, t: Tensor) -> None:
     """Raises RuntimeError unless kernels exist for the tensor's device and dtype."""
     if t.device.type != "cpu":
-        raise RuntimeError(f"{name}: expected a tensor on the cpu, got one on {t.device} (this build has CPU kernels only)")
+        raise RuntimeError(
+            f"{name}: expected a tensor on the cpu, got one on {t.device} (this build has CPU kernels only)"
+        )
     if t.dtype not in DTYPES:
         raise RuntimeError(f"{name}: expected dtype torch.float32 or torch.float64, got {t.dtype}")
 
@@ -43,7 +53,9 @@ def check_sequence(
     """Checks what one layer cannot see; `input` is [T, B, I], or [rows, I] with batch_sizes."""
     check_device("input", input)
     if len(hx) != len(spec.states):
-        raise RuntimeError(f"hx: expected {len(spec.states)} states ({', '.join(spec.states)}), got {len(hx)}")
+        raise RuntimeError(
+            f"hx: expected {len(spec.states)} states ({', '.join(spec.states)}), got {len(hx)}"
+        )
     for name, state in zip(spec.states, hx, strict=True):
         if state.dim() != 3 or state.size(0) != layers:
             raise RuntimeError(f"{name}_0: expected size [{layers}, batch, units], got {list(state.shape)}")
@@ -57,7 +69,9 @@ def check_params(
     """Splits the flat list into W_ih, W_hh, b_ih, b_hh, W_hr of every layer and direction."""
     each = 2 + 2 * has_biases + projected
     if len(params) != each * layers:
-        raise ValueError(f"params: expected {each * layers} tensors ({each} for each of {layers}), got {len(params)}")
+        raise ValueError(
+            f"params: expected {each * layers} tensors ({each} for each of {layers}), got {len(params)}"
+        )
     split = []
     for first in range(0, len(params), each):
         given = list(params[first : first + each])
@@ -72,7 +86,7 @@ def check_cell(
 ) -> None:
     """Raises what torch's cells raise for sizes that do not match."""
     check_device("input", input)
-    w_ih, w_hh, b_ih, b_hh = weights
+    w_ih, w_hh = weights[:2]
     assert w_ih is not None and w_hh is not None
     if input.size(1) != w_ih.size(1):
         raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {w_ih.size(1)}")

@@ -21,9 +21,10 @@ def convert(module: M) -> M | torch.nn.Module:
     """Replaces every torch.nn.RNN, LSTM, GRU and cell in `module` by rnnfused's, and returns the module.
 
     The model is changed in place and keeps its Parameters, the same objects: optimizers go on working. Hooks,
-    parametrisations, buffers and the training flag stay with the layer. A layer that stands in several places stays one.
-    If `module` itself is such a layer, the returned layer takes its place. Layers of other types, subclasses included,
-    are left alone: what they override is unknown. Raises TypeError if `module` is not a torch.nn.Module.
+    parametrisations, buffers and the training flag stay with the layer. A layer that stands in several places
+    stays one. If `module` itself is such a layer, the returned layer takes its place. Layers of other types,
+    subclasses included, are left alone: what they override is unknown. Raises TypeError if `module` is not a
+    torch.nn.Module.
     """
     return _swap(module, _OURS)
 
@@ -45,13 +46,17 @@ def _swap(module: M, types: dict[type, type]) -> M | torch.nn.Module:
 
 
 def _source(module: torch.nn.Module) -> type:
-    """The layer's type; that of a parametrised layer is the one from which the parametrisation derived its own."""
+    """The layer's type; that of a parametrised layer is the one from which the parametrisation derived its
+    own.
+    """
     if torch.nn.utils.parametrize.is_parametrized(module):
         return type(module).__mro__[1]
     return type(module)
 
 
-def _once(layer: torch.nn.Module, types: dict[type, type], replaced: dict[int, torch.nn.Module]) -> torch.nn.Module:
+def _once(
+    layer: torch.nn.Module, types: dict[type, type], replaced: dict[int, torch.nn.Module]
+) -> torch.nn.Module:
     if id(layer) not in replaced:
         replaced[id(layer)] = _replace(layer, types[_source(layer)])
     return replaced[id(layer)]
@@ -59,7 +64,7 @@ def _once(layer: torch.nn.Module, types: dict[type, type], replaced: dict[int, t
 
 def _replace(layer: torch.nn.Module, target: type) -> torch.nn.Module:
     """A `target` that shares all of the layer's state: both classes keep exactly torch.nn's attributes."""
-    made: torch.nn.Module = target.__new__(target)
+    made: torch.nn.Module = object.__new__(target)
     made.__dict__.update(layer.__dict__)
     if torch.nn.utils.parametrize.is_parametrized(layer):
         # The properties that compute the weights live on a class made for this one layer.

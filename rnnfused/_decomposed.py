@@ -84,7 +84,9 @@ def _sequence(
             ended.append(tuple(s[active:] for s in states))
             states = tuple(s[:active] for s in states)
         elif active > rows:
-            states = tuple(torch.cat((s, first[rows:active])) for s, first in zip(states, initial, strict=True))
+            states = tuple(
+                torch.cat((s, first[rows:active])) for s, first in zip(states, initial, strict=True)
+            )
         states = step(x_t, linear(states[0], w_hh, b_hh), states)
         if w_hr is not None:
             states = (linear(states[0], w_hr), *states[1:])

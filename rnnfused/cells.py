@@ -1,4 +1,4 @@
-"""What Python knows of each cell: its names, the order of its gates, its states. The maths is in csrc/cells/."""
+"""What Python knows of each cell: names, order of the gates, states. The maths is in csrc/cells/."""
 
 from __future__ import annotations
 

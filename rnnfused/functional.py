@@ -1,7 +1,7 @@
 """Stateless forms of the layers and cells.
 
-`params` is the flat list of torch's modules: for each layer, and in it for each direction, weight_ih, weight_hh, then
-bias_ih and bias_hh if there are biases, then weight_hr if there is a projection.
+`params` is the flat list of torch's modules: for each layer, and in it for each direction, weight_ih,
+weight_hh, then bias_ih and bias_hh if there are biases, then weight_hr if there is a projection.
 """
 
 from __future__ import annotations
@@ -34,17 +34,26 @@ def rnn(
 ) -> tuple[Tensor, Tensor]:
     """Vanilla RNN (Elman 1990): h' = act(W_ih x + b_ih + W_hh h + b_hh), with act = tanh or relu.
 
-    input: [T, B, I] ([B, T, I] if batch_first), or the data of a PackedSequence, [rows, I], with its batch_sizes [T].
-    hx: [L D, B, H], never batch-first. float32 or float64 throughout. Returns the output [T, B, D H] (laid out as the
-    input) and h_n [L D, B, H].
-    Raises ValueError for an unknown nonlinearity or a wrong number of params, RuntimeError for wrong sizes, dtypes or
-    devices, and for an empty sequence.
+    input: [T, B, I] ([B, T, I] if batch_first), or the data of a PackedSequence, [rows, I], with its
+    batch_sizes [T]. hx: [L D, B, H], never batch-first. float32 or float64 throughout. Returns the output [T,
+    B, D H] (laid out as the input) and h_n [L D, B, H]. Raises ValueError for an unknown nonlinearity or a
+    wrong number of params, RuntimeError for wrong sizes, dtypes or devices, and for an empty sequence.
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     spec = CELLS[f"rnn_{nonlinearity}"]
     output, (h_n,) = _stack(
-        spec, input, (hx,), params, has_biases, num_layers, dropout, training, bidirectional, batch_first, batch_sizes
+        spec,
+        input,
+        (hx,),
+        params,
+        has_biases,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        batch_sizes,
     )
     return output, h_n
 
@@ -64,8 +73,8 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers et al. 2000; projection of Sak et al. 2014).
 
-    As `rnn`, with hx = (h_0 [L D, B, P], c_0 [L D, B, H]); P is H, or the projection's size where h_0 is narrower than
-    c_0, and then params hold weight_hr [P, H]. Returns output [T, B, D P], h_n and c_n.
+    As `rnn`, with hx = (h_0 [L D, B, P], c_0 [L D, B, H]); P is H, or the projection's size where h_0 is
+    narrower than c_0, and then params hold weight_hr [P, H]. Returns output [T, B, D P], h_n and c_n.
     """
     output, (h_n, c_n) = _stack(
         CELLS["lstm"],
@@ -96,7 +105,9 @@ def gru(
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """GRU (Cho et al. 2014) with the reset gate applied after the recurrent product, as torch. Otherwise as `rnn`."""
+    """GRU (Cho et al. 2014) with the reset gate applied after the recurrent product, as torch. Otherwise as
+    `rnn`.
+    """
     output, (h_n,) = _stack(
         CELLS["gru"],
         input,

@@ -1,7 +1,8 @@
 """Drop-in modules: torch.nn's constructors, parameters, state_dict and calls, over `rnnfused.functional`.
 
-They derive from torch.nn.RNNBase and RNNCellBase, not from torch.nn.LSTM and its like: torch's compiler breaks the graph
-on every instance of those. Parameters, initialisation, validation and pickling are the base classes'.
+They derive from torch.nn.RNNBase and RNNCellBase, not from torch.nn.LSTM and its like: torch's compiler
+breaks the graph on every instance of those. Parameters, initialisation, validation and pickling are the base
+classes'.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class _Sequence(torch.nn.RNNBase):
         raise NotImplementedError
 
     def _params(self) -> list[Tensor]:
-        # By attribute at every call: a parametrisation, functional_call or a replaced parameter leaves _flat_weights stale.
+        # By attribute at every call: a parametrisation, functional_call or a replaced parameter leaves
+        # _flat_weights stale.
         return [getattr(self, name) for name in self._flat_weights_names]
 
     def _options(self) -> dict[str, Any]:
@@ -62,9 +64,10 @@ class _Sequence(torch.nn.RNNBase):
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
         """Runs the layers over a sequence.
 
-        input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, or a PackedSequence. hx: the initial states, never
-        batch-first: h [L D, B, P], for LSTM (h, c) with c [L D, B, H]; zeros if None. Returns the output, laid out as the
-        input with D P features, and the final states. Raises torch.nn's exceptions with torch.nn's messages.
+        input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, or a PackedSequence. hx: the initial
+        states, never batch-first: h [L D, B, P], for LSTM (h, c) with c [L D, B, H]; zeros if None. Returns
+        the output, laid out as the input with D P features, and the final states. Raises torch.nn's
+        exceptions with torch.nn's messages.
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
@@ -92,10 +95,8 @@ class _Sequence(torch.nn.RNNBase):
     def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         check_device("input", data)
-        if hx is None:
-            hx = self._zeros(data, int(batch_sizes[0]))
-        else:
-            hx = self.permute_hidden(hx, sorted_indices)
+        batch = int(batch_sizes[0])
+        hx = self._zeros(data, batch) if hx is None else self.permute_hidden(hx, sorted_indices)
         self.check_forward_args(data, hx, batch_sizes)
         output, final = self._run(data, hx, batch_sizes)
         return (
@@ -156,7 +157,8 @@ class RNN(_OneState):
 
 
 class GRU(_OneState):
-    """torch.nn.GRU: the gated recurrent unit (Cho et al. 2014), its reset gate applied after the recurrent product.
+    """torch.nn.GRU: the gated recurrent unit (Cho et al. 2014), its reset gate applied after the recurrent
+    product.
 
     GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
     device=None, dtype=None). Shapes: see `forward`. float32 and float64.
@@ -170,15 +172,21 @@ class GRU(_OneState):
 
     def _run(self, input: Tensor, hx: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
         return functional.gru(
-            input, hx, self._params(), batch_first=self.batch_first, batch_sizes=batch_sizes, **self._options()
+            input,
+            hx,
+            self._params(),
+            batch_first=self.batch_first,
+            batch_sizes=batch_sizes,
+            **self._options(),
         )
 
 
 class LSTM(_Sequence):
-    """torch.nn.LSTM: long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000; projection: Sak et al. 2014).
+    """torch.nn.LSTM: long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000; projection: Sak
+    et al. 2014).
 
-    LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
-    proj_size=0, device=None, dtype=None). Shapes: see `forward`. float32 and float64.
+    LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, proj_size=0, device=None, dtype=None). Shapes: see `forward`. float32 and float64.
     """
 
     _kind = "LSTM"
@@ -213,7 +221,12 @@ class LSTM(_Sequence):
         self, input: Tensor, hx: tuple[Tensor, Tensor], batch_sizes: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         output, h_n, c_n = functional.lstm(
-            input, hx, self._params(), batch_first=self.batch_first, batch_sizes=batch_sizes, **self._options()
+            input,
+            hx,
+            self._params(),
+            batch_first=self.batch_first,
+            batch_sizes=batch_sizes,
+            **self._options(),
         )
         return output, (h_n, c_n)
 
@@ -235,7 +248,9 @@ class _Cell(torch.nn.RNNCellBase):
     def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
-    def _one_state(self, step: Callable[[Tensor, Tensor], Tensor], input: Tensor, hx: Tensor | None) -> Tensor:
+    def _one_state(
+        self, step: Callable[[Tensor, Tensor], Tensor], input: Tensor, hx: Tensor | None
+    ) -> Tensor:
         self._check_input(input)
         if hx is None:
             hx = input.new_zeros(*input.shape[:-1], self.hidden_size)
@@ -248,7 +263,7 @@ class _Cell(torch.nn.RNNCellBase):
 class RNNCell(_Cell):
     """torch.nn.RNNCell: one step of `RNN`. input [B, I] or [I], hx [B, H] or [H]; returns h'."""
 
-    __constants__ = ("input_size", "hidden_size", "bias", "nonlinearity")
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012 (the base class's type)
 
     def __init__(
         self,
@@ -282,7 +297,9 @@ class GRUCell(_Cell):
 
 
 class LSTMCell(_Cell):
-    """torch.nn.LSTMCell: one step of `LSTM`. input [B, I] or [I], hx = (h, c) of [B, H] or [H]; returns (h', c')."""
+    """torch.nn.LSTMCell: one step of `LSTM`. input [B, I] or [I], hx = (h, c) of [B, H] or [H]; returns (h',
+    c').
+    """
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
@@ -297,6 +314,8 @@ class LSTMCell(_Cell):
         for index, state in enumerate(hx):
             self._check_state(f"hx[{index}]", state)
         if input.dim() == 1:
-            h, c = functional.lstm_cell(input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0)), *self._weights())
+            h, c = functional.lstm_cell(
+                input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0)), *self._weights()
+            )
             return h.squeeze(0), c.squeeze(0)
         return functional.lstm_cell(input, hx, *self._weights())

@@ -1,10 +1,11 @@
 // The registry: one include and one list entry per cell. Drivers, bindings, tests and benches iterate it.
 //
-// A cell is its gate maths and nothing else. `accumulators` is what a driver holds per hidden unit before the epilogue;
-// the input projection feeds the `gates` accumulators from `x_first` on, the recurrent projection those from `h_first`
-// on, and `gate_of` says which gate (in torch's order) feeds each. forward() turns accumulators and previous states into
-// next states and `taped` values; backward() turns those and the states' gradients into gradients of the accumulators and
-// of the previous states, without the recurrent product, which the driver adds. State 0 is always h.
+// A cell is its gate maths and nothing else. `accumulators` is what a driver holds per hidden unit before the
+// epilogue; the input projection feeds the `gates` accumulators from `x_first` on, the recurrent projection
+// those from `h_first` on, and `gate_of` says which gate (in torch's order) feeds each. forward() turns
+// accumulators and previous states into next states and `taped` values; backward() turns those and the
+// states' gradients into gradients of the accumulators and of the previous states, without the recurrent
+// product, which the driver adds. State 0 is always h.
 #pragma once
 
 #include "cells/gru.h"

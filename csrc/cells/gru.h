@@ -9,8 +9,8 @@ namespace rnnfused::RNNFUSED_ISA {
 struct Gru {
   static constexpr int states = 1;  // h
   static constexpr int gates = 3;   // r, z, n
-  // n's two products meet only after the reset gate. In the order n_x, r, z, n_h what either product feeds is one
-  // contiguous run.
+  // n's two products meet only after the reset gate. In the order n_x, r, z, n_h what either product feeds is
+  // one contiguous run.
   static constexpr int accumulators = 4;
   static constexpr int x_first = 0, h_first = 1;
   static constexpr int gate_of[] = {2, 0, 1, 2};

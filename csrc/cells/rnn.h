@@ -42,8 +42,8 @@ struct Rnn {
   }
 
   template <class V>
-  static RNNFUSED_HD void backward(const V*, const V (&)[1], const V (&next)[1], const V (&dnext)[1], V (&dacc)[1],
-                                   V (&dprev)[1]) {
+  static RNNFUSED_HD void backward(const V*, const V (&)[1], const V (&next)[1], const V (&dnext)[1],
+                                   V (&dacc)[1], V (&dprev)[1]) {
     dacc[0] = Activation::backward(dnext[0], next[0]);
     dprev[0] = V{};
   }

@@ -9,14 +9,15 @@ struct ExpConstants;
 template <>
 struct ExpConstants<float> {
   static constexpr int terms = 7, mantissa = 23;
-  static constexpr float magic = 12582912.0f, log2e = 1.44269504f, ln2_high = 0.693145752f, ln2_low = 1.42860677e-06f;
+  static constexpr float magic = 12582912.0f, log2e = 1.44269504f, ln2_high = 0.693145752f,
+                         ln2_low = 1.42860677e-06f;
   static constexpr float most = 100;
 };
 template <>
 struct ExpConstants<double> {
   static constexpr int terms = 13, mantissa = 52;
-  static constexpr double magic = 6755399441055744.0, log2e = 1.4426950408889634, ln2_high = 0.6931471803691238,
-                          ln2_low = 1.9082149292705877e-10;
+  static constexpr double magic = 6755399441055744.0, log2e = 1.4426950408889634,
+                          ln2_high = 0.6931471803691238, ln2_low = 1.9082149292705877e-10;
   static constexpr double most = 740;
 };
 
@@ -45,7 +46,8 @@ RNNFUSED_HD Reduced<V> reduce(V x) {
   const V k = fma(x, broadcast<V>(C::log2e), broadcast<V>(C::magic));
   const V n = k - C::magic;
   const V r = fma(n, broadcast<V>(-C::ln2_low), fma(n, broadcast<V>(-C::ln2_high), x));
-  const V scale = bit_cast<V>((bit_cast<IntOf<V>>(k) << C::mantissa) + bit_cast<IntOf<V>>(broadcast<V>(S(1))));
+  const V scale =
+      bit_cast<V>((bit_cast<IntOf<V>>(k) << C::mantissa) + bit_cast<IntOf<V>>(broadcast<V>(S(1))));
   return {scale, expm1_reduced(r)};
 }
 

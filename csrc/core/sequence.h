@@ -1,4 +1,5 @@
-// What a caller hands to a driver: named pointers and strides, nothing that knows of torch, threads or instruction sets.
+// What a caller hands to a driver: named pointers and strides, nothing that knows of torch, threads or
+// instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +9,8 @@ namespace rnnfused {
 using Index = int64_t;
 
 // Rows are the (step, batch) pairs in step order, as in torch's PackedSequence: step t holds rows
-// [offsets[t], offsets[t + 1]), row b of the batch being the b-th of them. Padded input is the case in which every step
-// holds the whole batch. Batch sizes never grow with t.
+// [offsets[t], offsets[t + 1]), row b of the batch being the b-th of them. Padded input is the case in which
+// every step holds the whole batch. Batch sizes never grow with t.
 struct SequenceShape {
   Index steps;           // T
   Index batch;           // B
@@ -63,16 +64,16 @@ struct BackwardArgs {
   Rows<const T> initial[kMaxStates];
   Rows<const T> y;
   const T* tape;
-  Rows<const T> dy;                    // [rows, P]; null data means zeros
-  Rows<const T> dfinal[kMaxStates];    // null data means zeros
-  Rows<T> dx;                          // [rows, I]; this and all below: null data means not wanted
-  bool accumulate_dx;                  // add to dx: the other direction has written it
-  T* dinitial[kMaxStates];             // [B, P], [B, H], contiguous
-  T* dinput;                           // dW_ih [G * H, I]
-  T* drecurrent;                       // dW_hh [G * H, P]
-  T* dinput_bias;                      // db_ih [G * H]
-  T* dbias;                            // db_hh [G * H]
-  T* dprojection;                      // dW_hr [P, H]
+  Rows<const T> dy;                  // [rows, P]; null data means zeros
+  Rows<const T> dfinal[kMaxStates];  // null data means zeros
+  Rows<T> dx;                        // [rows, I]; this and all below: null data means not wanted
+  bool accumulate_dx;                // add to dx: the other direction has written it
+  T* dinitial[kMaxStates];           // [B, P], [B, H], contiguous
+  T* dinput;                         // dW_ih [G * H, I]
+  T* drecurrent;                     // dW_hh [G * H, P]
+  T* dinput_bias;                    // db_ih [G * H]
+  T* dbias;                          // db_hh [G * H]
+  T* dprojection;                    // dW_hr [P, H]
 };
 
 }  // namespace rnnfused

@@ -1,5 +1,5 @@
-// Vectors by compiler extension. A vector of one lane is the plain scalar, so the maths has one source for both:
-// operators, comparisons and `mask ? a : b` mean the same on either.
+// Vectors by compiler extension. A vector of one lane is the plain scalar, so the maths has one source for
+// both: operators, comparisons and `mask ? a : b` mean the same on either.
 #pragma once
 
 #include <cstdint>
@@ -82,8 +82,8 @@ RNNFUSED_HD To bit_cast(From x) {
   return y;
 }
 
-// a * b + c, rounded once wherever the instruction set has it. The build forbids the compiler to contract on its own:
-// the same expression then gives the same bits in every tile shape.
+// a * b + c, rounded once wherever the instruction set has it. The build forbids the compiler to contract on
+// its own: the same expression then gives the same bits in every tile shape.
 template <class V>
 RNNFUSED_HD V fma(V a, V b, V c) {
 #if defined(__CUDACC__)

@@ -1,6 +1,7 @@
-// The backward driver, back-propagation through time: for every step, last first, the gradient of h is what the outside
-// gives plus the product of the next step's gate gradients with W_hh; the cell turns it into this step's gate gradients.
-// The gradients of the weights and of the input follow for all steps at once (gradients.h).
+// The backward driver, back-propagation through time: for every step, last first, the gradient of h is what
+// the outside gives plus the product of the next step's gate gradients with W_hh; the cell turns it into this
+// step's gate gradients. The gradients of the weights and of the input follow for all steps at once
+// (gradients.h).
 #pragma once
 
 #include "cpu/forward.h"
@@ -16,9 +17,12 @@ class BackwardStream {
   static constexpr bool has_cell_state = Cell::states > 1;
 
  public:
-  BackwardStream(const BackwardArgs<T>& args, const GateGradients<Cell, T>& out, Range rows, int member, int members,
-                 Arena& arena)
-      : args_(args), out_(out), stream_{args.shape, rows.first, rows.last}, tape_(args.shape, const_cast<T*>(args.tape)) {
+  BackwardStream(const BackwardArgs<T>& args, const GateGradients<Cell, T>& out, Range rows, int member,
+                 int members, Arena& arena)
+      : args_(args),
+        out_(out),
+        stream_{args.shape, rows.first, rows.last},
+        tape_(args.shape, const_cast<T*>(args.tape)) {
     const SequenceShape& shape = args.shape;
     outputs_units_ = padded<T>(shape.output);
     zeros_ = arena.take<T>(tape_.units);
@@ -67,8 +71,8 @@ class BackwardStream {
   void pack() {
     const SequenceShape& shape = stream_.shape;
     for_groups(outputs_, false, [&](Index first, Index n) {
-      pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, Cell::h_first, first, n,
-                                  recurrent_panel(first));
+      pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, Cell::h_first, first,
+                                  n, recurrent_panel(first));
     });
     if (shape.projected()) {
       for_groups(blocks_, false, [&](Index first, Index n) {
@@ -93,23 +97,29 @@ class BackwardStream {
     }
   }
 
-  T* recurrent_panel(Index block) const { return recurrent_panels_ + (block - outputs_.first) * L * tape_.units * G; }
+  T* recurrent_panel(Index block) const {
+    return recurrent_panels_ + (block - outputs_.first) * L * tape_.units * G;
+  }
   T* projection_panel(Index block) const {
     return projection_panels_ + (block - blocks_.first) * L * stream_.shape.output;
   }
 
   // The recurrent part of a row of gate gradients.
-  Runs recurrent_runs() const { return G == A ? Runs{1, tape_.units * G, 0} : Runs{tape_.units / L, G * L, A * L}; }
+  Runs recurrent_runs() const {
+    return G == A ? Runs{1, tape_.units * G, 0} : Runs{tape_.units / L, G * L, A * L};
+  }
 
-  // Gradient of h after position s, this member's outputs. Rows fall into three kinds: those that go on to position s + 1
-  // (a product is added), those that end at s (none), and those that start at s + 1, for which the product is the gradient
-  // of the initial state.
+  // Gradient of h after position s, this member's outputs. Rows fall into three kinds: those that go on to
+  // position s + 1 (a product is added), those that end at s (none), and those that start at s + 1, for which
+  // the product is the gradient of the initial state.
   void output_gradients(Index s) {
     const Index here = stream_.active(s), after = stream_.active(s + 1);
     const Index both = here < after ? here : after;
     for_groups(outputs_, s % 2 != 0, [&](Index first, Index n) {
-      add_recurrence(s, 0, both, first, n, [&](Index b, const T* acc) { finish_output(s, b, first, n, acc); });
-      add_recurrence(s, here, after, first, n, [&](Index b, const T* acc) { store_initial_output(b, first, n, acc); });
+      add_recurrence(s, 0, both, first, n,
+                     [&](Index b, const T* acc) { finish_output(s, b, first, n, acc); });
+      add_recurrence(s, here, after, first, n,
+                     [&](Index b, const T* acc) { store_initial_output(b, first, n, acc); });
       T acc[kGroup * L];
       for (Index b = both; b < here; ++b) {
         start_output(s, b, first, n, acc);
@@ -117,7 +127,8 @@ class BackwardStream {
       }
     });
     if (has_cell_state && args_.dinitial[1]) {
-      for (Index b = here; b < after; ++b) store_initial(1, stream_.shape.hidden, blocks_, b, carry_c_ + b * tape_.units);
+      for (Index b = here; b < after; ++b)
+        store_initial(1, stream_.shape.hidden, blocks_, b, carry_c_ + b * tape_.units);
     }
     if (s < 0) store_never_active(after);
   }
@@ -132,7 +143,8 @@ class BackwardStream {
         [&](Index i, const T* acc) { sink(from + i, acc); });
   }
 
-  // What reaches h from outside the recurrent product: dy (where the row is active) and the cell's direct path.
+  // What reaches h from outside the recurrent product: dy (where the row is active) and the cell's direct
+  // path.
   RNNFUSED_HD void start_output(Index s, Index b, Index first, Index n, T* acc) const {
     const T* carry = carry_h_ + b * outputs_units_;
     const T* dy = b < stream_.active(s) && args_.dy.data ? args_.dy[stream_.row(s, b)] : nullptr;
@@ -172,14 +184,16 @@ class BackwardStream {
     const Index row = stream_.row(s, b), before = stream_.previous(s, b);
     const T* tape = Tape<Cell, T>::keeps_gates ? tape_.gates_of(row) : nullptr;
     const T* h_prev = previous(args_.y.data + (before < 0 ? 0 : before * args_.y.stride), 0, before, b);
-    const T* c_prev = has_cell_state ? previous(before < 0 ? nullptr : tape_.cell_of(before), 1, before, b) : nullptr;
+    const T* c_prev =
+        has_cell_state ? previous(before < 0 ? nullptr : tape_.cell_of(before), 1, before, b) : nullptr;
     const T* h = args_.y[row];
     T* carry_h = carry_h_ + b * outputs_units_;
     T* carry_c = has_cell_state ? carry_c_ + b * tape_.units : nullptr;
     T* gates = out_.gates_of(row);
     for (Index i = 0; i < n; ++i) {
       const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
-      V taped[A], prev[Cell::states]{}, next[Cell::states]{}, dnext[Cell::states], dgates[A], dprev[Cell::states];
+      V taped[A], prev[Cell::states]{}, next[Cell::states]{}, dnext[Cell::states], dgates[A],
+          dprev[Cell::states];
       for (int a = 0; a < Cell::taped; ++a) taped[a] = load<V>(tape + (block * A + a) * L);
       if (!projected) {
         prev[0] = load<V>(h_prev + at, lanes);
@@ -192,7 +206,8 @@ class BackwardStream {
         dnext[1] = load<V>(carry_c + at);
       }
       Cell::backward(taped, prev, next, dnext, dgates, dprev);
-      // Lanes beyond the last unit are zero whatever the padding held: the product of the next step sums over them.
+      // Lanes beyond the last unit are zero whatever the padding held: the product of the next step sums over
+      // them.
       for (int a = 0; a < A; ++a) store(gates + (block * A + a) * L, first_lanes(dgates[a], lanes));
       if (!projected) store(carry_h + at, first_lanes(dprev[0], lanes));
       if constexpr (has_cell_state) store(carry_c + at, first_lanes(dprev[1], lanes));
@@ -229,9 +244,11 @@ class BackwardStream {
   // Rows of the batch that no step holds: their states went straight through.
   void store_never_active(Index from) const {
     Index ever = from;
-    for (Index s = 0; s < stream_.shape.steps; ++s) ever = stream_.active(s) > ever ? stream_.active(s) : ever;
+    for (Index s = 0; s < stream_.shape.steps; ++s)
+      ever = stream_.active(s) > ever ? stream_.active(s) : ever;
     for (Index b = ever; b < stream_.batch(); ++b) {
-      if (args_.dinitial[0]) store_initial(0, stream_.shape.output, outputs_, b, carry_h_ + b * outputs_units_);
+      if (args_.dinitial[0])
+        store_initial(0, stream_.shape.output, outputs_, b, carry_h_ + b * outputs_units_);
       if (has_cell_state && args_.dinitial[1]) {
         store_initial(1, stream_.shape.hidden, blocks_, b, carry_c_ + b * tape_.units);
       }
@@ -248,8 +265,8 @@ class BackwardStream {
   T *partial_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr;
 };
 
-// Scratch of a whole call: the gate gradients of every direction, then one region that the recurrence uses as a slab per
-// group and the gradients of the weights after it.
+// Scratch of a whole call: the gate gradients of every direction, then one region that the recurrence uses as
+// a slab per group and the gradients of the weights after it.
 template <class Cell, class T>
 struct BackwardMemory {
   GateGradients<Cell, T> gates[kMaxDirections];
@@ -258,14 +275,17 @@ struct BackwardMemory {
 
   BackwardMemory(const LayerGradient<T>& layer, const Plan& plan, void* base) {
     Arena arena(base);
-    for (int d = 0; d < layer.directions; ++d) gates[d] = GateGradients<Cell, T>(layer.backward[d].shape, arena);
+    for (int d = 0; d < layer.directions; ++d)
+      gates[d] = GateGradients<Cell, T>(layer.backward[d].shape, arena);
     region = static_cast<char*>(base) + (base ? arena.used() : 0);
     for (int group = 0; group < plan.groups; ++group) {
-      for_streams(plan, layer.directions, layer.backward[0].shape.batch, group, [&](int direction, Range rows) {
-        Arena counter(nullptr);
-        BackwardStream<Cell, T>(layer.backward[direction], gates[direction], rows, 0, plan.members, counter);
-        slab = counter.used() > slab ? counter.used() : slab;
-      });
+      for_streams(plan, layer.directions, layer.backward[0].shape.batch, group,
+                  [&](int direction, Range rows) {
+                    Arena counter(nullptr);
+                    BackwardStream<Cell, T>(layer.backward[direction], gates[direction], rows, 0,
+                                            plan.members, counter);
+                    slab = counter.used() > slab ? counter.used() : slab;
+                  });
     }
     Index after = 0;
     for (int d = 0; d < layer.directions; ++d) {
@@ -290,14 +310,16 @@ void backward(const LayerGradient<T>& layer, Team& team, int thread) {
   const BackwardMemory<Cell, T> memory(layer, plan, team.scratch);
   for_streams(plan, layer.directions, layer.backward[0].shape.batch, group, [&](int direction, Range rows) {
     Arena arena(memory.region + memory.slab * group);
-    BackwardStream<Cell, T>(layer.backward[direction], memory.gates[direction], rows, member, plan.members, arena)
+    BackwardStream<Cell, T>(layer.backward[direction], memory.gates[direction], rows, member, plan.members,
+                            arena)
         .run(team.group[group]);
     team.group[group].wait();
   });
   for (int d = 0; d < layer.directions; ++d) {
     team.all.wait();  // the region is free, and all gate gradients are there
     Arena arena(memory.region);
-    ParameterGradients<Cell, T>(layer.backward[d], memory.gates[d], thread, plan.threads(), arena).run(team.all);
+    ParameterGradients<Cell, T>(layer.backward[d], memory.gates[d], thread, plan.threads(), arena)
+        .run(team.all);
   }
 }
 

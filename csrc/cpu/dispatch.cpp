@@ -38,8 +38,8 @@ std::vector<const KernelTable*> available() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&avx2::kernels);
 #endif
 #ifdef RNNFUSED_HAVE_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl")) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
     tables.push_back(&avx512::kernels);
   }
 #endif
@@ -58,7 +58,8 @@ const KernelTable* choose() {
     if (std::string(table->isa) == wanted) return table;
     names += std::string(names.empty() ? "" : ", ") + table->isa;
   }
-  throw std::runtime_error("RNNFUSED_ISA: expected one of " + names + " on this machine, got '" + wanted + "'");
+  throw std::runtime_error("RNNFUSED_ISA: expected one of " + names + " on this machine, got '" + wanted +
+                           "'");
 }
 
 template <class T>
@@ -75,7 +76,8 @@ const CellKernels<T>& cell_kernels(CellId cell) {
   return typed<T>().cells[int(cell)];
 }
 
-// Scratch is kept by the calling thread from call to call: fresh pages from the system cost more than a short sequence.
+// Scratch is kept by the calling thread from call to call: fresh pages from the system cost more than a short
+// sequence.
 class Scratch {
  public:
   void* at_least(Index bytes) {
@@ -116,7 +118,8 @@ struct Call {
 };
 
 template <class T, class LayerType>
-void run(const LayerType& layer, const Plan& plan, Index scratch_bytes, void (*kernel)(const LayerType&, Team&, int)) {
+void run(const LayerType& layer, const Plan& plan, Index scratch_bytes,
+         void (*kernel)(const LayerType&, Team&, int)) {
   thread_local Scratch scratch;
   Call<T, LayerType> call{kernel, layer, Team(plan)};
   call.team.scratch = scratch.at_least(std::max<Index>(64, scratch_bytes));
@@ -130,10 +133,12 @@ void log_plan(const char* what, CellId cell, const SequenceShape& shape, int dir
     return log && std::string(log) == "plan";
   }();
   if (!on) return;
-  std::fprintf(stderr,
-               "rnnfused: %s %s T=%lld B=%lld I=%lld H=%lld directions=%d isa=%s groups=%d members=%d shards=%d\n", what,
-               kernels().info[int(cell)].name, (long long)shape.steps, (long long)shape.batch, (long long)shape.input,
-               (long long)shape.hidden, directions, kernels().isa, plan.groups, plan.members, plan.shards);
+  std::fprintf(
+      stderr,
+      "rnnfused: %s %s T=%lld B=%lld I=%lld H=%lld directions=%d isa=%s groups=%d members=%d shards=%d\n",
+      what, kernels().info[int(cell)].name, (long long)shape.steps, (long long)shape.batch,
+      (long long)shape.input, (long long)shape.hidden, directions, kernels().isa, plan.groups, plan.members,
+      plan.shards);
 }
 
 }  // namespace
@@ -156,8 +161,8 @@ Index tape_scalars(CellId cell, const SequenceShape& shape) {
 
 template <class T>
 Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads) {
-  return make_plan({shape.steps, shape.batch, shape.hidden, shape.output, kernels().info[int(cell)].gates, directions,
-                    typed<T>().lanes, int(sizeof(T)), std::clamp(threads, 1, usable_threads())});
+  return make_plan({shape.steps, shape.batch, shape.hidden, shape.output, kernels().info[int(cell)].gates,
+                    directions, typed<T>().lanes, int(sizeof(T)), std::clamp(threads, 1, usable_threads())});
 }
 
 template <class T>
@@ -178,10 +183,10 @@ void backward(CellId cell, const LayerGradient<T>& layer, int threads) {
   run<T>(layer, chosen, k.backward_scratch(layer, chosen), k.backward);
 }
 
-#define RNNFUSED_INSTANTIATE(T)                                      \
-  template Index tape_scalars<T>(CellId, const SequenceShape&);      \
-  template Plan plan<T>(CellId, const SequenceShape&, int, int);     \
-  template void forward<T>(CellId, const Layer<T>&, int);            \
+#define RNNFUSED_INSTANTIATE(T)                                  \
+  template Index tape_scalars<T>(CellId, const SequenceShape&);  \
+  template Plan plan<T>(CellId, const SequenceShape&, int, int); \
+  template void forward<T>(CellId, const Layer<T>&, int);        \
   template void backward<T>(CellId, const LayerGradient<T>&, int);
 RNNFUSED_INSTANTIATE(float)
 RNNFUSED_INSTANTIATE(double)

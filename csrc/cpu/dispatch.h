@@ -8,8 +8,8 @@
 
 namespace rnnfused::cpu {
 
-// The table in use: the widest one that was built and that this processor runs, unless RNNFUSED_ISA names another.
-// Throws std::runtime_error where RNNFUSED_ISA names one that cannot run here.
+// The table in use: the widest one that was built and that this processor runs, unless RNNFUSED_ISA names
+// another. Throws std::runtime_error where RNNFUSED_ISA names one that cannot run here.
 const KernelTable& kernels();
 
 // Names of the tables that were built and that this processor can run, widest last.

@@ -1,5 +1,6 @@
-// The forward driver: carries any cell over a sequence. A member owns a range of blocks of hidden units; it projects the
-// input for its own blocks only, so that the single exchange between members is h, once per step.
+// The forward driver: carries any cell over a sequence. A member owns a range of blocks of hidden units; it
+// projects the input for its own blocks only, so that the single exchange between members is h, once per
+// step.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -8,8 +9,8 @@
 
 namespace rnnfused::RNNFUSED_ISA {
 
-// Blocks of hidden units per tile: as many as the registers hold for the rows at hand. With one or two rows a wide tile
-// gives enough independent sums to hide the latency of fma.
+// Blocks of hidden units per tile: as many as the registers hold for the rows at hand. With one or two rows a
+// wide tile gives enough independent sums to hide the latency of fma.
 template <class Cell>
 RNNFUSED_HD Index group_blocks(Index batch) {
   constexpr int wide = kMaxWidth / Cell::gates, narrow = 4 / Cell::gates > 0 ? 4 / Cell::gates : 1;
@@ -36,11 +37,14 @@ class ForwardStream {
     zeros_ = arena.take<T>(units);
     if (!args.tape && has_cell_state) cell_ = arena.take<T>(rows.size() * units);
     if (!args.tape && shape.projected()) unprojected_ = arena.take<T>(rows.size() * units);
-    for (int m = 0; m <= member; ++m) lay_out(share(blocks_of<T>(shape.hidden), members, m), share(blocks_of<T>(shape.output), members, m), arena);
+    for (int m = 0; m <= member; ++m)
+      lay_out(share(blocks_of<T>(shape.hidden), members, m), share(blocks_of<T>(shape.output), members, m),
+              arena);
     // Whoever comes after starts behind every member.
     for (int m = member + 1; m < members; ++m) {
       ForwardStream other = *this;
-      other.lay_out(share(blocks_of<T>(shape.hidden), members, m), share(blocks_of<T>(shape.output), members, m), arena);
+      other.lay_out(share(blocks_of<T>(shape.hidden), members, m),
+                    share(blocks_of<T>(shape.output), members, m), arena);
     }
   }
 
@@ -103,14 +107,16 @@ class ForwardStream {
     for_groups(blocks_, group_, false, [&](Index block, Index n) {
       const Index at = (block - blocks_.first) * G * L;
       pack_gates<Cell>(w.input, H, shape.input, Cell::x_first, block, n, input_panels_ + at * shape.input);
-      pack_gates<Cell>(w.recurrent, H, shape.output, Cell::h_first, block, n, recurrent_panels_ + at * shape.output);
+      pack_gates<Cell>(w.recurrent, H, shape.output, Cell::h_first, block, n,
+                       recurrent_panels_ + at * shape.output);
     });
     for (Index block = blocks_.first; block < blocks_.last; ++block) {
       const Index lanes = lanes_in<T>(block, H);
       for (int a = 0; a < A; ++a) {
         V bias{};
         const Index at = Cell::gate_of[a] * H + block * L;
-        if (w.input_bias && a >= Cell::x_first && a < Cell::x_first + G) bias = load<V>(w.input_bias + at, lanes);
+        if (w.input_bias && a >= Cell::x_first && a < Cell::x_first + G)
+          bias = load<V>(w.input_bias + at, lanes);
         if (w.bias && a >= Cell::h_first && a < Cell::h_first + G) bias = bias + load<V>(w.bias + at, lanes);
         store(bias_of(block) + a * L, bias);
       }
@@ -159,7 +165,8 @@ class ForwardStream {
     return args_.initial[1].data ? args_.initial[1][stream_.first + b] : zeros_;
   }
 
-  // Input projection, biases included, of the steps from s on that make up a chunk; returns the first step after it.
+  // Input projection, biases included, of the steps from s on that make up a chunk; returns the first step
+  // after it.
   Index project_inputs(Index s) {
     Index rows = 0;
     const Index target = chunk_rows();
@@ -189,8 +196,8 @@ class ForwardStream {
     for (Index i = 0; i < vectors; ++i) store(to + i * L, load<V>(from + i * L));
   }
 
-  // One step: recurrent product, gates and states of this member's blocks. Every other step walks the blocks backwards:
-  // weights that do not fit in a cache level are then half there, instead of not at all.
+  // One step: recurrent product, gates and states of this member's blocks. Every other step walks the blocks
+  // backwards: weights that do not fit in a cache level are then half there, instead of not at all.
   void step(Index s, Index local) {
     const Index rows = stream_.active(s);
     for_groups(blocks_, group_, s % 2 == 1, [&](Index first, Index n) {
@@ -213,7 +220,9 @@ class ForwardStream {
     const Index row = stream_.row(s, b);
     const T* h_prev = previous_output(s, b);
     const T* c_prev = has_cell_state ? previous_cell(s, b) : nullptr;
-    T* h = !shape.projected() ? args_.y[row] : args_.tape ? tape_.unprojected_of(row) : unprojected_ + b * tape_.units;
+    T* h = !shape.projected() ? args_.y[row]
+           : args_.tape       ? tape_.unprojected_of(row)
+                              : unprojected_ + b * tape_.units;
     T* c = !has_cell_state ? nullptr : args_.tape ? tape_.cell_of(row) : cell_ + b * tape_.units;
     for (Index i = 0; i < n; ++i) {
       const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
@@ -240,8 +249,8 @@ class ForwardStream {
     const SequenceShape& shape = stream_.shape;
     for_groups(outputs_, 4, false, [&](Index first, Index n) {
       product(
-          stream_.active(s), Runs{1, shape.hidden, 0}, int(n), projection_panels_ + (first - outputs_.first) * L * shape.hidden,
-          partial_,
+          stream_.active(s), Runs{1, shape.hidden, 0}, int(n),
+          projection_panels_ + (first - outputs_.first) * L * shape.hidden, partial_,
           [&](Index b) -> const T* {
             return args_.tape ? tape_.unprojected_of(stream_.row(s, b)) : unprojected_ + b * tape_.units;
           },
@@ -293,7 +302,8 @@ template <class Body>
 RNNFUSED_HD void for_streams(const Plan& plan, int directions, Index batch, int group, Body body) {
   for (int s = group; s < directions * plan.shards; s += plan.groups) {
     const int shard = s / directions;
-    body(s % directions, Range{shard_first(batch, plan.shards, shard), shard_first(batch, plan.shards, shard + 1)});
+    body(s % directions,
+         Range{shard_first(batch, plan.shards, shard), shard_first(batch, plan.shards, shard + 1)});
   }
 }
 
@@ -323,7 +333,8 @@ void forward(const Layer<T>& layer, Team& team, int thread) {
   char* slab = static_cast<char*>(team.scratch) + forward_slab<Cell>(layer, plan) * group;
   for_streams(plan, layer.directions, layer.forward[0].shape.batch, group, [&](int direction, Range rows) {
     Arena arena(slab);
-    ForwardStream<Cell, T>(layer.forward[direction], rows, member, plan.members, arena).run(team.group[group]);
+    ForwardStream<Cell, T>(layer.forward[direction], rows, member, plan.members, arena)
+        .run(team.group[group]);
     team.group[group].wait();  // the slab is free for the next stream
   });
 }

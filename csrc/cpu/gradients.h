@@ -1,5 +1,6 @@
-// Gradients of the weights and of the input, from the gate gradients of all steps: one large product each. Threads share
-// out what is written, never what is summed, and sums are cut at fixed rows: the bits do not depend on the threads.
+// Gradients of the weights and of the input, from the gate gradients of all steps: one large product each.
+// Threads share out what is written, never what is summed, and sums are cut at fixed rows: the bits do not
+// depend on the threads.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -16,7 +17,8 @@ struct GateGradients {
   T* output = nullptr;  // gradient of a projected h, recurrence included [rows, outputs]
 
   GateGradients() = default;
-  GateGradients(const SequenceShape& shape, Arena& arena) : units(padded<T>(shape.hidden)), outputs(padded<T>(shape.output)) {
+  GateGradients(const SequenceShape& shape, Arena& arena)
+      : units(padded<T>(shape.hidden)), outputs(padded<T>(shape.output)) {
     gates = arena.take<T>(shape.rows() * units * Cell::accumulators);
     if (shape.projected()) output = arena.take<T>(shape.rows() * outputs);
   }
@@ -26,10 +28,13 @@ struct GateGradients {
 
 // Rows of the left operand that an outer-product tile holds, and vectors of the right.
 template <class T>
-constexpr Index kOuterRows = kLanes<T> < 4 ? kLanes<T> : (kAccumulators >= 24 && kLanes<T> >= 8) ? 8 : 4;
+constexpr Index kOuterRows = kLanes<T> < 4                             ? kLanes<T>
+                             : (kAccumulators >= 24 && kLanes<T> >= 8) ? 8
+                                                                       : 4;
 template <class T>
 constexpr Index kOuterWidth = kAccumulators / kOuterRows<T> < 6 ? kAccumulators / kOuterRows<T> : 6;
-constexpr Index kOuterDepth = 128;  // rows of the sequence summed in registers before they are added to the result
+constexpr Index kOuterDepth =
+    128;  // rows of the sequence summed in registers before they are added to the result
 constexpr Index kOuterUnits = 192;  // rows of the result for which packed operands stay in cache
 
 // acc[r][j] = sum_k a[k][r] b[k][j].
@@ -54,9 +59,12 @@ void outer_tile(Index depth, const T* a, const T* b, T* acc) {
 template <class T>
 RNNFUSED_HD void outer_tile_of(Index width, Index depth, const T* a, const T* b, T* acc) {
   switch (width) {
-    case 1: return outer_tile<T, 1>(depth, a, b, acc);
-    case 2: return outer_tile<T, 2>(depth, a, b, acc);
-    case 3: return outer_tile<T, 3>(depth, a, b, acc);
+    case 1:
+      return outer_tile<T, 1>(depth, a, b, acc);
+    case 2:
+      return outer_tile<T, 2>(depth, a, b, acc);
+    case 3:
+      return outer_tile<T, 3>(depth, a, b, acc);
     default:
       if constexpr (kOuterWidth<T> > 3) {
         if (width == 4) return outer_tile<T, 4>(depth, a, b, acc);
@@ -73,8 +81,13 @@ class ParameterGradients {
   static constexpr Index A = Cell::accumulators, G = Cell::gates;
 
  public:
-  ParameterGradients(const BackwardArgs<T>& args, const GateGradients<Cell, T>& from, int thread, int threads, Arena& arena)
-      : args_(args), from_(from), stream_{args.shape, 0, args.shape.batch}, thread_(thread), threads_(threads) {
+  ParameterGradients(const BackwardArgs<T>& args, const GateGradients<Cell, T>& from, int thread, int threads,
+                     Arena& arena)
+      : args_(args),
+        from_(from),
+        stream_{args.shape, 0, args.shape.batch},
+        thread_(thread),
+        threads_(threads) {
     const SequenceShape& shape = args.shape;
     Index columns = padded<T>(shape.input);
     if (padded<T>(shape.output) > columns) columns = padded<T>(shape.output);
@@ -99,7 +112,8 @@ class ParameterGradients {
       gate_outer(Cell::x_first, shape.input, args_.dinput, [&](Index row) { return args_.x[row]; });
     }
     if (args_.drecurrent) {
-      gate_outer(Cell::h_first, shape.output, args_.drecurrent, [&](Index row) { return previous_output(row); });
+      gate_outer(Cell::h_first, shape.output, args_.drecurrent,
+                 [&](Index row) { return previous_output(row); });
     }
     if (args_.dinput_bias) sum_bias(Cell::x_first, args_.dinput_bias);
     if (args_.dbias) sum_bias(Cell::h_first, args_.dbias);
@@ -108,8 +122,8 @@ class ParameterGradients {
   }
 
  private:
-  static constexpr Index kInputGroup = 4;   // vectors of a row of dx
-  static constexpr Index kInputRows = 96;   // rows of dx between which a packed panel stays in cache
+  static constexpr Index kInputGroup = 4;  // vectors of a row of dx
+  static constexpr Index kInputRows = 96;  // rows of dx between which a packed panel stays in cache
 
   // For every row the row before it in processing order, or -1 - b where batch row b starts.
   void find_previous() {
@@ -171,7 +185,8 @@ class ParameterGradients {
     }
   }
 
-  static RNNFUSED_HD void add_tile(const LeftTile& tile, Index columns, Index first, Index width, const T* acc, T* out) {
+  static RNNFUSED_HD void add_tile(const LeftTile& tile, Index columns, Index first, Index width,
+                                   const T* acc, T* out) {
     for (Index r = 0; r < tile.rows; ++r) {
       T* row = out + (tile.row + r) * columns;
       for (Index j = 0; j < width; ++j) {
@@ -190,9 +205,13 @@ class ParameterGradients {
       const Index block = vector / G, g = vector % G;
       const Index rest = H - block * L - lane;
       return LeftTile{(block * A + feeds + g) * L + lane, Cell::gate_of[feeds + g] * H + block * L + lane,
-                      rest < 0 ? 0 : rest < R ? rest : R};
+                      rest < 0   ? 0
+                      : rest < R ? rest
+                                 : R};
     };
-    outer(blocks_of<T>(H) * G * per_vector, columns, out, [&](Index row) { return from_.gates_of(row); }, tile_of, right);
+    outer(
+        blocks_of<T>(H) * G * per_vector, columns, out, [&](Index row) { return from_.gates_of(row); },
+        tile_of, right);
   }
 
   void projection_outer() {
@@ -202,8 +221,9 @@ class ParameterGradients {
       const Index rest = shape.output - t * R;
       return LeftTile{t * R, t * R, rest < R ? rest : R};
     };
-    outer((shape.output + R - 1) / R, shape.hidden, args_.dprojection, [&](Index row) { return from_.output_of(row); },
-          tile_of, [&](Index row) { return tape.unprojected_of(row); });
+    outer((shape.output + R - 1) / R, shape.hidden, args_.dprojection,
+          [&](Index row) { return from_.output_of(row); }, tile_of,
+          [&](Index row) { return tape.unprojected_of(row); });
   }
 
   void sum_bias(int feeds, T* out) {
@@ -228,9 +248,10 @@ class ParameterGradients {
     const Index blocks = blocks_of<T>(args_.shape.input);
     const Range mine = share((blocks + kInputGroup - 1) / kInputGroup, threads_, thread_);
     for (Index group = mine.first; group < mine.last; ++group) {
-      const Index first = group * kInputGroup, n = blocks - first < kInputGroup ? blocks - first : kInputGroup;
-      pack_gates_transposed<Cell>(args_.weights.input, args_.shape.hidden, args_.shape.input, Cell::x_first, first, n,
-                                  input_panel(first));
+      const Index first = group * kInputGroup,
+                  n = blocks - first < kInputGroup ? blocks - first : kInputGroup;
+      pack_gates_transposed<Cell>(args_.weights.input, args_.shape.hidden, args_.shape.input, Cell::x_first,
+                                  first, n, input_panel(first));
     }
   }
 

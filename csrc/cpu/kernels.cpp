@@ -9,9 +9,9 @@ namespace RNNFUSED_ISA {
 
 template <class T>
 constexpr TypeKernels<T> type_kernels() {
-#define RNNFUSED_KERNELS(name, Cell)                                                                              \
-  CellKernels<T>{&Tape<Cell, T>::scalars, &forward_scratch<Cell, T>, &forward<Cell, T>, &backward_scratch<Cell, T>, \
-                 &backward<Cell, T>},
+#define RNNFUSED_KERNELS(name, Cell)                                                    \
+  CellKernels<T>{&Tape<Cell, T>::scalars, &forward_scratch<Cell, T>, &forward<Cell, T>, \
+                 &backward_scratch<Cell, T>, &backward<Cell, T>},
   return {kLanes<T>, {RNNFUSED_CELLS(RNNFUSED_KERNELS)}};
 #undef RNNFUSED_KERNELS
 }
@@ -21,8 +21,10 @@ constexpr TypeKernels<T> type_kernels() {
 #define RNNFUSED_INFO(name, Cell) CellInfo{#name, Cell::gates, Cell::states},
 
 extern const KernelTable kernels;
-const KernelTable kernels = {
-    RNNFUSED_TEXT(RNNFUSED_ISA), {RNNFUSED_CELLS(RNNFUSED_INFO)}, type_kernels<float>(), type_kernels<double>()};
+const KernelTable kernels = {RNNFUSED_TEXT(RNNFUSED_ISA),
+                             {RNNFUSED_CELLS(RNNFUSED_INFO)},
+                             type_kernels<float>(),
+                             type_kernels<double>()};
 
 }  // namespace RNNFUSED_ISA
 }  // namespace rnnfused

@@ -1,5 +1,5 @@
-// Weights in the order in which a tile reads them: for a group of blocks of hidden units, [k][vector of the group][lane],
-// with the last block's missing lanes zero.
+// Weights in the order in which a tile reads them: for a group of blocks of hidden units, [k][vector of the
+// group][lane], with the last block's missing lanes zero.
 #pragma once
 
 #include "core/sequence.h"
@@ -24,8 +24,8 @@ RNNFUSED_HD Index lanes_in(Index block, Index n) {
   return rest < kLanes<T> ? rest : kLanes<T>;
 }
 
-// Transposes kLanes x kLanes scalars in registers: every round interleaves the two halves of the set, and after log2
-// rounds rows have become columns.
+// Transposes kLanes x kLanes scalars in registers: every round interleaves the two halves of the set, and
+// after log2 rounds rows have become columns.
 template <class T>
 RNNFUSED_HD void transpose(Native<T> (&v)[kLanes<T>]) {
   constexpr int L = kLanes<T>;
@@ -55,14 +55,15 @@ void pack_rows(const T* rows, Index row_stride, Index lanes, Index size, T* out,
   for (Index k = 0; k < size; k += L) {
     const Index n = size - k < L ? size - k : L;
     V v[L];
-    for (Index lane = 0; lane < L; ++lane) v[lane] = lane < lanes ? load<V>(rows + lane * row_stride + k, n) : V{};
+    for (Index lane = 0; lane < L; ++lane)
+      v[lane] = lane < lanes ? load<V>(rows + lane * row_stride + k, n) : V{};
     transpose<T>(v);
     for (Index i = 0; i < n; ++i) store(out + (k + i) * stride, v[i]);
   }
 }
 
-// Panel of `count` blocks from `first` on for a product that sums over the columns of W [gates * hidden, size]; the
-// vectors of a block are the cell's accumulators from `feeds` on.
+// Panel of `count` blocks from `first` on for a product that sums over the columns of W [gates * hidden,
+// size]; the vectors of a block are the cell's accumulators from `feeds` on.
 template <class Cell, class T>
 void pack_gates(const T* w, Index hidden, Index size, int feeds, Index first, Index count, T* out) {
   constexpr Index L = kLanes<T>;
@@ -81,13 +82,15 @@ template <class T>
 RNNFUSED_HD void pack_row(const T* row, Index columns, Index first, Index count, T* out) {
   using V = Native<T>;
   constexpr Index L = kLanes<T>;
-  for (Index b = 0; b < count; ++b) store(out + b * L, load<V>(row + (first + b) * L, lanes_in<T>(first + b, columns)));
+  for (Index b = 0; b < count; ++b)
+    store(out + b * L, load<V>(row + (first + b) * L, lanes_in<T>(first + b, columns)));
 }
 
-// Panel for a product that sums over gate gradients, in the order in which the driver keeps them: block of hidden units,
-// accumulator, lane. W is [gates * hidden, columns].
+// Panel for a product that sums over gate gradients, in the order in which the driver keeps them: block of
+// hidden units, accumulator, lane. W is [gates * hidden, columns].
 template <class Cell, class T>
-void pack_gates_transposed(const T* w, Index hidden, Index columns, int feeds, Index first, Index count, T* out) {
+void pack_gates_transposed(const T* w, Index hidden, Index columns, int feeds, Index first, Index count,
+                           T* out) {
   constexpr Index L = kLanes<T>;
   const Index row_scalars = count * L;
   for (Index block = 0; block < blocks_of<T>(hidden); ++block) {

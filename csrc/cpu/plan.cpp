@@ -8,16 +8,16 @@ namespace {
 
 // Costs in cycles of a server core with 512-bit vectors; only their proportions matter.
 constexpr double kCyclesPerUs = 3000;
-constexpr double kFma = 1;            // one vector, throughput
-constexpr double kLoadL1 = 1;         // one vector of weights, by the level it comes from
+constexpr double kFma = 1;     // one vector, throughput
+constexpr double kLoadL1 = 1;  // one vector of weights, by the level it comes from
 constexpr double kLoadL2 = 2;
 constexpr double kLoadL3 = 7;
 constexpr double kL1Bytes = 24 * 1024;
 constexpr double kL2Bytes = 800 * 1024;
-constexpr double kEpilogue = 45;      // one vector of one gate
-constexpr double kRow = 12;           // set-up of one row of one block
-constexpr double kBarrier = 700;      // two threads; grows with their number
-constexpr double kRegion = 6000;      // starting and joining a parallel region
+constexpr double kEpilogue = 45;  // one vector of one gate
+constexpr double kRow = 12;       // set-up of one row of one block
+constexpr double kBarrier = 700;  // two threads; grows with their number
+constexpr double kRegion = 6000;  // starting and joining a parallel region
 
 double step_cycles(const PlanInput& in, Index rows, int members) {
   const double blocks = std::ceil(std::ceil(double(in.hidden) / in.lanes) / members);
@@ -25,7 +25,8 @@ double step_cycles(const PlanInput& in, Index rows, int members) {
   const double bytes = vectors * in.lanes * in.bytes;
   const double load = bytes < kL1Bytes ? kLoadL1 : bytes < kL2Bytes ? kLoadL2 : kLoadL3;
   const double tiles = std::ceil(double(rows) / 6);
-  const double product = std::max(vectors * double(rows) * kFma, vectors * (load + (tiles - 1) * std::min(load, kLoadL2)));
+  const double product =
+      std::max(vectors * double(rows) * kFma, vectors * (load + (tiles - 1) * std::min(load, kLoadL2)));
   const double epilogue = blocks * double(rows) * (in.gates * kEpilogue + kRow);
   const double barrier = members == 1 ? 0 : kBarrier * (1 + 0.25 * std::log2(double(members) / 2));
   return product + epilogue + barrier;

@@ -5,9 +5,9 @@
 
 namespace rnnfused {
 
-// `groups` of `members` threads. A group runs whole streams, one after another; a stream is one direction of one shard of
-// the batch, and streams never wait for each other. The members of a group split a stream's hidden units and meet at a
-// barrier after every step.
+// `groups` of `members` threads. A group runs whole streams, one after another; a stream is one direction of
+// one shard of the batch, and streams never wait for each other. The members of a group split a stream's
+// hidden units and meet at a barrier after every step.
 struct Plan {
   int groups = 1;
   int members = 1;

@@ -1,4 +1,5 @@
-// Where the rows of a stream are: the batch shard [first, last) of every step, in the order in which a direction runs.
+// Where the rows of a stream are: the batch shard [first, last) of every step, in the order in which a
+// direction runs.
 #pragma once
 
 #include "core/sequence.h"
@@ -16,7 +17,8 @@ struct Range {
 
 RNNFUSED_HD Range share(Index n, int members, int m) { return {n * m / members, n * (m + 1) / members}; }
 
-// Hands out pieces of one allocation. Without a base it only counts, so that the code that lays memory out also sizes it.
+// Hands out pieces of one allocation. Without a base it only counts, so that the code that lays memory out
+// also sizes it.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
@@ -61,16 +63,16 @@ struct Stream {
   }
 };
 
-// Training's memory of one direction, laid out in scalars: for every row the accumulators (overwritten by what the cell
-// tapes), c, and with a projection the cell's output before it.
+// Training's memory of one direction, laid out in scalars: for every row the accumulators (overwritten by
+// what the cell tapes), c, and with a projection the cell's output before it.
 template <class Cell, class T>
 struct Tape {
   static constexpr bool keeps_gates = Cell::taped > 0;
   static constexpr bool keeps_cell = Cell::states > 1;
 
-  Index units;  // H in whole vectors
-  T* gates;     // [rows, blocks, accumulators, lanes]
-  T* cell;      // [rows, units]
+  Index units;     // H in whole vectors
+  T* gates;        // [rows, blocks, accumulators, lanes]
+  T* cell;         // [rows, units]
   T* unprojected;  // [rows, units]
 
   static Index scalars(const SequenceShape& shape) {
@@ -79,7 +81,8 @@ struct Tape {
   }
 
   // Without data (inference) every part is null.
-  Tape(const SequenceShape& shape, T* data) : units(padded<T>(shape.hidden)), gates(data), cell(data), unprojected(data) {
+  Tape(const SequenceShape& shape, T* data)
+      : units(padded<T>(shape.hidden)), gates(data), cell(data), unprojected(data) {
     if (!data) return;
     cell = gates + (keeps_gates ? shape.rows() * units * Cell::accumulators : 0);
     unprojected = cell + (keeps_cell ? shape.rows() * units : 0);

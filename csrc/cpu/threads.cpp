@@ -12,8 +12,8 @@
 namespace rnnfused {
 namespace {
 
-// About 20 us: longer than any step that is worth sharing takes to even out, short enough to lose little when the
-// machine is oversubscribed and the other member waits for a processor.
+// About 20 us: longer than any step that is worth sharing takes to even out, short enough to lose little when
+// the machine is oversubscribed and the other member waits for a processor.
 constexpr int kSpins = 1000;
 
 inline void pause_cpu() {

@@ -7,8 +7,9 @@ namespace rnnfused {
 
 constexpr int kMaxThreads = 256;
 
-// How many threads a region started here can have running at once: never more than the processors that this process may
-// run on (spinning for a thread that has none is pure loss), and one inside another parallel region.
+// How many threads a region started here can have running at once: never more than the processors that this
+// process may run on (spinning for a thread that has none is pure loss), and one inside another parallel
+// region.
 int usable_threads();
 
 // Runs body(context, thread) for every thread in [0, threads), the caller being thread 0.

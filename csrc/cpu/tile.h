@@ -1,5 +1,6 @@
-// The register tile: Rows x Width vectors of accumulators, held in registers over the whole product. Every product in
-// the library (input projection, recurrence, backward, dX) is this one loop; only what surrounds it differs.
+// The register tile: Rows x Width vectors of accumulators, held in registers over the whole product. Every
+// product in the library (input projection, recurrence, backward, dX) is this one loop; only what surrounds
+// it differs.
 #pragma once
 
 #include "core/sequence.h"
@@ -16,17 +17,19 @@ constexpr int kAccumulators = 12;
 constexpr int kMaxWidth = 8;
 constexpr int kMaxRows = 8;
 
-constexpr int max_rows(int width) { return kAccumulators / width < kMaxRows ? kAccumulators / width : kMaxRows; }
+constexpr int max_rows(int width) {
+  return kAccumulators / width < kMaxRows ? kAccumulators / width : kMaxRows;
+}
 
-// The k range of a product: `runs` runs of `length` contiguous scalars of a row, `stride` apart. The second operand is
-// packed without gaps. A GRU's recurrent gradient is such a row: three accumulators of every four.
+// The k range of a product: `runs` runs of `length` contiguous scalars of a row, `stride` apart. The second
+// operand is packed without gaps. A GRU's recurrent gradient is such a row: three accumulators of every four.
 struct Runs {
   Index runs, length, stride;
   Index size() const { return runs * length; }
 };
 
-// acc[r][j] += sum_k a[r][k] b[k][j], k ascending, one rounding per term (where the ISA has fma): the same bits whatever
-// Rows is and however the k range is cut.
+// acc[r][j] += sum_k a[r][k] b[k][j], k ascending, one rounding per term (where the ISA has fma): the same
+// bits whatever Rows is and however the k range is cut.
 template <class T, int R, int W>
 void tile(const T* const* a, Runs k, const T* b, T* acc) {
   using V = Native<T>;
@@ -96,13 +99,16 @@ constexpr Index tile_scalars() {
   return Index(kAccumulators < kMaxWidth ? kMaxWidth : kAccumulators) * kLanes<T>;
 }
 
-// Bytes of a packed panel that stay in the second-level cache while every row of the operand passes over them.
+// Bytes of a packed panel that stay in the second-level cache while every row of the operand passes over
+// them.
 constexpr Index kPanelBytes = 256 * 1024;
 
-// For every row in [0, n): start the accumulators with init(row, acc), add the product of the row's k range with the
-// panel, and hand them to sink(row, acc). `a(row)` is where the row's k range starts; `partial` holds n x width vectors.
+// For every row in [0, n): start the accumulators with init(row, acc), add the product of the row's k range
+// with the panel, and hand them to sink(row, acc). `a(row)` is where the row's k range starts; `partial`
+// holds n x width vectors.
 template <class T, class RowOf, class Init, class Sink>
-RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial, RowOf a, Init init, Sink sink) {
+RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial, RowOf a, Init init,
+                         Sink sink) {
   constexpr Index L = kLanes<T>;
   const Index row_scalars = width * L;
   const Index most = max_rows(width);

@@ -22,7 +22,8 @@ CellId cell_id(const std::string& name) {
 int threads_allowed() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
 void check_tensor(const at::Tensor& t, const char* name, const at::Tensor& like, at::IntArrayRef sizes) {
-  TORCH_CHECK(t.device() == like.device(), name, ": expected a tensor on ", like.device(), ", got ", t.device());
+  TORCH_CHECK(t.device() == like.device(), name, ": expected a tensor on ", like.device(), ", got ",
+              t.device());
   TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, ": expected dtype ", like.scalar_type(), ", got ",
               t.scalar_type());
   TORCH_CHECK(t.sizes() == sizes, name, ": expected size ", sizes, ", got ", t.sizes());
@@ -39,27 +40,28 @@ struct Inputs {
   SequenceShape shape;
 
   Inputs(const std::string& cell_name, const at::Tensor& x_in, const at::Tensor& h0_in,
-         const std::optional<at::Tensor>& c0_in, const OptionalTensors& w, const std::optional<at::Tensor>& batch_sizes)
+         const std::optional<at::Tensor>& c0_in, const OptionalTensors& w,
+         const std::optional<at::Tensor>& batch_sizes)
       : cell(cell_id(cell_name)), info(cpu::kernels().info[int(cell)]) {
-    TORCH_CHECK(x_in.device().is_cpu(), "input: expected a tensor on the CPU (this build has CPU kernels only), got ",
-                x_in.device());
+    TORCH_CHECK(x_in.device().is_cpu(),
+                "input: expected a tensor on the CPU (this build has CPU kernels only), got ", x_in.device());
     TORCH_CHECK(x_in.scalar_type() == at::kFloat || x_in.scalar_type() == at::kDouble,
                 "input: expected dtype float32 or float64, got ", x_in.scalar_type());
-    TORCH_CHECK(x_in.dim() == (batch_sizes ? 2 : 3), "input: expected ", batch_sizes ? 2 : 3, " dimensions, got ",
-                x_in.dim());
-    TORCH_CHECK(w.size() == kSlots || w.size() == 2 * kSlots, "weights: expected ", kSlots, " or ", 2 * kSlots,
-                " entries, got ", w.size());
+    TORCH_CHECK(x_in.dim() == (batch_sizes ? 2 : 3), "input: expected ", batch_sizes ? 2 : 3,
+                " dimensions, got ", x_in.dim());
+    TORCH_CHECK(w.size() == kSlots || w.size() == 2 * kSlots, "weights: expected ", kSlots, " or ",
+                2 * kSlots, " entries, got ", w.size());
     directions = int(w.size()) / kSlots;
     TORCH_CHECK(h0_in.dim() == 3, "h0: expected 3 dimensions, got ", h0_in.dim());
-    TORCH_CHECK(w[0] && w[0]->dim() == 2 && w[0]->size(0) % info.gates == 0, "weight_ih: expected [", info.gates,
-                " * hidden_size, input_size]");
+    TORCH_CHECK(w[0] && w[0]->dim() == 2 && w[0]->size(0) % info.gates == 0, "weight_ih: expected [",
+                info.gates, " * hidden_size, input_size]");
     x = x_in.contiguous();
     set_shape(batch_sizes, w[0]->size(0) / info.gates, h0_in.size(2));
 
     check_tensor(h0_in, "h0", x, {directions, shape.batch, shape.output});
     h0 = h0_in.contiguous();
-    TORCH_CHECK(c0_in.has_value() == (info.states > 1), "c0: expected ", info.states > 1 ? "a tensor" : "none",
-                ", got ", c0_in ? "a tensor" : "none");
+    TORCH_CHECK(c0_in.has_value() == (info.states > 1), "c0: expected ",
+                info.states > 1 ? "a tensor" : "none", ", got ", c0_in ? "a tensor" : "none");
     if (c0_in) {
       check_tensor(*c0_in, "c0", x, {directions, shape.batch, shape.hidden});
       c0 = c0_in->contiguous();
@@ -74,7 +76,8 @@ struct Inputs {
     shape.input = x.size(-1);
     offsets = {0};
     if (batch_sizes) {
-      TORCH_CHECK(batch_sizes->device().is_cpu() && batch_sizes->scalar_type() == at::kLong && batch_sizes->dim() == 1,
+      TORCH_CHECK(batch_sizes->device().is_cpu() && batch_sizes->scalar_type() == at::kLong &&
+                      batch_sizes->dim() == 1,
                   "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
       const at::Tensor sizes = batch_sizes->contiguous();
       const Index* n = sizes.const_data_ptr<Index>();
@@ -82,12 +85,12 @@ struct Inputs {
       TORCH_CHECK(shape.steps > 0, "batch_sizes: expected at least one step, got none");
       shape.batch = n[0];
       for (Index t = 0; t < shape.steps; ++t) {
-        TORCH_CHECK(n[t] >= 0 && n[t] <= (t ? n[t - 1] : n[t]), "batch_sizes: expected sizes that never grow, got ", n[t],
-                    " after ", t ? n[t - 1] : 0);
+        TORCH_CHECK(n[t] >= 0 && n[t] <= (t ? n[t - 1] : n[t]),
+                    "batch_sizes: expected sizes that never grow, got ", n[t], " after ", t ? n[t - 1] : 0);
         offsets.push_back(offsets.back() + n[t]);
       }
-      TORCH_CHECK(offsets.back() == x.size(0), "batch_sizes: expected a sum of ", x.size(0), " (the rows of input), got ",
-                  offsets.back());
+      TORCH_CHECK(offsets.back() == x.size(0), "batch_sizes: expected a sum of ", x.size(0),
+                  " (the rows of input), got ", offsets.back());
     } else {
       shape.steps = x.size(0);
       shape.batch = x.size(1);
@@ -184,9 +187,10 @@ ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const 
 
 OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
                                const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
-                               const std::optional<at::Tensor>& batch_sizes, const at::Tensor& y, const at::Tensor& tape,
-                               const std::optional<at::Tensor>& dy, const std::optional<at::Tensor>& dhn,
-                               const std::optional<at::Tensor>& dcn, const std::vector<bool>& wanted) {
+                               const std::optional<at::Tensor>& batch_sizes, const at::Tensor& y,
+                               const at::Tensor& tape, const std::optional<at::Tensor>& dy,
+                               const std::optional<at::Tensor>& dhn, const std::optional<at::Tensor>& dcn,
+                               const std::vector<bool>& wanted) {
   const Inputs in(cell, x, h0, c0, weights, batch_sizes);
   TORCH_CHECK(wanted.size() == 3 + weights.size(), "wanted: expected ", 3 + weights.size(), " entries, got ",
               wanted.size());
@@ -209,7 +213,9 @@ OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, con
 
   for_dtype(in.x, [&](auto type) {
     using T = decltype(type);
-    const auto data = [&](size_t i) -> T* { return gradients[i] ? gradients[i]->mutable_data_ptr<T>() : nullptr; };
+    const auto data = [&](size_t i) -> T* {
+      return gradients[i] ? gradients[i]->mutable_data_ptr<T>() : nullptr;
+    };
     const Index tape_size = cpu::tape_scalars<T>(in.cell, in.shape);
     TORCH_CHECK(tape.scalar_type() == in.x.scalar_type() && tape.numel() == in.directions * tape_size,
                 "tape: expected ", in.directions * tape_size, " scalars, got ", tape.numel());
@@ -232,7 +238,8 @@ OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, con
       args.accumulate_dx = d > 0;
       args.dinitial[0] = data(1) ? data(1) + d * in.shape.batch * in.shape.output : nullptr;
       args.dinitial[1] = data(2) ? data(2) + d * in.shape.batch * in.shape.hidden : nullptr;
-      T** const slots[kSlots] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias, &args.dprojection};
+      T** const slots[kSlots] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias,
+                                 &args.dprojection};
       for (int slot = 0; slot < kSlots; ++slot) *slots[slot] = data(size_t(3 + d * kSlots + slot));
     }
     cpu::backward(in.cell, layer, threads_allowed());

@@ -12,9 +12,10 @@ namespace rnnfused {
 
 using OptionalTensors = std::vector<std::optional<at::Tensor>>;
 
-// y [T, B, D P] (or [rows, D P]), h_n [D, B, P], c_n [D, B, H] (undefined for cells without c), tape (undefined unless
-// `save`).
-using ForwardResult = std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>>;
+// y [T, B, D P] (or [rows, D P]), h_n [D, B, P], c_n [D, B, H] (undefined for cells without c), tape
+// (undefined unless `save`).
+using ForwardResult =
+    std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>>;
 
 // x: [T, B, I], or packed rows [rows, I] with batch_sizes [T] (int64 on the CPU). h0 [D, B, P], c0 [D, B, H].
 // weights: for each direction W_ih, W_hh, b_ih, b_hh, W_hr; the last three may be absent.
@@ -22,12 +23,14 @@ ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const 
                             const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
                             const std::optional<at::Tensor>& batch_sizes, bool save);
 
-// Gradients of x, h0, c0 and of every weight, in that order; absent where `wanted` (in the same order) says so.
+// Gradients of x, h0, c0 and of every weight, in that order; absent where `wanted` (in the same order) says
+// so.
 OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
                                const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
-                               const std::optional<at::Tensor>& batch_sizes, const at::Tensor& y, const at::Tensor& tape,
-                               const std::optional<at::Tensor>& dy, const std::optional<at::Tensor>& dhn,
-                               const std::optional<at::Tensor>& dcn, const std::vector<bool>& wanted);
+                               const std::optional<at::Tensor>& batch_sizes, const at::Tensor& y,
+                               const at::Tensor& tape, const std::optional<at::Tensor>& dy,
+                               const std::optional<at::Tensor>& dhn, const std::optional<at::Tensor>& dcn,
+                               const std::vector<bool>& wanted);
 
 // Which cells there are, which machine code runs, and how a layer would be run.
 std::vector<std::string> cell_names();

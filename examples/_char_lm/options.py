@@ -54,7 +54,7 @@ class Recipe:
     embedding: int = _option(64, positive_int, "features of an embedded character")
     batch: int = _option(32, positive_int, "stretches of the text read side by side")
     steps: int = _option(64, positive_int, "characters that one backward pass reaches back")
-    lr: float = _option(4e-3, positive_float, "Adam's learning rate")
+    lr: float = _option(3e-3, positive_float, "Adam's learning rate")
     clip: float = _option(1.0, positive_float, "largest norm of the gradient")
     seed: int = _option(0, seed_int, "seed of the initial weights and of the sample")
 

@@ -71,7 +71,7 @@ using IntOf = typename Lanes<V>::Int;
 
 template <class V>
 RNNFUSED_HD V broadcast(ScalarOf<V> x) {
-  return V{} + x;
+  return x - V{};  // x + 0 would turn -0 into 0, and so could not be left out by the compiler
 }
 
 template <class To, class From>

@@ -1,0 +1,255 @@
+// The drivers through the table of kernels, as callers use them: against a plain implementation, and the same
+// bits whatever the plan.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "cpu/dispatch.h"
+#include "sequence_case.h"
+
+namespace rnnfused::test {
+namespace {
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+double sigmoid_slope(double y) { return y * (1 - y); }
+double tanh_slope(double y) { return 1 - y * y; }
+
+void rnn_tanh_forward(Unit& u) { u.next[0] = std::tanh(u.x[0] + u.h[0]); }
+UnitGradient rnn_tanh_backward(const Unit& u, const double (&dnext)[2]) {
+  const double da = dnext[0] * tanh_slope(u.next[0]);
+  return {{da}, {da}, {}};
+}
+
+void rnn_relu_forward(Unit& u) { u.next[0] = std::fmax(u.x[0] + u.h[0], 0); }
+UnitGradient rnn_relu_backward(const Unit& u, const double (&dnext)[2]) {
+  const double da = u.next[0] > 0 ? dnext[0] : 0;
+  return {{da}, {da}, {}};
+}
+
+struct LstmGates {
+  double i, f, g, o;
+  explicit LstmGates(const Unit& u)
+      : i(sigmoid(u.x[0] + u.h[0])),
+        f(sigmoid(u.x[1] + u.h[1])),
+        g(std::tanh(u.x[2] + u.h[2])),
+        o(sigmoid(u.x[3] + u.h[3])) {}
+};
+void lstm_forward(Unit& u) {
+  const LstmGates a(u);
+  u.next[1] = a.f * u.prev[1] + a.i * a.g;
+  u.next[0] = a.o * std::tanh(u.next[1]);
+}
+UnitGradient lstm_backward(const Unit& u, const double (&dnext)[2]) {
+  const LstmGates a(u);
+  const double tanh_c = std::tanh(u.next[1]);
+  const double dc = dnext[1] + dnext[0] * a.o * tanh_slope(tanh_c);
+  const double di = dc * a.g * sigmoid_slope(a.i), df = dc * u.prev[1] * sigmoid_slope(a.f);
+  const double dg = dc * a.i * tanh_slope(a.g), d_o = dnext[0] * tanh_c * sigmoid_slope(a.o);
+  return {{di, df, dg, d_o}, {di, df, dg, d_o}, {0, dc * a.f}};
+}
+
+struct GruGates {
+  double r, z, n;
+  explicit GruGates(const Unit& u)
+      : r(sigmoid(u.x[0] + u.h[0])), z(sigmoid(u.x[1] + u.h[1])), n(std::tanh(u.x[2] + r * u.h[2])) {}
+};
+void gru_forward(Unit& u) {
+  const GruGates a(u);
+  u.next[0] = (1 - a.z) * a.n + a.z * u.prev[0];
+}
+UnitGradient gru_backward(const Unit& u, const double (&dnext)[2]) {
+  const GruGates a(u);
+  const double dn = dnext[0] * (1 - a.z) * tanh_slope(a.n);
+  const double dr = dn * u.h[2] * sigmoid_slope(a.r), dz = dnext[0] * (u.prev[0] - a.n) * sigmoid_slope(a.z);
+  return {{dr, dz, dn}, {dr, dz, dn * a.r}, {dnext[0] * a.z}};
+}
+
+struct Tested {
+  CellId id;
+  PlainCell plain;
+};
+const Tested kTested[] = {
+    {CellId::rnn_tanh, {1, 1, rnn_tanh_forward, rnn_tanh_backward}},
+    {CellId::rnn_relu, {1, 1, rnn_relu_forward, rnn_relu_backward}},
+    {CellId::lstm, {4, 2, lstm_forward, lstm_backward}},
+    {CellId::gru, {3, 1, gru_forward, gru_backward}},
+};
+
+template <class T>
+const TypeKernels<T>& typed() {
+  if constexpr (sizeof(T) == 4) {
+    return cpu::kernels().f32;
+  } else {
+    return cpu::kernels().f64;
+  }
+}
+
+// Rounding, grown by the steps and by the length of the sums.
+template <class T>
+constexpr double kTolerance = sizeof(T) == 4 ? 2e-5 : 1e-12;
+
+template <class T>
+void check(const Tested& tested, const Sizes& sizes, const Variant& variant) {
+  const CellKernels<T>& kernels = typed<T>().cells[int(tested.id)];
+  const Problem<T> problem(sizes, variant, tested.plain.gates, tested.plain.states, false, 1);
+  const Values expected = PlainRun<T>(tested.plain, problem).values();
+  Values serial;
+  for (const Plan& plan : plans()) {
+    CAPTURE(text(sizes, variant, plan));
+    Run<T> training(kernels, problem, plan), inference(kernels, problem, plan);
+    training.forward(true).backward({});
+    inference.forward(false);
+    REQUIRE(training.intact());
+    REQUIRE(inference.intact());
+    if (serial.empty()) {
+      serial = training.values();
+      REQUIRE(serial.size() == expected.size());
+      REQUIRE(first_difference(serial, expected, kTolerance<T>) == "");
+    }
+    REQUIRE(first_difference(training.values(), serial) == "");
+    REQUIRE(first_difference(inference.values(), serial) == "");
+  }
+}
+
+template <class T>
+void check_all_cells(const Sizes& sizes, const Variant& variant) {
+  for (const Tested& tested : kTested) {
+    CAPTURE(cpu::kernels().info[int(tested.id)].name);
+    if (sizes.output == sizes.hidden || tested.id == CellId::lstm) check<T>(tested, sizes, variant);
+  }
+}
+
+TEST_CASE_TEMPLATE("hidden sizes around whole vectors and tiles", T, float, double) {
+  const Index L = typed<T>().lanes;
+  for (Index hidden : {Index(1), L - 1, L, L + 1, 2 * L + 1, 4 * L, 5 * L - 1, 9 * L + 1}) {
+    if (hidden < 1) continue;
+    check_all_cells<T>({3, 3, 5, hidden, hidden}, {});
+    check_all_cells<T>({4, 5, 3, hidden, hidden}, {true, 2});
+  }
+}
+
+TEST_CASE_TEMPLATE("batch sizes around tiles", T, float, double) {
+  const Index L = typed<T>().lanes;
+  for (Index batch : {1, 2, 4, 5, 6, 7, 8, 9, 13}) {
+    check_all_cells<T>({2, batch, 3, L + 2, L + 2}, {});
+    check_all_cells<T>({6, batch, 3, L + 2, L + 2}, {true, 2});
+  }
+}
+
+TEST_CASE_TEMPLATE("input sizes around whole vectors", T, float, double) {
+  const Index L = typed<T>().lanes;
+  for (Index input : {Index(1), L - 1, L, L + 1, 4 * L + 1, 7 * L}) {
+    if (input < 1) continue;
+    check_all_cells<T>({3, 4, input, 6, 6}, {false, 2});
+  }
+}
+
+TEST_CASE_TEMPLATE("ragged, without initial states, without biases", T, float, double) {
+  for (int bits = 0; bits < 16; ++bits) {
+    const Variant variant{(bits & 1) != 0, bits & 2 ? 2 : 1, (bits & 4) != 0, (bits & 8) != 0};
+    check_all_cells<T>({9, 6, 4, 11, 11}, variant);
+  }
+}
+
+TEST_CASE_TEMPLATE("projection", T, float, double) {
+  const Index L = typed<T>().lanes;
+  for (Index output : {Index(1), L - 1, L, L + 1, 3 * L - 1, 5 * L + 1}) {
+    if (output < 1) continue;
+    check_all_cells<T>({3, 3, 5, 6 * L + 3, output}, {false, 2});
+    check_all_cells<T>({5, 4, 3, 6 * L + 3, output}, {true, 2, false, false});
+  }
+}
+
+TEST_CASE_TEMPLATE("nothing to do", T, float, double) {
+  for (const Variant& variant : {Variant{}, Variant{true, 2}}) {
+    check_all_cells<T>({3, 0, 4, 5, 5}, variant);
+    check_all_cells<T>({0, 3, 4, 5, 5}, variant);
+    check_all_cells<T>({0, 3, 4, 5, 2}, variant);
+    check_all_cells<T>({3, 2, 0, 5, 5}, variant);
+    check_all_cells<T>({3, 2, 0, 0, 0}, variant);
+  }
+}
+
+// More than is in one go: rows than a chunk of the input projection, k than a panel in cache, units than a
+// pass of the gradients of the weights.
+TEST_CASE_TEMPLATE("beyond the blocking", T, float, double) {
+  const Index L = typed<T>().lanes;
+  check_all_cells<T>({45, 20, 2, 3, 3}, {true, 1});
+  check_all_cells<T>({2, 3, 2, 210, 210}, {});
+  check_all_cells<T>({2, 3, L == 1 ? 33000 : 3000, 3, 3}, {});
+  if (L > 1) check_all_cells<T>({2, 5, 2, 360, 360}, {});
+}
+
+TEST_CASE_TEMPLATE("what is not asked for changes nothing else", T, float, double) {
+  for (const Tested& tested : kTested) {
+    for (const Index output : {9, 7}) {
+      if (output == 7 && tested.id != CellId::lstm) continue;
+      const CellKernels<T>& kernels = typed<T>().cells[int(tested.id)];
+      const Variant variant{true, 2};
+      const Problem<T> problem({5, 4, 3, 9, output}, variant, tested.plain.gates, tested.plain.states, false,
+                               2);
+      const Plan plan{2, 1, 1};
+      Run<T> all(kernels, problem, plan);
+      all.forward(true).backward({});
+      for (int bits = 0; bits < 16; ++bits) {
+        const Asked asked{(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0};
+        Run<T> some(kernels, problem, plan);
+        some.forward(true).backward(asked);
+        CAPTURE(bits);
+        REQUIRE(some.intact());
+        REQUIRE(first_difference(some.values(), all.values()) == "");
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("gradients that are not given are zero", T, float, double) {
+  for (const Tested& tested : kTested) {
+    const CellKernels<T>& kernels = typed<T>().cells[int(tested.id)];
+    for (int bits = 0; bits < 3; ++bits) {
+      Asked asked;
+      asked.dy = (bits & 1) != 0, asked.dfinal = (bits & 2) != 0;
+      Problem<T> problem({5, 4, 3, 9, 9}, {true, 2}, tested.plain.gates, tested.plain.states, false, 3);
+      Run<T> absent(kernels, problem, {});
+      absent.forward(true).backward(asked);
+      if (!asked.dy) problem.dy.assign(problem.dy.size(), T(0));
+      for (DirectionData<T>& data : problem.directions) {
+        for (std::vector<T>& d : data.dfinal) {
+          if (!asked.dfinal) d.assign(d.size(), T(0));
+        }
+      }
+      Run<T> zero(kernels, problem, {});
+      zero.forward(true).backward({});
+      CAPTURE(bits);
+      REQUIRE(absent.intact());
+      REQUIRE(first_difference(absent.values(), zero.values(), kTolerance<T>) == "");
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("the chosen plan gives the bits of one thread, at any number of threads", T, float,
+                   double) {
+  const Problem<T> problem({12, 24, 40, 130, 130}, {true, 2}, 4, 2, false, 4);
+  const CellKernels<T>& kernels = typed<T>().cells[int(CellId::lstm)];
+  Run<T> serial(kernels, problem, {});
+  serial.forward(true).backward({});
+  for (int threads : {1, 2, 4}) {
+    const Plan plan = cpu::plan<T>(CellId::lstm, problem.shape(0), 2, threads);
+    CAPTURE(text(problem.sizes, problem.variant, plan));
+    CHECK(plan.threads() <= threads);
+    Run<T> run(kernels, problem, plan);
+    run.forward(true).backward({});
+    REQUIRE(first_difference(run.values(), serial.values()) == "");
+  }
+}
+
+TEST_CASE("the table in use is the one that was asked for") {
+  const char* wanted = std::getenv("RNNFUSED_ISA");
+  if (wanted) CHECK(std::string(cpu::kernels().isa) == wanted);
+  const std::vector<std::string> names = cpu::available_isas();
+  CHECK(std::count(names.begin(), names.end(), cpu::kernels().isa) == 1);
+}
+
+}  // namespace
+}  // namespace rnnfused::test

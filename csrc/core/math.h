@@ -88,7 +88,7 @@ RNNFUSED_HD V exp(V x) {
   return fma(first, e.p, first) * power_of_two<V>(e.n - half);
 }
 
-// 1 / (1 + exp(-x)). Max error 2.4 ulp (float), 2.2 ulp (double), denormal results included; exactly 0 and 1
+// 1 / (1 + exp(-x)). Max error 2.5 ulp (float), 2.2 ulp (double), denormal results included; exactly 0 and 1
 // at infinity.
 template <class V>
 RNNFUSED_HD V sigmoid(V x) {

@@ -161,8 +161,9 @@ Index tape_scalars(CellId cell, const SequenceShape& shape) {
 
 template <class T>
 Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads) {
-  return make_plan({shape.steps, shape.batch, shape.hidden, shape.output, kernels().info[int(cell)].gates,
-                    directions, typed<T>().lanes, int(sizeof(T)), std::clamp(threads, 1, usable_threads())});
+  return make_plan({shape.steps, shape.batch, shape.input, shape.hidden, shape.output,
+                    kernels().info[int(cell)].gates, directions, typed<T>().lanes, int(sizeof(T)),
+                    std::clamp(threads, 1, usable_threads())});
 }
 
 template <class T>

@@ -31,7 +31,8 @@ class ForwardStream {
         tape_(args.shape, args.tape),
         blocks_(share(blocks_of<T>(args.shape.hidden), members, member)),
         outputs_(share(blocks_of<T>(args.shape.output), members, member)),
-        group_(group_blocks<Cell>(rows.size())) {
+        group_(group_blocks<Cell>(rows.size())),
+        direct_(runs_unpacked(args.shape.steps, args.shape.batch)) {
     const SequenceShape& shape = args.shape;
     const Index units = padded<T>(shape.hidden);
     zeros_ = arena.take<T>(units);
@@ -49,7 +50,7 @@ class ForwardStream {
   }
 
   void run(Barrier& barrier) {
-    pack();
+    prepare();
     barrier.wait();  // zeros_ and the carried cell states are there
     const Index steps = stream_.shape.steps;
     for (Index s = 0; s < steps;) {
@@ -81,13 +82,15 @@ class ForwardStream {
     const Index all = shape.rows();
     blocks_ = blocks, outputs_ = outputs;
     const Index chunk = chunk_rows() + batch < all ? chunk_rows() + batch : all;
-    input_panels_ = arena.take<T>(vectors * L * shape.input);
-    recurrent_panels_ = arena.take<T>(vectors * L * shape.output);
+    if (!direct_) {
+      input_panels_ = arena.take<T>(vectors * L * shape.input);
+      recurrent_panels_ = arena.take<T>(vectors * L * shape.output);
+      if (shape.projected()) projection_panels_ = arena.take<T>(outputs.size() * L * shape.hidden);
+    }
     bias_ = arena.take<T>(blocks.size() * A * L);
     partial_ = arena.take<T>((chunk > batch ? chunk : batch) * kMaxWidth * L);
     chunk_row_ = arena.take<Index>(chunk);
     if (!tapes_gates()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
-    if (shape.projected()) projection_panels_ = arena.take<T>(outputs.size() * L * shape.hidden);
   }
 
   template <class Body>
@@ -100,7 +103,16 @@ class ForwardStream {
     }
   }
 
-  void pack() {
+  void prepare() {
+    if (!direct_) pack_weights();
+    sum_biases();
+    for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
+    if (cell_) {
+      for (Index b = 0; b < stream_.batch(); ++b) copy_initial(1, b, cell_ + b * tape_.units);
+    }
+  }
+
+  void pack_weights() {
     const SequenceShape& shape = stream_.shape;
     const Weights<T>& w = args_.weights;
     const Index H = shape.hidden;
@@ -110,6 +122,19 @@ class ForwardStream {
       pack_gates<Cell>(w.recurrent, H, shape.output, Cell::h_first, block, n,
                        recurrent_panels_ + at * shape.output);
     });
+    if (!shape.projected()) return;
+    for_groups(outputs_, 4, false, [&](Index block, Index n) {
+      T* panel = projection_panels_ + (block - outputs_.first) * L * H;
+      for (Index b = 0; b < n; ++b) {
+        const Index lanes = lanes_in<T>(block + b, shape.output);
+        pack_rows(w.projection + (block + b) * L * H, H, lanes, H, panel + b * L, n * L);
+      }
+    });
+  }
+
+  void sum_biases() {
+    const Weights<T>& w = args_.weights;
+    const Index H = stream_.shape.hidden;
     for (Index block = blocks_.first; block < blocks_.last; ++block) {
       const Index lanes = lanes_in<T>(block, H);
       for (int a = 0; a < A; ++a) {
@@ -120,18 +145,6 @@ class ForwardStream {
         if (w.bias && a >= Cell::h_first && a < Cell::h_first + G) bias = bias + load<V>(w.bias + at, lanes);
         store(bias_of(block) + a * L, bias);
       }
-    }
-    if (shape.projected()) {
-      for_groups(outputs_, 4, false, [&](Index block, Index n) {
-        for (Index b = 0; b < n; ++b) {
-          pack_rows(w.projection + (block + b) * L * H, H, lanes_in<T>(block + b, shape.output), H,
-                    projection_panels_ + (block - outputs_.first) * L * H + b * L, n * L);
-        }
-      });
-    }
-    for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
-    if (cell_) {
-      for (Index b = 0; b < stream_.batch(); ++b) copy_initial(1, b, cell_ + b * tape_.units);
     }
   }
 
@@ -165,6 +178,24 @@ class ForwardStream {
     return args_.initial[1].data ? args_.initial[1][stream_.first + b] : zeros_;
   }
 
+  // The rows' products with n blocks from `first` on of the units of w [gates of `units` rows each, size]: by
+  // tiles with the packed panel, or with the rows of w as they lie.
+  template <int N, class RowOf, class Init, class Sink>
+  RNNFUSED_HD void multiply(Index rows, const T* w, Index size, Index units, const int* gate_of, Index first,
+                            Index n, const T* panel, RowOf a, Init init, Sink sink) {
+    if (!direct_) return product(rows, Runs{1, size, 0}, int(n * N), panel, partial_, a, init, sink);
+    T acc[kMaxWidth * L];
+    for (Index row = 0; row < rows; ++row) {
+      init(row, acc);
+      for (Index i = 0; i < n * N; ++i) {
+        const Index block = first + i / N;
+        dots(w + (gate_of[i % N] * units + block * L) * size, lanes_in<T>(block, units), size, a(row),
+             acc + i * L);
+      }
+      sink(row, acc);
+    }
+  }
+
   // Input projection, biases included, of the steps from s on that make up a chunk; returns the first step
   // after it.
   Index project_inputs(Index s) {
@@ -174,9 +205,9 @@ class ForwardStream {
       for (Index b = 0; b < stream_.active(s); ++b) chunk_row_[rows++] = stream_.row(s, b);
     }
     for_groups(blocks_, group_, false, [&](Index first, Index n) {
-      const T* panel = input_panels_ + (first - blocks_.first) * G * L * stream_.shape.input;
-      product(
-          rows, Runs{1, stream_.shape.input, 0}, int(n * G), panel, partial_,
+      multiply<G>(
+          rows, args_.weights.input, stream_.shape.input, stream_.shape.hidden, Cell::gate_of + Cell::x_first,
+          first, n, input_panels_ + (first - blocks_.first) * G * L * stream_.shape.input,
           [&](Index i) { return args_.x[chunk_row_[i]]; },
           [&](Index, T* acc) {
             for (Index b = 0; b < n; ++b) copy(bias_of(first + b) + Cell::x_first * L, acc + b * G * L, G);
@@ -201,9 +232,10 @@ class ForwardStream {
   void step(Index s, Index local) {
     const Index rows = stream_.active(s);
     for_groups(blocks_, group_, s % 2 == 1, [&](Index first, Index n) {
-      const T* panel = recurrent_panels_ + (first - blocks_.first) * G * L * stream_.shape.output;
-      product(
-          rows, Runs{1, stream_.shape.output, 0}, int(n * G), panel, partial_,
+      multiply<G>(
+          rows, args_.weights.recurrent, stream_.shape.output, stream_.shape.hidden,
+          Cell::gate_of + Cell::h_first, first, n,
+          recurrent_panels_ + (first - blocks_.first) * G * L * stream_.shape.output,
           [&](Index b) { return previous_output(s, b); },
           [&](Index b, T* acc) {
             const Index row = stream_.row(s, b);
@@ -248,9 +280,10 @@ class ForwardStream {
   void project_outputs(Index s) {
     const SequenceShape& shape = stream_.shape;
     for_groups(outputs_, 4, false, [&](Index first, Index n) {
-      product(
-          stream_.active(s), Runs{1, shape.hidden, 0}, int(n),
-          projection_panels_ + (first - outputs_.first) * L * shape.hidden, partial_,
+      static constexpr int only[] = {0};
+      multiply<1>(
+          stream_.active(s), args_.weights.projection, shape.hidden, shape.output, only, first, n,
+          projection_panels_ + (first - outputs_.first) * L * shape.hidden,
           [&](Index b) -> const T* {
             return args_.tape ? tape_.unprojected_of(stream_.row(s, b)) : unprojected_ + b * tape_.units;
           },
@@ -290,6 +323,7 @@ class ForwardStream {
   Tape<Cell, T> tape_;
   Range blocks_, outputs_;  // of hidden units, and of units after a projection
   Index group_;
+  bool direct_;  // weights are read as they lie
 
   T *zeros_ = nullptr, *cell_ = nullptr, *unprojected_ = nullptr;  // shared by the members
   T *input_panels_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *bias_ = nullptr;

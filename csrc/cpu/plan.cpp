@@ -14,10 +14,11 @@ constexpr double kLoadL2 = 2;
 constexpr double kLoadL3 = 7;
 constexpr double kL1Bytes = 24 * 1024;
 constexpr double kL2Bytes = 800 * 1024;
-constexpr double kEpilogue = 45;  // one vector of one gate
-constexpr double kRow = 12;       // set-up of one row of one block
-constexpr double kBarrier = 700;  // two threads; grows with their number
-constexpr double kRegion = 6000;  // starting and joining a parallel region
+constexpr double kEpilogue = 45;   // one vector of one gate
+constexpr double kRow = 12;        // set-up of one row of one block
+constexpr double kPack = 12;       // one vector of weights
+constexpr double kBarrier = 700;   // two threads; grows with their number
+constexpr double kRegion = 20000;  // starting and joining a parallel region
 
 double step_cycles(const PlanInput& in, Index rows, int members) {
   const double blocks = std::ceil(std::ceil(double(in.hidden) / in.lanes) / members);
@@ -27,9 +28,15 @@ double step_cycles(const PlanInput& in, Index rows, int members) {
   const double tiles = std::ceil(double(rows) / 6);
   const double product =
       std::max(vectors * double(rows) * kFma, vectors * (load + (tiles - 1) * std::min(load, kLoadL2)));
+  // Of the input projection and of packing, a step bears its share.
+  const double per_step = blocks * in.gates * double(in.input);
+  const double input = per_step * std::max(double(rows) * kFma, in.steps == 1 ? load : 0.0);
+  const double packing = runs_unpacked(in.steps, in.batch)
+                             ? 0
+                             : (vectors + per_step) * kPack / double(std::max<Index>(1, in.steps));
   const double epilogue = blocks * double(rows) * (in.gates * kEpilogue + kRow);
   const double barrier = members == 1 ? 0 : kBarrier * (1 + 0.25 * std::log2(double(members) / 2));
-  return product + epilogue + barrier;
+  return product + input + packing + epilogue + barrier;
 }
 
 }  // namespace

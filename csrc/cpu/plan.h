@@ -18,13 +18,16 @@ struct Plan {
 };
 
 struct PlanInput {
-  Index steps, batch, hidden, output;
+  Index steps, batch, input, hidden, output;
   int gates;
   int directions;
   int lanes;    // of a vector
   int bytes;    // of a scalar
   int threads;  // at most
 };
+
+// Whether a sequence is too short for packed weights to pay: packing costs about as much as this many rows.
+inline bool runs_unpacked(Index steps, Index batch) { return steps * batch <= 8; }
 
 Plan make_plan(const PlanInput& input);
 

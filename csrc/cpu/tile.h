@@ -5,6 +5,7 @@
 
 #include "core/sequence.h"
 #include "core/simd.h"
+#include "cpu/pack.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 
@@ -139,6 +140,36 @@ RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial,
       for (Index r = 0; r < rows; ++r) sink(begin + r, acc + r * row_scalars);
     }
   }
+}
+
+// acc[lane] += sum_k rows[lane][k] a[k] for `lanes` rows of a matrix as it lies: what a sequence of a few
+// rows takes instead of a tile, since packing the weights would cost more than all that is done with them.
+template <class T>
+void dots(const T* rows, Index lanes, Index size, const T* a, T* acc) {
+  using V = Native<T>;
+  constexpr Index L = kLanes<T>;
+  V sum[L] = {};
+  const auto add = [&](Index k, Index n) {
+    const V right = load<V>(a + k, n);
+    for (Index lane = 0; lane < L; ++lane) {
+      if (lane < lanes) sum[lane] = fma(load<V>(rows + lane * size + k, n), right, sum[lane]);
+    }
+  };
+  const Index whole = size / L * L;
+  if (lanes == L) {
+    for (Index k = 0; k < whole; k += L) {
+      const V right = load<V>(a + k);
+      for (Index lane = 0; lane < L; ++lane)
+        sum[lane] = fma(load<V>(rows + lane * size + k), right, sum[lane]);
+    }
+  } else {
+    for (Index k = 0; k < whole; k += L) add(k, L);
+  }
+  if (whole < size) add(whole, size - whole);
+  transpose<T>(sum);
+  V total = load<V>(acc);
+  for (Index i = 0; i < L; ++i) total = total + sum[i];
+  store(acc, total);
 }
 
 }  // namespace rnnfused::RNNFUSED_ISA

@@ -126,13 +126,13 @@ struct Problem {
     for (Index t = 0; t < s.steps; ++t) offsets.push_back(offsets.back() + active(t));
     x = make(rows() * s.input, 1);
     dy = make(rows() * v.directions * s.output, 1);
-    const double scale = 1 / std::sqrt(double(s.hidden + 1));
+    const double from_x = 1 / std::sqrt(double(s.input + 1)), from_h = 1 / std::sqrt(double(s.hidden + 1));
     for (int d = 0; d < v.directions; ++d) {
       DirectionData<T>& data = directions.emplace_back();
-      data.w_ih = make(gates * s.hidden * s.input, scale);
-      data.w_hh = make(gates * s.hidden * s.output, scale);
+      data.w_ih = make(gates * s.hidden * s.input, from_x);
+      data.w_hh = make(gates * s.hidden * s.output, from_h);
       if (v.biases) data.b_ih = make(gates * s.hidden, 1), data.b_hh = make(gates * s.hidden, 1);
-      if (projected()) data.w_hr = make(s.output * s.hidden, scale);
+      if (projected()) data.w_hr = make(s.output * s.hidden, from_h);
       for (int state = 0; state < states; ++state) {
         if (v.initial) data.initial[state] = make(s.batch * units(state), 1);
         data.dfinal[state] = make(s.batch * units(state), 1);
@@ -503,6 +503,7 @@ inline std::string first_difference(const Values& got, const Values& expected, d
   return "";
 }
 
+// Groups, members and shards, the odd ones included that no choice would make.
 inline const std::vector<Plan>& plans() {
   static const std::vector<Plan> all = {{1, 1, 1}, {1, 2, 1}, {1, 3, 1}, {2, 1, 1},
                                         {2, 1, 2}, {2, 2, 2}, {4, 1, 2}};

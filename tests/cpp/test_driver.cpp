@@ -89,27 +89,35 @@ const TypeKernels<T>& typed() {
 template <class T>
 constexpr double kTolerance = sizeof(T) == 4 ? 2e-5 : 1e-12;
 
+// Teams of more threads than the machine has processors are slow: a case runs under the next few plans only.
+constexpr int kPlansPerCase = 2;
+const Plan& next_plan() {
+  static size_t next = 0;
+  return plans()[next++ % plans().size()];
+}
+
+template <class T>
+Values check_plan(const CellKernels<T>& kernels, const Problem<T>& problem, const Plan& plan,
+                  const Values& expected, double tolerance) {
+  CAPTURE(text(problem.sizes, problem.variant, plan));
+  Run<T> training(kernels, problem, plan), inference(kernels, problem, plan);
+  training.forward(true).backward({});
+  inference.forward(false);
+  REQUIRE(training.intact());
+  REQUIRE(inference.intact());
+  REQUIRE(training.values().size() == expected.size());
+  REQUIRE(first_difference(training.values(), expected, tolerance) == "");
+  REQUIRE(first_difference(inference.values(), training.values()) == "");
+  return training.values();
+}
+
 template <class T>
 void check(const Tested& tested, const Sizes& sizes, const Variant& variant) {
   const CellKernels<T>& kernels = typed<T>().cells[int(tested.id)];
   const Problem<T> problem(sizes, variant, tested.plain.gates, tested.plain.states, false, 1);
   const Values expected = PlainRun<T>(tested.plain, problem).values();
-  Values serial;
-  for (const Plan& plan : plans()) {
-    CAPTURE(text(sizes, variant, plan));
-    Run<T> training(kernels, problem, plan), inference(kernels, problem, plan);
-    training.forward(true).backward({});
-    inference.forward(false);
-    REQUIRE(training.intact());
-    REQUIRE(inference.intact());
-    if (serial.empty()) {
-      serial = training.values();
-      REQUIRE(serial.size() == expected.size());
-      REQUIRE(first_difference(serial, expected, kTolerance<T>) == "");
-    }
-    REQUIRE(first_difference(training.values(), serial) == "");
-    REQUIRE(first_difference(inference.values(), serial) == "");
-  }
+  const Values serial = check_plan<T>(kernels, problem, {}, expected, kTolerance<T>);
+  for (int i = 0; i < kPlansPerCase; ++i) check_plan<T>(kernels, problem, next_plan(), serial, 0);
 }
 
 template <class T>
@@ -177,7 +185,7 @@ TEST_CASE_TEMPLATE("beyond the blocking", T, float, double) {
   const Index L = typed<T>().lanes;
   check_all_cells<T>({45, 20, 2, 3, 3}, {true, 1});
   check_all_cells<T>({2, 3, 2, 210, 210}, {});
-  check_all_cells<T>({2, 3, L == 1 ? 33000 : 3000, 3, 3}, {});
+  check_all_cells<T>({2, 2, L == 1 ? 9000 : 3000, 8, 8}, {});
   if (L > 1) check_all_cells<T>({2, 5, 2, 360, 360}, {});
 }
 

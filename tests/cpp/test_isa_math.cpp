@@ -117,7 +117,7 @@ constexpr double tanh_bound = 2.6;
 #else
 constexpr double tanh_bound = 2.7;
 #endif
-constexpr Bounds float_bounds{1.1, 2.4, tanh_bound}, double_bounds{1.1, 2.2, tanh_bound};
+constexpr Bounds float_bounds{1.1, 2.5, tanh_bound}, double_bounds{1.1, 2.2, tanh_bound};
 
 template <class T>
 void check_special() {

@@ -1,0 +1,1 @@
+"""Benchmarks: one script per question, all over the same cases and harness."""

@@ -1,0 +1,102 @@
+"""What is measured: modes, cells and sizes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["CELLS", "MODES", "Case", "cases", "inputs"]
+
+CELLS = {"rnn": 1, "lstm": 4, "gru": 3}  # and their gates
+MODES = ("inference", "training", "streaming", "ragged", "stacked")
+
+# T, B, H = I
+SHAPES = (
+    (128, 1, 64),
+    (128, 1, 128),
+    (128, 1, 256),
+    (128, 1, 512),
+    (64, 1, 1024),
+    (512, 16, 64),
+    (128, 8, 256),
+    (128, 32, 256),
+    (128, 32, 512),
+    (32, 64, 1024),
+)
+# Sizes of published models: Deep Speech 2, GNMT, a recurrent policy.
+REAL = (("gru", 100, 32, 1760), ("lstm", 50, 32, 1024), ("lstm", 64, 256, 128))
+STREAMING = ((1, 1, 64), (1, 1, 128), (1, 1, 256), (1, 1, 512), (1, 1, 640), (1, 1, 1024))
+QUICK = {(128, 1, 128), (512, 16, 64), (128, 8, 256), (128, 32, 512), (1, 1, 256)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a cell of hidden (= input) size H over T steps of B sequences, in one of the modes."""
+
+    mode: str
+    cell: str
+    steps: int
+    batch: int
+    hidden: int
+    layers: int = 1
+    bidirectional: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.mode} {self.cell} T{self.steps} B{self.batch} H{self.hidden}"
+
+    @property
+    def trains(self) -> bool:
+        return self.mode in ("training", "ragged", "stacked")
+
+    def lengths(self) -> list[int]:
+        """Lengths of the sequences, longest first: uniform in [T/4, T] when ragged, else all T."""
+        if self.mode != "ragged":
+            return [self.steps] * self.batch
+        lengths = np.random.default_rng(2).integers(max(1, self.steps // 4), self.steps + 1, self.batch)
+        lengths[0] = self.steps
+        return sorted((int(n) for n in lengths), reverse=True)
+
+    def flops(self) -> float:
+        """Of all products: two per multiplication and addition; training does three products for each of
+        forward's.
+        """
+        gates, size = CELLS[self.cell], self.hidden
+        directions = 2 if self.bidirectional else 1
+        macs = sum(
+            directions * gates * size * (size + (size if layer == 0 else directions * size))
+            for layer in range(self.layers)
+        )
+        return 2.0 * macs * sum(self.lengths()) * (3 if self.trains else 1)
+
+    def recurrent_bytes(self) -> float:
+        """Float32 weights that every step of every layer must read."""
+        directions = 2 if self.bidirectional else 1
+        return 4.0 * CELLS[self.cell] * self.hidden**2 * self.layers * directions
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def cases(
+    modes: tuple[str, ...] = MODES, cells: tuple[str, ...] = tuple(CELLS), quick: bool = False
+) -> list[Case]:
+    """Every row of the modes and cells; `quick` keeps a few sizes of each."""
+    rows = []
+    for mode in modes:
+        for cell in cells:
+            shapes = STREAMING if mode == "streaming" else SHAPES
+            real = () if mode == "streaming" else tuple((t, b, h) for c, t, b, h in REAL if c == cell)
+            for t, b, h in shapes + real:
+                if (quick and (t, b, h) not in QUICK) or (mode == "ragged" and b == 1):
+                    continue
+                stacked = {"layers": 2, "bidirectional": True} if mode == "stacked" else {}
+                rows.append(Case(mode, cell, t, b, h, **stacked))
+    return rows
+
+
+def inputs(case: Case) -> np.ndarray:
+    """The input [T, B, I], the same in every process."""
+    return np.random.default_rng(1).standard_normal((case.steps, case.batch, case.hidden)).astype(np.float32)

@@ -1,0 +1,94 @@
+// make_plan over a grid of sizes: what every plan keeps to, whatever the cost model says.
+#include <doctest/doctest.h>
+
+#include <initializer_list>
+
+#include "cpu/plan.h"
+
+namespace rnnfused {
+namespace {
+
+template <class Body>
+void for_inputs(Body body) {
+  for (const Index steps : {0, 1, 20, 1000}) {
+    for (const Index batch : {0, 1, 2, 7, 64}) {
+      for (const Index hidden : {0, 1, 15, 100, 1024}) {
+        for (const Index output : {hidden, hidden / 2}) {
+          for (const int gates : {1, 3, 4}) {
+            for (const int directions : {1, 2}) {
+              for (const int lanes : {1, 8, 16}) {
+                for (const int threads : {1, 2, 3, 8, 13, 64}) {
+                  body({steps, batch, hidden, output, gates, directions, lanes, 4, threads});
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+bool operator==(const Plan& a, const Plan& b) {
+  return a.groups == b.groups && a.members == b.members && a.shards == b.shards && a.step_us == b.step_us;
+}
+
+TEST_CASE("a plan fits what it is for") {
+  for_inputs([](const PlanInput& in) {
+    const Plan plan = make_plan(in);
+    const Index blocks = (in.hidden + in.lanes - 1) / in.lanes;
+    CAPTURE(in.batch);
+    CAPTURE(in.hidden);
+    CAPTURE(in.threads);
+    CAPTURE(plan.groups);
+    CAPTURE(plan.members);
+    CAPTURE(plan.shards);
+    REQUIRE(plan.groups >= 1);
+    REQUIRE(plan.members >= 1);
+    REQUIRE(plan.shards >= 1);
+    REQUIRE(plan.threads() <= in.threads);
+    REQUIRE(plan.members <= (blocks > 1 ? blocks : 1));
+    REQUIRE(plan.shards <= (in.batch > 1 ? in.batch : 1));
+    REQUIRE(plan.groups <= in.directions * plan.shards);  // no group without a stream
+    REQUIRE(plan.step_us >= 0);
+  });
+}
+
+TEST_CASE("the same sizes give the same plan") {
+  for_inputs([](const PlanInput& in) { REQUIRE(make_plan(in) == make_plan(in)); });
+}
+
+TEST_CASE("small layers stay on one thread") {
+  CHECK(make_plan({1, 1, 8, 8, 4, 1, 16, 4, 64}).threads() == 1);
+  CHECK(make_plan({100, 1, 16, 16, 4, 1, 16, 4, 64}).threads() == 1);
+  CHECK(make_plan({1, 8, 32, 32, 3, 2, 8, 4, 64}).threads() == 1);
+}
+
+TEST_CASE("large layers use the threads there are") {
+  CHECK(make_plan({100, 64, 1024, 1024, 4, 1, 16, 4, 8}).threads() == 8);
+  CHECK(make_plan({100, 64, 1024, 1024, 4, 2, 16, 4, 2}).groups == 2);
+}
+
+TEST_CASE("one row of a large layer is split by hidden units, many rows of a small one by rows") {
+  const Plan one = make_plan({1000, 1, 1024, 1024, 4, 1, 16, 4, 4});
+  CHECK(one.members > 1);
+  CHECK(one.shards == 1);
+  CHECK(make_plan({1000, 256, 32, 32, 4, 1, 16, 4, 4}).shards > 1);
+}
+
+TEST_CASE("shards cover the batch in order, without gaps") {
+  for (const Index batch : {0, 1, 5, 64}) {
+    for (const int shards : {1, 2, 3, 7}) {
+      CHECK(shard_first(batch, shards, 0) == 0);
+      CHECK(shard_first(batch, shards, shards) == batch);
+      for (int s = 0; s < shards; ++s) {
+        const Index size = shard_first(batch, shards, s + 1) - shard_first(batch, shards, s);
+        CHECK(size >= batch / shards);
+        CHECK(size <= batch / shards + 1);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rnnfused

@@ -1,0 +1,89 @@
+// The parallel region and the barrier, also with more threads than processors.
+#include <doctest/doctest.h>
+
+#include <thread>
+#include <vector>
+
+#include "cpu/threads.h"
+
+namespace rnnfused {
+namespace {
+
+template <class Body>
+void run(int threads, Body body) {
+  parallel(threads, [](void* context, int thread) { (*static_cast<Body*>(context))(thread); }, &body);
+}
+
+TEST_CASE("every thread runs once, the caller as thread 0") {
+  for (int threads : {1, 2, 3, 8}) {
+    std::vector<int> calls(size_t(threads), 0);
+    std::vector<std::thread::id> ids(calls.size());
+    run(threads,
+        [&](int thread) { ++calls[size_t(thread)], ids[size_t(thread)] = std::this_thread::get_id(); });
+    for (int n : calls) CHECK(n == 1);
+    CHECK(ids[0] == std::this_thread::get_id());
+    for (size_t i = 1; i < ids.size(); ++i) CHECK(ids[i] != ids[0]);
+  }
+}
+
+// Every member writes what belongs to it without any other synchronisation; after the barrier all must see
+// all of it, and no member may be a round ahead.
+TEST_CASE("a barrier holds the members together and publishes what they wrote") {
+  for (int members : {1, 2, 3, 4, 7}) {
+    Barrier barrier;
+    barrier.reset(members);
+    std::vector<long> written(size_t(members), -1), wrong(size_t(members), 0);
+    run(members, [&](int member) {
+      for (long round = 0; round < 300; ++round) {
+        written[size_t(member)] = round;
+        barrier.wait();
+        for (long value : written) wrong[size_t(member)] += value != round;
+        barrier.wait();
+      }
+    });
+    for (long n : wrong) CHECK(n == 0);
+  }
+}
+
+TEST_CASE("groups with barriers of their own do not wait for each other") {
+  Barrier barriers[2];
+  for (Barrier& barrier : barriers) barrier.reset(2);
+  std::vector<long> rounds(4, 0);
+  run(4, [&](int thread) {
+    const int group = thread / 2;
+    for (long round = 0; round < (group == 0 ? 50 : 200); ++round) {
+      ++rounds[size_t(thread)];
+      barriers[group].wait();
+    }
+  });
+  CHECK(rounds == std::vector<long>{50, 50, 200, 200});
+}
+
+TEST_CASE("two callers at once have regions of their own") {
+  const auto caller = [](long& sum) {
+    for (int i = 0; i < 50; ++i) {
+      Barrier barrier;
+      barrier.reset(2);
+      long parts[2] = {};
+      run(2, [&](int thread) {
+        parts[thread] = thread + 1;
+        barrier.wait();
+        if (thread == 0) sum += parts[0] + parts[1];
+      });
+    }
+  };
+  long sums[2] = {};
+  std::thread other(caller, std::ref(sums[1]));
+  caller(sums[0]);
+  other.join();
+  CHECK(sums[0] == 150);
+  CHECK(sums[1] == 150);
+}
+
+TEST_CASE("a region can be had of one thread at least") {
+  CHECK(usable_threads() >= 1);
+  CHECK(usable_threads() <= kMaxThreads);
+}
+
+}  // namespace
+}  // namespace rnnfused

@@ -111,6 +111,8 @@ struct Inputs {
     add(1, "weight_hh", {gates, shape.output}, true);
     add(2, "bias_ih", {gates}, false);
     add(3, "bias_hh", {gates}, false);
+    TORCH_CHECK(!w[4] || shape.projected(), "weight_hr: expected none, since h0 has hidden_size (",
+                shape.hidden, ") units: a projection is smaller than that");
     add(4, "weight_hr", {shape.output, shape.hidden}, shape.projected());
   }
 

@@ -216,8 +216,9 @@ TEST_CASE_TEMPLATE("a probe comes out exactly", T, float, double) {
       for (const bool ragged : {false, true}) {
         for (const int directions : {1, 2}) {
           check_probe<T, true>({3, batch, 5, hidden, hidden}, {ragged, directions}, {});
-          check_probe<T, false>({3, batch, 5, hidden, L + 1 == hidden ? 2 : L + 1},
-                                {ragged, directions, ragged}, {});
+          const Index output = (hidden + 1) / 2;
+          if (hidden > 1)
+            check_probe<T, false>({3, batch, 5, hidden, output}, {ragged, directions, ragged}, {});
         }
       }
     }
@@ -228,7 +229,7 @@ TEST_CASE_TEMPLATE("a probe comes out exactly under every plan", T, float, doubl
   const Index L = kLanes<T>;
   for (const Plan& plan : test::plans()) {
     check_probe<T, true>({3, 5, L + 1, 4 * L + 1, 4 * L + 1}, {true, 2}, plan);
-    check_probe<T, false>({3, 5, L + 1, 2 * L + 1, L + 2}, {true, 2}, plan);
+    check_probe<T, false>({3, 5, L + 1, 2 * L + 1, L + 1}, {true, 2}, plan);
   }
 }
 

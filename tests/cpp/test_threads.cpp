@@ -1,6 +1,7 @@
 // The parallel region and the barrier, also with more threads than processors.
 #include <doctest/doctest.h>
 
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -21,8 +22,8 @@ TEST_CASE("every thread runs once, the caller as thread 0") {
     run(threads,
         [&](int thread) { ++calls[size_t(thread)], ids[size_t(thread)] = std::this_thread::get_id(); });
     for (int n : calls) CHECK(n == 1);
-    CHECK(ids[0] == std::this_thread::get_id());
-    for (size_t i = 1; i < ids.size(); ++i) CHECK(ids[i] != ids[0]);
+    CHECK((ids[0] == std::this_thread::get_id()));
+    for (size_t i = 1; i < ids.size(); ++i) CHECK((ids[i] != ids[0]));
   }
 }
 
@@ -56,7 +57,7 @@ TEST_CASE("groups with barriers of their own do not wait for each other") {
       barriers[group].wait();
     }
   });
-  CHECK(rounds == std::vector<long>{50, 50, 200, 200});
+  CHECK((rounds == std::vector<long>{50, 50, 200, 200}));
 }
 
 TEST_CASE("two callers at once have regions of their own") {

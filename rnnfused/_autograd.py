@@ -152,6 +152,8 @@ def _decomposed_gradients(
     y, final = _decomposed.layer(cell, x, (h0,) if c0 is None else (h0, c0), weights, batch_sizes)
     pairs = [(o, g) for o, g in zip((y, *final), outer, strict=False) if g is not None]
     targets = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
+    if not pairs:
+        return [None] * len(inputs)
     outputs, grads = zip(*pairs, strict=True)
     found = iter(torch.autograd.grad(outputs, targets, grads, create_graph=True, allow_unused=True))
     return [next(found) if want and t is not None else None for t, want in zip(inputs, wanted, strict=True)]

@@ -33,26 +33,32 @@ constexpr Index kOuterRows = kLanes<T> < 4                             ? kLanes<
                                                                        : 4;
 template <class T>
 constexpr Index kOuterWidth = kAccumulators / kOuterRows<T> < 6 ? kAccumulators / kOuterRows<T> : 6;
-constexpr Index kOuterDepth =
-    128;  // rows of the sequence summed in registers before they are added to the result
+// Rows of the sequence summed in registers, and rows whose sum is added to the result.
+constexpr Index kOuterChain = 32, kOuterDepth = 128;
 constexpr Index kOuterUnits = 192;  // rows of the result for which packed operands stay in cache
 
-// acc[r][j] = sum_k a[k][r] b[k][j].
+// acc[r][j] = sum_k a[k][r] b[k][j], in chains like those of tile().
 template <class T, int W>
 void outer_tile(Index depth, const T* a, const T* b, T* acc) {
   using V = Native<T>;
   constexpr Index L = kLanes<T>, R = kOuterRows<T>;
-  V sum[R][W] = {};
-  for (Index k = 0; k < depth; ++k) {
-    V right[W];
-    for (int j = 0; j < W; ++j) right[j] = load<V>(b + (k * W + j) * L);
-    for (int r = 0; r < R; ++r) {
-      const V left = broadcast<V>(a[k * R + r]);
-      for (int j = 0; j < W; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
+  for (Index from = 0; from == 0 || from < depth; from += kOuterChain) {
+    V sum[R][W] = {};
+    const Index end = depth - from < kOuterChain ? depth : from + kOuterChain;
+    for (Index k = from; k < end; ++k) {
+      V right[W];
+      for (int j = 0; j < W; ++j) right[j] = load<V>(b + (k * W + j) * L);
+      for (int r = 0; r < R; ++r) {
+        const V left = broadcast<V>(a[k * R + r]);
+        for (int j = 0; j < W; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
+      }
     }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < W; ++j) store(acc + (r * W + j) * L, sum[r][j]);
+    for (int r = 0; r < R; ++r) {
+      for (int j = 0; j < W; ++j) {
+        T* at = acc + (r * W + j) * L;
+        store(at, from == 0 ? sum[r][j] : load<V>(at) + sum[r][j]);
+      }
+    }
   }
 }
 
@@ -231,13 +237,16 @@ class ParameterGradients {
     const Range mine = share(blocks_of<T>(H) * G, threads_, thread_);
     for (Index t = mine.first; t < mine.last; ++t) {
       const Index block = t / G, a = feeds + t % G;
-      V total{};
-      for (Index k = 0; k < all; k += kOuterDepth) {
-        const Index end = all - k < kOuterDepth ? all : k + kOuterDepth;
-        V sum{};
-        for (Index row = k; row < end; ++row) sum = sum + load<V>(from_.gates_of(row) + (block * A + a) * L);
-        total = total + sum;
+      // Gradients of many rows cancel, so the rounding errors of the sum are summed beside it (Knuth's
+      // TwoSum).
+      V total{}, lost{};
+      for (Index row = 0; row < all; ++row) {
+        const V x = load<V>(from_.gates_of(row) + (block * A + a) * L);
+        const V sum = total + x, part = sum - total;
+        lost = lost + ((total - (sum - part)) + (x - part));
+        total = sum;
       }
+      total = total + lost;
       store(out + Cell::gate_of[a] * H + block * L, total, lanes_in<T>(block, H));
     }
   }

@@ -1,4 +1,4 @@
-// The register tile: Rows x Width vectors of accumulators, held in registers over the whole product. Every
+// The register tile: Rows x Width vectors of sums, held in registers over a chain of terms. Every
 // product in the library (input projection, recurrence, backward, dX) is this one loop; only what surrounds
 // it differs.
 #pragma once
@@ -29,30 +29,48 @@ struct Runs {
   Index size() const { return runs * length; }
 };
 
-// acc[r][j] += sum_k a[r][k] b[k][j], k ascending, one rounding per term (where the ISA has fma): the same
-// bits whatever Rows is and however the k range is cut.
+// Terms summed in registers before they are added to the accumulators in memory: one chain over a long k
+// range would round too often, and the second level costs next to nothing.
+constexpr Index kChain = 64;
+
+// Runs that make up a chain.
+RNNFUSED_HD Index chain_runs(const Runs& k) {
+  return k.length >= kChain ? 1 : (kChain + k.length - 1) / (k.length + !k.length);
+}
+
+// acc[r][j] += sum_k a[r][k] b[k][j] in chains of ascending k, one rounding per term (where the ISA has fma):
+// the same bits whatever Rows is, and however the k range is cut between chains.
 template <class T, int R, int W>
 void tile(const T* const* a, Runs k, const T* b, T* acc) {
   using V = Native<T>;
   constexpr int L = kLanes<T>;
-  V sum[R][W];
-  for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < W; ++j) sum[r][j] = load<V>(acc + (r * W + j) * L);
-  }
-  for (Index run = 0; run < k.runs; ++run) {
-    const T* row[R];
-    for (int r = 0; r < R; ++r) row[r] = a[r] + run * k.stride;
-    for (Index i = 0; i < k.length; ++i, b += W * L) {
-      V right[W];
-      for (int j = 0; j < W; ++j) right[j] = load<V>(b + j * L);
-      for (int r = 0; r < R; ++r) {
-        const V left = broadcast<V>(row[r][i]);
-        for (int j = 0; j < W; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
+  // A single run is cut into chains, several short ones are joined.
+  const Index per_chain = k.runs == 1 ? 1 : chain_runs(k);
+  const Index chains = k.runs == 1 ? (k.length + kChain - 1) / kChain : (k.runs + per_chain - 1) / per_chain;
+  for (Index chain = 0; chain < chains; ++chain) {
+    V sum[R][W] = {};
+    const Index first = chain * per_chain;
+    const Index runs = k.runs == 1 ? 1 : k.runs - first < per_chain ? k.runs - first : per_chain;
+    const Index from = k.runs == 1 ? chain * kChain : 0;
+    const Index terms = k.runs > 1 ? k.length : k.length - from < kChain ? k.length - from : kChain;
+    for (Index run = 0; run < runs; ++run) {
+      const T* row[R];
+      for (int r = 0; r < R; ++r) row[r] = a[r] + (k.runs == 1 ? from : (first + run) * k.stride);
+      for (Index i = 0; i < terms; ++i, b += W * L) {
+        V right[W];
+        for (int j = 0; j < W; ++j) right[j] = load<V>(b + j * L);
+        for (int r = 0; r < R; ++r) {
+          const V left = broadcast<V>(row[r][i]);
+          for (int j = 0; j < W; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
+        }
       }
     }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < W; ++j) store(acc + (r * W + j) * L, sum[r][j]);
+    for (int r = 0; r < R; ++r) {
+      for (int j = 0; j < W; ++j) {
+        T* at = acc + (r * W + j) * L;
+        store(at, load<V>(at) + sum[r][j]);
+      }
+    }
   }
 }
 
@@ -118,7 +136,9 @@ RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial,
   // Runs are cut between each other, a single run anywhere.
   const Index unit = k.runs == 1 ? 1 : k.length;
   const Index total = k.runs == 1 ? k.length : k.runs;
-  const Index piece = cut / unit > 0 ? cut / unit : 1;
+  // Whole chains, so that the cut does not show in the bits.
+  const Index chain = k.runs == 1 ? kChain : chain_runs(k);
+  const Index piece = (cut / unit / chain > 0 ? cut / unit / chain : 1) * chain;
   alignas(64) T stack[tile_scalars<T>()];
 
   for (Index from = 0; from == 0 || from < total; from += piece) {

@@ -77,7 +77,7 @@ def test_subclasses_are_left_alone() -> None:
 
 
 def test_not_a_module() -> None:
-    with pytest.raises(TypeError, match="expected a torch[.]nn[.]Module, got int"):
+    with pytest.raises(TypeError, match=r"module: expected a torch\.nn\.Module, got int"):
         rnnfused.convert(3)  # type: ignore[type-var]
 
 

@@ -1,0 +1,101 @@
+"""Adding a cell takes what docs/adding-a-cell.md says, and nothing else.
+
+The page's blocks are applied to a copy of the source, the copy is built for one ISA, and the tests that iterate the
+registry run there for the new cell.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "adding-a-cell.md"
+CELL = "mgu"
+COPIED = ("csrc", "rnnfused", "tests", "CMakeLists.txt", "pyproject.toml")
+NOT_COPIED = shutil.ignore_patterns("*.so", "_build_info.py", "__pycache__")
+
+# The second derivative, which no other test takes of every cell.
+DOUBLE_BACKWARD = f"""
+import torch, rnnfused
+from rnnfused._autograd import layer
+print(rnnfused.__file__)
+torch.manual_seed(0)
+leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True)
+          for s in ((3, 2, 2), (1, 2, 3), (6, 2), (6, 3), (6,), (6,))]
+def run(x, h, *weights):
+    y, (h_n,) = layer({CELL!r}, x, (h,), (*weights, None))
+    return y, h_n
+assert torch.autograd.gradcheck(run, leaves) and torch.autograd.gradgradcheck(run, leaves)
+"""
+
+
+def apply_page(root: Path) -> None:
+    """Each block of the page is preceded by its file: a new one in full, or a change as a diff without line numbers."""
+    blocks = re.findall(
+        r"^`([^`]+)`[^\n]*:\n\n```(\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert blocks
+    for path, kind, text in blocks:
+        file = root / path
+        if kind != "diff":
+            assert not file.exists(), f"{path} is not new"
+            file.write_text(text)
+            continue
+        lines = text.splitlines(keepends=True)
+        before = "".join(line[1:] for line in lines if line[0] in " -")
+        after = "".join(line[1:] for line in lines if line[0] in " +")
+        source = file.read_text()
+        assert source.count(before) == 1, (
+            f"{path}: expected once, found {source.count(before)} times:\n{before}"
+        )
+        file.write_text(source.replace(before, after))
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    # Tools of this environment come first, as they do in setup.py; the copy hides any other rnnfused.
+    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(cwd)}
+    environment.pop("RNNFUSED_ISA", None)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+def build(root: Path) -> None:
+    # Compiling torch's headers without optimisation is most of what can be saved; the kernels keep their own flags.
+    run(
+        *("cmake", "-S", ".", "-B", "build", "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"),
+        *("-DRNNFUSED_ISAS=scalar", "-DRNNFUSED_BUILD_CPP_TESTS=OFF", "-DCMAKE_BUILD_TYPE=None"),
+        cwd=root,
+    )
+    run("cmake", "--build", "build", cwd=root)
+    run("cmake", "--install", "build", "--component", "python", "--prefix", "rnnfused", cwd=root)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler")
+def test_the_page_is_all_there_is_to_do(tmp_path: Path) -> None:
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=NOT_COPIED)
+        else:
+            shutil.copy(source, tmp_path / name)
+    apply_page(tmp_path)
+    build(tmp_path)
+    imported = run(sys.executable, "-c", DOUBLE_BACKWARD, cwd=tmp_path)
+    assert Path(imported.strip()).is_relative_to(tmp_path)
+    # torch.nn has no such cell to compare the reference with.
+    tests = ("tests/test_sequence.py", "tests/test_reference.py", "tests/test_convert.py")
+    run(
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests),
+        *("-k", f"({CELL} and not torch) or list_of_cells"),
+        cwd=tmp_path,
+    )

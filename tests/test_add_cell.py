@@ -1,7 +1,7 @@
 """Adding a cell takes what docs/adding-a-cell.md says, and nothing else.
 
-The page's blocks are applied to a copy of the source, the copy is built for one ISA, and the tests that iterate the
-registry run there for the new cell.
+The blocks of the page are applied to a copy of the source, the copy is built for one ISA, and the tests that
+iterate the registry run there for the new cell.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ assert torch.autograd.gradcheck(run, leaves) and torch.autograd.gradgradcheck(ru
 
 
 def apply_page(root: Path) -> None:
-    """Each block of the page is preceded by its file: a new one in full, or a change as a diff without line numbers."""
+    """A file's name precedes each block of the page: a new file in full, or a diff without line numbers."""
     blocks = re.findall(
         r"^`([^`]+)`[^\n]*:\n\n```(\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL
     )
@@ -70,7 +70,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def build(root: Path) -> None:
-    # Compiling torch's headers without optimisation is most of what can be saved; the kernels keep their own flags.
+    # Most of the time goes into torch's headers; the kernels keep their own flags.
     run(
         *("cmake", "-S", ".", "-B", "build", "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"),
         *("-DRNNFUSED_ISAS=scalar", "-DRNNFUSED_BUILD_CPP_TESTS=OFF", "-DCMAKE_BUILD_TYPE=None"),

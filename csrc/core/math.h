@@ -61,7 +61,9 @@ RNNFUSED_HD Reduced<V> reduce(V x) {
 // 2^n for n in the range of normal numbers.
 template <class V>
 RNNFUSED_HD V power_of_two(IntOf<V> n) {
-  return bit_cast<V>((n << ExpConstants<ScalarOf<V>>::mantissa_bits) + bit_cast<IntOf<V>>(broadcast<V>(1)));
+  using U = UIntOf<V>;
+  return bit_cast<V>((bit_cast<U>(n) << ExpConstants<ScalarOf<V>>::mantissa_bits) +
+                     bit_cast<U>(broadcast<V>(1)));
 }
 
 template <class V>

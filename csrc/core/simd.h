@@ -69,6 +69,10 @@ using ScalarOf = typename Lanes<V>::Scalar;
 template <class V>
 using IntOf = typename Lanes<V>::Int;
 
+// Unsigned: shifts and sums of bit patterns wrap instead of overflowing.
+template <class V>
+using UIntOf = Vec<std::conditional_t<sizeof(ScalarOf<V>) == 4, uint32_t, uint64_t>, Lanes<V>::count>;
+
 template <class V>
 RNNFUSED_HD V broadcast(ScalarOf<V> x) {
   return x - V{};  // x + 0 would turn -0 into 0, and so could not be left out by the compiler

@@ -182,8 +182,8 @@ class ForwardStream {
   // tiles with the packed panel, or with the rows of w as they lie.
   template <int N, class RowOf, class Init, class Sink>
   RNNFUSED_HD void multiply(Index rows, const T* w, Index size, Index units, const int* gate_of, Index first,
-                            Index n, const T* panel, RowOf a, Init init, Sink sink) {
-    if (!direct_) return product(rows, Runs{1, size, 0}, int(n * N), panel, partial_, a, init, sink);
+                            Index n, const T* panels, Index at, RowOf a, Init init, Sink sink) {
+    if (!direct_) return product(rows, Runs{1, size, 0}, int(n * N), panels + at, partial_, a, init, sink);
     T acc[kMaxWidth * L];
     for (Index row = 0; row < rows; ++row) {
       init(row, acc);
@@ -207,7 +207,7 @@ class ForwardStream {
     for_groups(blocks_, group_, false, [&](Index first, Index n) {
       multiply<G>(
           rows, args_.weights.input, stream_.shape.input, stream_.shape.hidden, Cell::gate_of + Cell::x_first,
-          first, n, input_panels_ + (first - blocks_.first) * G * L * stream_.shape.input,
+          first, n, input_panels_, (first - blocks_.first) * G * L * stream_.shape.input,
           [&](Index i) { return args_.x[chunk_row_[i]]; },
           [&](Index, T* acc) {
             for (Index b = 0; b < n; ++b) copy(bias_of(first + b) + Cell::x_first * L, acc + b * G * L, G);
@@ -234,8 +234,8 @@ class ForwardStream {
     for_groups(blocks_, group_, s % 2 == 1, [&](Index first, Index n) {
       multiply<G>(
           rows, args_.weights.recurrent, stream_.shape.output, stream_.shape.hidden,
-          Cell::gate_of + Cell::h_first, first, n,
-          recurrent_panels_ + (first - blocks_.first) * G * L * stream_.shape.output,
+          Cell::gate_of + Cell::h_first, first, n, recurrent_panels_,
+          (first - blocks_.first) * G * L * stream_.shape.output,
           [&](Index b) { return previous_output(s, b); },
           [&](Index b, T* acc) {
             const Index row = stream_.row(s, b);
@@ -283,7 +283,7 @@ class ForwardStream {
       static constexpr int only[] = {0};
       multiply<1>(
           stream_.active(s), args_.weights.projection, shape.hidden, shape.output, only, first, n,
-          projection_panels_ + (first - outputs_.first) * L * shape.hidden,
+          projection_panels_, (first - outputs_.first) * L * shape.hidden,
           [&](Index b) -> const T* {
             return args_.tape ? tape_.unprojected_of(stream_.row(s, b)) : unprojected_ + b * tape_.units;
           },

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CELLS", "MODES", "Case", "cases", "inputs"]
+__all__ = ["CELLS", "MODES", "Case", "cases", "inputs", "weights"]
 
 CELLS = {"rnn": 1, "lstm": 4, "gru": 3}  # and their gates
 MODES = ("inference", "training", "streaming", "ragged", "stacked")
@@ -48,6 +48,10 @@ class Case:
         return f"{self.mode} {self.cell} T{self.steps} B{self.batch} H{self.hidden}"
 
     @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
     def trains(self) -> bool:
         return self.mode in ("training", "ragged", "stacked")
 
@@ -59,22 +63,22 @@ class Case:
         lengths[0] = self.steps
         return sorted((int(n) for n in lengths), reverse=True)
 
+    def projection_flops(self) -> float:
+        """Of the input projection of all steps, forward: two per multiplication and addition."""
+        inputs = self.hidden * (1 + (self.layers - 1) * self.directions)
+        return 2.0 * self.directions * CELLS[self.cell] * self.hidden * inputs * sum(self.lengths())
+
+    def recurrent_flops(self) -> float:
+        """Of the recurrent product of all steps, forward."""
+        return 2.0 * self.directions * self.layers * CELLS[self.cell] * self.hidden**2 * sum(self.lengths())
+
     def flops(self) -> float:
-        """Of all products: two per multiplication and addition; training does three products for each of
-        forward's.
-        """
-        gates, size = CELLS[self.cell], self.hidden
-        directions = 2 if self.bidirectional else 1
-        macs = sum(
-            directions * gates * size * (size + (size if layer == 0 else directions * size))
-            for layer in range(self.layers)
-        )
-        return 2.0 * macs * sum(self.lengths()) * (3 if self.trains else 1)
+        """Of all products; training does three for each of forward's."""
+        return (self.projection_flops() + self.recurrent_flops()) * (3 if self.trains else 1)
 
     def recurrent_bytes(self) -> float:
         """Float32 weights that every step of every layer must read."""
-        directions = 2 if self.bidirectional else 1
-        return 4.0 * CELLS[self.cell] * self.hidden**2 * self.layers * directions
+        return 4.0 * CELLS[self.cell] * self.hidden**2 * self.layers * self.directions
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,3 +104,22 @@ def cases(
 def inputs(case: Case) -> np.ndarray:
     """The input [T, B, I], the same in every process."""
     return np.random.default_rng(1).standard_normal((case.steps, case.batch, case.hidden)).astype(np.float32)
+
+
+def weights(case: Case) -> dict[str, np.ndarray]:
+    """The parameters under torch's names, drawn as torch initialises them; the same in every process."""
+    random = np.random.default_rng(3)
+    bound = case.hidden**-0.5
+    gates = CELLS[case.cell] * case.hidden
+    found = {}
+    for layer in range(case.layers):
+        inputs = case.hidden * (case.directions if layer else 1)
+        for suffix in ("", "_reverse")[: case.directions]:
+            for name, shape in (
+                ("weight_ih", (gates, inputs)),
+                ("weight_hh", (gates, case.hidden)),
+                ("bias_ih", (gates,)),
+                ("bias_hh", (gates,)),
+            ):
+                found[f"{name}_l{layer}{suffix}"] = random.uniform(-bound, bound, shape).astype(np.float32)
+    return found

@@ -1,20 +1,22 @@
 """`python -m bench.cpu`: rnnfused against its peers on the CPU, and against the machine's limits.
 
-Prints a Markdown table and writes JSON under bench/results/. --quick runs a few sizes of each mode.
+Prints a Markdown table and writes JSON under bench/results/. --quick runs a few sizes of each mode in under
+three minutes. Peers that are not installed are left out, and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 from bench import report
 from bench.cases import CELLS, MODES, cases
-from bench.harness import Worker, measure_case
+from bench.harness import Worker, measure_case, measure_peak
 from bench.limits import measure
-from bench.peers import PEERS
+from bench.peers import PEERS, available
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -25,6 +27,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds a row")
     parser.add_argument("--seconds", type=float, default=0.05, help="at least so long a peer and round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--peers", nargs="+", default=available(), choices=PEERS, help="of those installed")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="no memory column")
     parser.add_argument("--output", type=Path, default=Path("bench/results/cpu.json"))
     return parser.parse_args(arguments)
 
@@ -34,20 +38,30 @@ def main() -> int:
     limits = measure(options.threads)
     print(
         f"limits on {options.threads} threads: sgemm {limits.sgemm / 1e9:.0f} GFLOP/s, "
-        f"matrix-vector reads {limits.near / 1e9:.0f} GB/s near, {limits.far / 1e9:.0f} GB/s far\n"
+        f"reads {limits.l2 / 1e9:.0f} GB/s from L2 and {limits.l3 / 1e9:.0f} GB/s from L3, "
+        f"barrier {limits.barrier * 1e6:.2f} us"
     )
-    workers = [Worker(peer, options.threads) for peer in PEERS]
+    missing = sorted(set(PEERS) - set(options.peers))
+    print(f"peers: {', '.join(options.peers)}" + (f"; without {', '.join(missing)}" if missing else ""), "\n")
     rows = []
-    try:
-        for case in cases(tuple(options.modes), tuple(options.cells), options.quick):
-            rows.append(measure_case(case, workers, options.rounds, options.seconds))
-            print(report.markdown(rows[-1:], limits).splitlines()[-1], file=sys.stderr, flush=True)
-    except RuntimeError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    finally:
-        for worker in workers:
-            worker.close()
+    with contextlib.ExitStack() as stack:
+
+        def start(peer: str, tight_memory: bool = False) -> Worker:
+            worker = Worker(peer, options.threads, tight_memory=tight_memory)
+            stack.callback(worker.close)
+            return worker
+
+        workers = [start(peer) for peer in options.peers]
+        scales = [start(peer, tight_memory=True) for peer in ("torch", "rnnfused") if options.memory]
+        try:
+            for case in cases(tuple(options.modes), tuple(options.cells), options.quick):
+                rows.append(measure_case(case, workers, options.rounds, options.seconds))
+                if case.trains:
+                    rows[-1].peaks = measure_peak(case, scales)
+                print(report.markdown(rows[-1:], limits).splitlines()[-1], file=sys.stderr, flush=True)
+        except RuntimeError as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
     print(report.markdown(rows, limits), "\n")
     print(report.summary(rows))
     settings = {"rounds": options.rounds, "seconds": options.seconds, "threads": options.threads}

@@ -7,26 +7,43 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from bench import exact
 from bench.cases import Case
+from bench.peers import PEERS
 
-__all__ = ["Row", "Worker", "measure_case"]
+__all__ = ["Row", "Worker", "measure_case", "measure_peak"]
+
+# Of any output or gradient, relative to its largest value: float32 sums of up to some thousand terms.
+TOLERANCE = 2e-4
+
+# glibc then gives every large block back at once, and resident memory is what is in use.
+_TIGHT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
 class Worker:
-    """A peer's process. Raises RuntimeError with the peer's name if it dies."""
+    """A peer's process. `tree` is the checkout that it runs. Raises RuntimeError with the peer's name if it
+    dies.
+    """
 
-    def __init__(self, peer: str, threads: int) -> None:
-        self.peer = peer
+    def __init__(self, peer: str, threads: int, tree: Path | None = None, tight_memory: bool = False) -> None:
+        self.name = self.peer = peer
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        if tight_memory:
+            environment |= _TIGHT_MALLOC
+        if tree is not None:
+            environment["PYTHONPATH"] = str(tree)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.worker", peer, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
+            cwd=tree,
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -35,7 +52,7 @@ class Worker:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"peer {self.peer}: its process ended (exit status {self._process.wait()})")
+            raise RuntimeError(f"peer {self.name}: its process ended (exit status {self._process.wait()})")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -53,31 +70,39 @@ class Row:
     medians: dict[str, float] = field(default_factory=dict)
     quartiles: dict[str, tuple[float, float]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)  # bytes of memory above the parameters
 
     def best_peer(self) -> tuple[str, float]:
         return min(((p, s) for p, s in self.medians.items() if p != "rnnfused"), key=lambda item: item[1])
 
-    def ratio(self) -> float:
-        """How many times faster than the best peer rnnfused is."""
-        return self.best_peer()[1] / self.medians["rnnfused"]
+    def ratio(self, peer: str | None = None) -> float:
+        """How many times faster than the peer, or than the best of them, rnnfused is."""
+        return (self.medians[peer] if peer else self.best_peer()[1]) / self.medians["rnnfused"]
 
 
 def measure_case(case: Case, workers: list[Worker], rounds: int, seconds: float) -> Row:
     """Raises RuntimeError if a peer's outputs or gradients are wrong: no time counts before."""
     row = Row(case)
-    for worker in workers:
-        answer = worker.ask(prepare=case.as_dict())
-        row.errors[worker.peer] = answer["error"]
-        if not answer["correct"]:
-            raise RuntimeError(
-                f"peer {worker.peer}: {case.name} is wrong, relative error {answer['error']:.1e}"
-            )
-    found: dict[str, list[float]] = {worker.peer: [] for worker in workers}
+    taking_part = [worker for worker in workers if case.mode in PEERS[worker.peer].modes]
+    with tempfile.TemporaryDirectory() as folder:
+        exact.write(case, Path(folder))
+        for worker in taking_part:
+            error = worker.ask(prepare=case.as_dict(), exact=folder)["error"]
+            row.errors[worker.name] = error
+            if not error <= TOLERANCE:
+                raise RuntimeError(f"peer {worker.name}: {case.name} is wrong, relative error {error:.1e}")
+    found: dict[str, list[float]] = {worker.name: [] for worker in taking_part}
     for _ in range(rounds):
-        for worker in workers:
-            found[worker.peer].append(statistics.median(worker.ask(time=seconds)["seconds"]))
-    for peer, values in found.items():
-        row.medians[peer] = statistics.median(values)
+        for worker in taking_part:
+            found[worker.name].append(statistics.median(worker.ask(time=seconds)["seconds"]))
+    for name, values in found.items():
+        row.medians[name] = statistics.median(values)
         low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-        row.quartiles[peer] = (low, high)
+        row.quartiles[name] = (low, high)
     return row
+
+
+def measure_peak(case: Case, workers: list[Worker]) -> dict[str, int]:
+    """The memory of one call, of those workers whose system tells."""
+    peaks = {worker.name: worker.ask(peak=case.as_dict())["peak"] for worker in workers}
+    return {name: peak for name, peak in peaks.items() if peak is not None}

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -11,63 +17,77 @@ from bench.cases import Case
 
 __all__ = ["Limits", "measure"]
 
+L2_BYTES = 384 * 1024  # of a core's own: well inside 512 KiB, far outside the first level
+L3_BYTES = 3 << 20
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What was measured.
-
-    sgemm: float32 operations per second. near, far: bytes per second at which a matrix-vector product reads a
-    matrix that fits in the second-level caches, and one that does not.
+    """sgemm: float32 operations per second. l2, l3: bytes per second that all threads together read, each
+    from memory of its own that fits that level. barrier: seconds in which the threads meet once.
     """
 
+    threads: int
     sgemm: float
-    near: float
-    far: float
-
-    NEAR_BYTES = 1 << 20
+    l2: float
+    l3: float
+    barrier: float
 
     def seconds(self, case: Case) -> float:
-        """The least time for a case: its products at the rate of sgemm, or every step's reading of the
-        recurrent weights (once forward, once backward), whichever is longer."""
-        bandwidth = self.near if case.recurrent_bytes() <= self.NEAR_BYTES else self.far
-        reads = case.steps * (2 if case.trains else 1)
-        return max(case.flops() / self.sgemm, reads * case.recurrent_bytes() / bandwidth)
+        """The least time for a case: the input projection at the rate of sgemm, and step by step either the
+        recurrent product at that rate or the reading of the recurrent weights, whichever is longer. Backward
+        reads them once more, and computes three products for every one of forward's two kinds.
+        """
+        recurrent = case.recurrent_flops() / self.sgemm
+        bandwidth = self.l2 if case.recurrent_bytes() <= L2_BYTES * 2 * self.threads else self.l3
+        reading = case.steps * case.recurrent_bytes() / bandwidth
+        forward = case.projection_flops() / self.sgemm + max(recurrent, reading)
+        if not case.trains:
+            return forward
+        after = (2 * case.projection_flops() + case.recurrent_flops()) / self.sgemm
+        return forward + max(recurrent, reading) + after
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 
 
-def _best(run: object, work: float, repeats: int) -> float:
-    assert callable(run)
-    run()
+def _gemm_rate(n: int) -> float:
+    a, b, out = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
+    torch.mm(a, b, out=out)
     best = 0.0
-    for _ in range(repeats):
+    for _ in range(10):
         start = time.perf_counter()
-        run()
-        best = max(best, work / (time.perf_counter() - start))
+        torch.mm(a, b, out=out)
+        best = max(best, 2.0 * n**3 / (time.perf_counter() - start))
     return best
 
 
-def _gemm_rate(n: int) -> float:
-    a, b, out = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
-    return _best(lambda: torch.mm(a, b, out=out), 2.0 * n**3, 10)
-
-
-def _read_rate(rows: int, columns: int) -> float:
-    a, x, out = torch.randn(rows, columns), torch.randn(columns), torch.empty(rows)
-    calls = 20
-
-    def run() -> None:
-        for _ in range(calls):
-            torch.mv(a, x, out=out)
-
-    return _best(run, 4.0 * rows * columns * calls, 20)
+def _build(folder: Path) -> ctypes.CDLL:
+    """Raises RuntimeError where there is no compiler."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        raise RuntimeError("bench: a C++ compiler is needed to measure the machine's limits (set CXX)")
+    library = folder / "limits.so"
+    source = Path(__file__).with_suffix(".cpp")
+    flags = ["-O3", "-march=native", "-std=c++17", "-Wno-psabi", "-shared", "-fPIC", "-pthread"]
+    subprocess.run([compiler, *flags, "-o", library, source], check=True)
+    return ctypes.CDLL(str(library))
 
 
 def measure(threads: int) -> Limits:
     torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        native = _build(Path(folder))
+    native.read_rate.restype = native.barrier_seconds.restype = ctypes.c_double
+    native.read_rate.argtypes = [ctypes.c_int, ctypes.c_long]
+
+    def reads(size: int) -> float:
+        return max(native.read_rate(threads, size) for _ in range(5))
+
     return Limits(
+        threads=threads,
         sgemm=max(_gemm_rate(n) for n in (512, 1024, 1536)),
-        near=max(_read_rate(1024, 256), _read_rate(512, 256)),
-        far=_read_rate(4096, 1024),
+        l2=reads(L2_BYTES),
+        l3=reads(L3_BYTES),
+        barrier=min(native.barrier_seconds(threads) for _ in range(5)) if threads > 1 else 0.0,
     )

@@ -6,43 +6,61 @@ import json
 import math
 import platform
 import subprocess
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bench.cases import Case
 from bench.harness import Row
 from bench.limits import Limits
+from bench.peers import PEERS
 
-__all__ = ["markdown", "save", "summary"]
+__all__ = ["geometric_mean", "load", "markdown", "save", "summary"]
 
 
-def _unit(row: Row) -> float:
-    return 1e6 / row.case.steps
+def _per_step(row: Row, seconds: float) -> str:
+    """Microseconds a step, to three digits."""
+    us = 1e6 * seconds / row.case.steps
+    return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:.0f}"
 
 
 def markdown(rows: list[Row], limits: Limits) -> str:
-    """One line a row: us a step of rnnfused and of the best peer, the ratio, the share of the limit."""
-    lines = [
-        "| mode | cell | T | B | H | rnnfused us/step | best peer | us/step | ratio | of the limit |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """One line a row: us a step of every peer, the ratio to the best, the share of the limit, the memory."""
+    peers = [peer for peer in PEERS if any(peer in row.medians for row in rows)]
+    columns = ["mode", "cell", "T", "B", "H", *peers, "best peer", "ratio", "of the limit", "memory"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
-        c, ours = row.case, row.medians["rnnfused"]
-        peer, best = row.best_peer()
-        lines.append(
-            f"| {c.mode} | {c.cell} | {c.steps} | {c.batch} | {c.hidden} | {ours * _unit(row):.1f} "
-            f"| {peer} | {best * _unit(row):.1f} | {row.ratio():.2f} | {limits.seconds(c) / ours:.0%} |"
-        )
+        c = row.case
+        cells = [c.mode, c.cell, str(c.steps), str(c.batch), str(c.hidden)]
+        cells += [_per_step(row, row.medians[peer]) if peer in row.medians else "" for peer in peers]
+        cells += [row.best_peer()[0], f"{row.ratio():.2f}"]
+        cells += [f"{limits.seconds(c) / row.medians['rnnfused']:.0%}", _memory(row)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def _memory(row: Row) -> str:
+    """The peak of training above the parameters, as a share of torch.nn's."""
+    if "torch" not in row.peaks or "rnnfused" not in row.peaks:
+        return ""
+    return f"{row.peaks['rnnfused'] / row.peaks['torch']:.0%}"
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
 def summary(rows: list[Row]) -> str:
-    """For each mode the geometric mean of the ratios and the worst row."""
-    lines = ["| mode | rows | geometric mean | worst | its row |", "|---|---|---|---|---|"]
+    """For each mode the geometric means of the ratios to torch.nn and to the best peer, and the worst row."""
+    lines = ["| mode | rows | x torch.nn | x best peer | worst | its row |", "|---|---|---|---|---|---|"]
     for mode in dict.fromkeys(row.case.mode for row in rows):
         of_mode = [row for row in rows if row.case.mode == mode]
-        mean = math.exp(sum(math.log(row.ratio()) for row in of_mode) / len(of_mode))
+        to_torch = geometric_mean([row.ratio("torch") for row in of_mode])
+        to_best = geometric_mean([row.ratio() for row in of_mode])
         worst = min(of_mode, key=Row.ratio)
-        lines.append(f"| {mode} | {len(of_mode)} | {mean:.2f} | {worst.ratio():.2f} | {worst.case.name} |")
+        cells = [mode, str(len(of_mode)), f"{to_torch:.2f}", f"{to_best:.2f}", f"{worst.ratio():.2f}"]
+        lines.append("| " + " | ".join([*cells, worst.case.name]) + " |")
     return "\n".join(lines)
 
 
@@ -60,11 +78,17 @@ def _processor() -> str:
     return platform.processor()
 
 
+def _versions() -> dict[str, str]:
+    packages = {peer.package for peer in PEERS.values()} - {"rnnfused"}
+    return {name: version(name) for name in sorted(packages) if find_spec(name)}
+
+
 def save(path: Path, rows: list[Row], limits: Limits, settings: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "commit": _commit(),
         "processor": _processor(),
+        "versions": _versions(),
         "settings": settings,
         "limits": limits.as_dict(),
         "rows": [
@@ -73,6 +97,7 @@ def save(path: Path, rows: list[Row], limits: Limits, settings: dict[str, Any]) 
                 "seconds": row.medians,
                 "quartiles": row.quartiles,
                 "errors": row.errors,
+                "peak_bytes": row.peaks,
                 "ratio": row.ratio(),
                 "share_of_limit": limits.seconds(row.case) / row.medians["rnnfused"],
             }
@@ -80,3 +105,19 @@ def save(path: Path, rows: list[Row], limits: Limits, settings: dict[str, Any]) 
         ],
     }
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> tuple[list[Row], Limits]:
+    """What `save` wrote."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        Row(
+            Case(**row["case"]),
+            row["seconds"],
+            {peer: tuple(ends) for peer, ends in row["quartiles"].items()},
+            row["errors"],
+            row["peak_bytes"],
+        )
+        for row in record["rows"]
+    ]
+    return rows, Limits(**record["limits"])

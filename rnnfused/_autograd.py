@@ -2,7 +2,7 @@
 
 `layer` decides how a call runs. What nothing differentiates goes straight to the native forward; what does
 goes through one `torch.autograd.Function` that serves every cell. Its backward is a Function again, so that
-second and higher derivatives exist: they are those of the decomposed layer.
+second and higher derivatives exist: they are those of the decomposed layer, as are forward-mode tangents.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rnnfused import _decomposed
 from rnnfused._load import _C
@@ -34,12 +35,21 @@ def layer(
     the cell has one. weights: for each direction W_ih, W_hh, b_ih, b_hh, W_hr, the last three possibly None.
     Returns y [T, B, D P] (or [rows, D P]) and the final states, shaped as the initial ones.
     """
+    if _has_tangent(x, *initial, *weights):
+        return _decomposed.layer(cell, x, initial, weights, batch_sizes)
     h0, c0 = initial[0], initial[1] if len(initial) > 1 else None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *initial, *weights)):
         y, hn, cn = _Layer.apply(cell, batch_sizes, x, h0, c0, *weights)
     else:
         y, hn, cn, _ = _C.layer_forward(cell, x, h0, c0, weights, batch_sizes, False)
     return y, (hn,) if cn is None else (hn, cn)
+
+
+def _has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode differentiation (torch.autograd.forward_ad) runs through any of the tensors."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 class _Layer(torch.autograd.Function):

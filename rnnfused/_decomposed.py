@@ -1,6 +1,7 @@
 """The same layers as differentiable torch operations, step by step.
 
-Double backward differentiates these; nothing else runs them. Shapes are those of `_autograd.layer`.
+Double backward and forward-mode differentiation go through these; nothing else runs them. Shapes are those of
+`_autograd.layer`.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import rnnfused
 from rnnfused._autograd import layer
@@ -137,3 +138,30 @@ class TestGraph:
         module, x = self.make(kind)
         module.eval()(x)[0].sum().backward()
         assert x.grad is not None
+
+
+def test_forward_mode_equals_torchs() -> None:
+    tangents = []
+    for kind in (torch.nn.GRU, rnnfused.GRU):
+        torch.manual_seed(2)
+        module = kind(2, 3, dtype=torch.float64)
+        x, v = torch.randn(2, 4, 1, 2, dtype=torch.float64)
+        for primal in (x, x.clone().requires_grad_()):
+            with forward_ad.dual_level(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tangents.append(forward_ad.unpack_dual(module(forward_ad.make_dual(primal, v))[0]).tangent)
+    assert all(t is not None for t in tangents)
+    for other in tangents[1:]:
+        torch.testing.assert_close(other, tangents[0], rtol=1e-10, atol=1e-12)
+
+
+def test_lazily_negated_tensors_count_with_their_sign() -> None:
+    def run(x: Tensor, h: Tensor, w: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+        y, _ = layer("rnn_tanh", x, (h,), [w, w, None, None, None])
+        return (y, *torch.autograd.grad(y, (x, h, w), dy))
+
+    plain = [torch.randn(s, dtype=torch.float64) for s in ((3, 2, 4), (1, 2, 4), (4, 4), (3, 2, 4))]
+    want = run(*((-t).requires_grad_(i < 3) for i, t in enumerate(plain)))
+    found = run(*(torch._neg_view(t).requires_grad_(i < 3) for i, t in enumerate(plain)))
+    for a, b in zip(found, want, strict=True):
+        torch.testing.assert_close(a, b)

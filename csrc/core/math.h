@@ -3,10 +3,10 @@
 // range of the type, as tests/cpp/test_isa_math.cpp measures them; "without fma" is the scalar build. NaN
 // gives NaN.
 //
-// Method: x = n ln 2 + r with |r| <= ln 2 / 2, n rounded by adding and subtracting 1.5 * 2^mantissa bits, so
-// that n also stands in the low bits of the sum and becomes an exponent by a shift. expm1(r) = r + r^2 q(r),
-// where q minimises the largest relative error of expm1 on the interval (Lawson's iteration on Chebyshev
-// points): 1.4e-8 in float, 1.9e-17 in double. ln 2 is split so that n times its high part is exact.
+// Method: x = n ln 2 + r with |r| <= ln 2 / 2, n rounded by adding and subtracting 1.5 * 2^mantissa bits.
+// expm1(r) = r + r^2 q(r), where q minimises the largest relative error of expm1 on the interval (Lawson's
+// iteration on Chebyshev points): 1.4e-8 in float, 1.9e-17 in double. ln 2 is split so that n times its high
+// part is exact.
 #pragma once
 
 #include "core/simd.h"
@@ -39,41 +39,40 @@ struct ExpConstants<double> {
   static constexpr double lowest = -746.0, highest = 710.0;
 };
 
-// exp(x) = 2^n (1 + p), p = expm1(r).
+// exp(x) = 2^n (1 + p), p = expm1(r); shifted holds n in its low bits.
 template <class V>
 struct Reduced {
-  IntOf<V> n;
-  V p;
+  V shifted, n, p;
 };
 
 template <class V>
 RNNFUSED_HD Reduced<V> reduce(V x) {
   using C = ExpConstants<ScalarOf<V>>;
-  const V shifted = fma(x, broadcast<V>(C::log2e), broadcast<V>(C::round));
-  const V n = shifted - C::round;
+  const V shifted = fma(x, broadcast<V>(C::log2e), broadcast<V>(C::round)), n = shifted - C::round;
   const V r = fma(n, broadcast<V>(-C::ln2_low), fma(n, broadcast<V>(-C::ln2_high), x));
   constexpr int terms = sizeof(C::q) / sizeof(C::q[0]);
   V q = broadcast<V>(C::q[terms - 1]);
   for (int k = terms - 2; k >= 0; --k) q = fma(q, r, broadcast<V>(C::q[k]));
-  return {bit_cast<IntOf<V>>(shifted) - bit_cast<IntOf<V>>(broadcast<V>(C::round)), fma(r * r, q, r)};
+  return {shifted, n, fma(r * r, q, r)};
 }
 
-// 2^n for n in the range of normal numbers.
+// 2^n, a normal number, of n in the low bits of `shifted`.
 template <class V>
-RNNFUSED_HD V power_of_two(IntOf<V> n) {
+RNNFUSED_HD V power_of_two(V shifted) {
   using U = UIntOf<V>;
-  return bit_cast<V>((bit_cast<U>(n) << ExpConstants<ScalarOf<V>>::mantissa_bits) +
-                     bit_cast<U>(broadcast<V>(1)));
+  constexpr int bits = ExpConstants<ScalarOf<V>>::mantissa_bits;
+  return bit_cast<V>((bit_cast<U>(shifted) << bits) + bit_cast<U>(broadcast<V>(1)));
 }
 
+// x 2^n, also where 2^n alone would leave the normal numbers before the result does.
 template <class V>
-RNNFUSED_HD IntOf<V> sign_mask() {
-  return IntOf<V>{} + (IntOf<ScalarOf<V>>(1) << (8 * sizeof(ScalarOf<V>) - 1));
-}
-
-template <class V>
-RNNFUSED_HD V abs(V x) {
-  return bit_cast<V>(bit_cast<IntOf<V>>(x) & ~sign_mask<V>());
+RNNFUSED_HD V scale(V x, V n) {
+#if RNNFUSED_VECTOR_BYTES == 64
+  if constexpr (Lanes<V>::count > 1) return V(instruction::scale(x, n));
+#endif
+  using C = ExpConstants<ScalarOf<V>>;
+  const V first = n * ScalarOf<V>(0.5) + C::round;
+  return x * power_of_two(first) * power_of_two((n - (first - C::round)) + C::round);
 }
 
 // Max error 1.1 ulp (float), 1.1 ulp (double), denormal results included; 0 below the smallest, infinite
@@ -81,22 +80,21 @@ RNNFUSED_HD V abs(V x) {
 template <class V>
 RNNFUSED_HD V exp(V x) {
   using C = ExpConstants<ScalarOf<V>>;
-  x = x < C::lowest ? broadcast<V>(C::lowest) : x;
-  x = x > C::highest ? broadcast<V>(C::highest) : x;
-  const Reduced<V> e = reduce(x);
-  // In two factors: 2^n alone would leave the normal numbers before the result does.
-  const IntOf<V> half = e.n >> 1;
-  const V first = power_of_two<V>(half);
-  return fma(first, e.p, first) * power_of_two<V>(e.n - half);
+  const Reduced<V> e = reduce(at_most(at_least(x, C::lowest), C::highest));
+  return scale(e.p + ScalarOf<V>(1), e.n);
 }
 
-// 1 / (1 + exp(-x)). Max error 2.5 ulp (float), 2.2 ulp (double), denormal results included; exactly 0 and 1
-// at infinity.
+// 1 / (1 + exp(-x)). Max error 2.5 ulp (float), 2.2 ulp (double); results that are denormal numbers, for x <
+// -87.3 (-708.3), lie below the smallest normal number as they should, and are 0 where exp(-x) is infinite.
 template <class V>
 RNNFUSED_HD V sigmoid(V x) {
-  const V one = broadcast<V>(1);
-  const V e = exp(-abs(x));
-  return (x < ScalarOf<V>(0) ? e : one) / (one + e);
+  return ScalarOf<V>(1) / (ScalarOf<V>(1) + exp(-x));
+}
+
+template <class V>
+RNNFUSED_HD IntOf<V> sign_of(V x) {
+  const IntOf<V> mask = IntOf<V>{} + (IntOf<ScalarOf<V>>(1) << (8 * sizeof(ScalarOf<V>) - 1));
+  return bit_cast<IntOf<V>>(x) & mask;
 }
 
 // Max error 2.6 ulp (float and double; 2.7 without fma); tanh(-0) is -0, denormals are their own tanh,
@@ -104,14 +102,12 @@ RNNFUSED_HD V sigmoid(V x) {
 template <class V>
 RNNFUSED_HD V tanh(V x) {
   // expm1(2 |x|) / (expm1(2 |x|) + 2) is exact to the last bits near zero and is 1 from |x| = 20 on.
-  const V top = broadcast<V>(20);
-  V a = abs(x);
-  a = a > top ? top : a;
+  const V a = at_most(bit_cast<V>(bit_cast<IntOf<V>>(x) & ~sign_of(broadcast<V>(-1))), ScalarOf<V>(20));
   const Reduced<V> e = reduce(a + a);
-  const V scale = power_of_two<V>(e.n);
-  const V em1 = fma(scale, e.p, scale - ScalarOf<V>(1));
+  const V power = power_of_two(e.shifted);
+  const V em1 = fma(power, e.p, power - ScalarOf<V>(1));
   const V t = em1 / (em1 + ScalarOf<V>(2));
-  return bit_cast<V>(bit_cast<IntOf<V>>(t) | (bit_cast<IntOf<V>>(x) & sign_mask<V>()));
+  return bit_cast<V>(bit_cast<IntOf<V>>(t) | sign_of(x));
 }
 
 // Gradients in terms of the function's value y.

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "core/platform.h"
+
 namespace rnnfused {
 
 using Index = int64_t;
@@ -20,9 +22,9 @@ struct SequenceShape {
   const Index* offsets;  // [T + 1]
   bool reverse;          // run from each row's last step to its first
 
-  Index rows() const { return offsets[steps]; }
-  Index active(Index t) const { return offsets[t + 1] - offsets[t]; }
-  bool projected() const { return output != hidden; }
+  RNNFUSED_HD Index rows() const { return offsets[steps]; }
+  RNNFUSED_HD Index active(Index t) const { return offsets[t + 1] - offsets[t]; }
+  RNNFUSED_HD bool projected() const { return output != hidden; }
 };
 
 // Weights of one layer in one direction, in torch's layout; every matrix is contiguous.
@@ -40,7 +42,7 @@ template <class T>
 struct Rows {
   T* data;
   Index stride;
-  T* operator[](Index row) const { return data + row * stride; }
+  RNNFUSED_HD T* operator[](Index row) const { return data + row * stride; }
 };
 
 constexpr int kMaxStates = 2;

@@ -5,12 +5,27 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "core/platform.h"
 
-#if !defined(__CUDACC__) && (defined(__AVX2__) || defined(__AVX512F__))
+// Bytes of the vector registers this object is built for; without them every type has one lane. The scalar
+// build says so itself: compilers for AArch64 always offer NEON.
+#if defined(__CUDACC__) || defined(RNNFUSED_SCALAR)
+#define RNNFUSED_VECTOR_BYTES 0
+#elif defined(__AVX512F__)
+#define RNNFUSED_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define RNNFUSED_VECTOR_BYTES 32
+#elif defined(__ARM_NEON)
+#define RNNFUSED_VECTOR_BYTES 16
+#else
+#define RNNFUSED_VECTOR_BYTES 0
+#endif
+
+#if RNNFUSED_VECTOR_BYTES >= 32
 #include <immintrin.h>
-#elif !defined(__CUDACC__) && defined(__ARM_NEON)
+#elif RNNFUSED_VECTOR_BYTES == 16
 #include <arm_neon.h>
 #endif
 
@@ -27,19 +42,8 @@ struct VecOf<T, 1> {
 template <class T, int N>
 using Vec = typename VecOf<T, N>::type;
 
-// Bytes of the vector registers this object is built for; a scalar build has one lane of any type.
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#elif defined(__ARM_NEON)
-constexpr int kVectorBytes = 16;
-#else
-constexpr int kVectorBytes = 0;
-#endif
-
 template <class T>
-constexpr int kLanes = kVectorBytes == 0 ? 1 : kVectorBytes / int(sizeof(T));
+constexpr int kLanes = RNNFUSED_VECTOR_BYTES ? RNNFUSED_VECTOR_BYTES / int(sizeof(T)) : 1;
 
 template <class T>
 using Native = Vec<T, kLanes<T>>;
@@ -86,43 +90,92 @@ RNNFUSED_HD To bit_cast(From x) {
   return y;
 }
 
+// The instructions that have no operator. Of max and min: the second operand where either is NaN.
+namespace instruction {
+#if RNNFUSED_VECTOR_BYTES == 64
+// In the form with a mask, of all lanes: the others warn of GCC's own header (GCC bug 105593).
+#define RNNFUSED_INSTRUCTIONS(V, type)                                              \
+  RNNFUSED_HD V fma(V a, V b, V c) { return _mm512_fmadd_##type(a, b, c); }         \
+  RNNFUSED_HD V max(V a, V b) { return _mm512_maskz_max_##type(all_##type, a, b); } \
+  RNNFUSED_HD V min(V a, V b) { return _mm512_maskz_min_##type(all_##type, a, b); } \
+  RNNFUSED_HD V scale(V x, V n) { return _mm512_maskz_scalef_##type(all_##type, x, n); }
+constexpr __mmask16 all_ps = 0xffff;
+constexpr __mmask8 all_pd = 0xff;
+RNNFUSED_INSTRUCTIONS(__m512, ps)
+RNNFUSED_INSTRUCTIONS(__m512d, pd)
+#elif RNNFUSED_VECTOR_BYTES == 32
+#define RNNFUSED_INSTRUCTIONS(V, type)                                      \
+  RNNFUSED_HD V fma(V a, V b, V c) { return _mm256_fmadd_##type(a, b, c); } \
+  RNNFUSED_HD V max(V a, V b) { return _mm256_max_##type(a, b); }           \
+  RNNFUSED_HD V min(V a, V b) { return _mm256_min_##type(a, b); }
+RNNFUSED_INSTRUCTIONS(__m256, ps)
+RNNFUSED_INSTRUCTIONS(__m256d, pd)
+#elif RNNFUSED_VECTOR_BYTES == 16
+#define RNNFUSED_INSTRUCTIONS(V, type)                               \
+  RNNFUSED_HD V fma(V a, V b, V c) { return vfmaq_##type(c, a, b); } \
+  RNNFUSED_HD V max(V a, V b) { return vmaxq_##type(a, b); }         \
+  RNNFUSED_HD V min(V a, V b) { return vminq_##type(a, b); }
+RNNFUSED_INSTRUCTIONS(float32x4_t, f32)
+RNNFUSED_INSTRUCTIONS(float64x2_t, f64)
+#endif
+#undef RNNFUSED_INSTRUCTIONS
+}  // namespace instruction
+
 // a * b + c, rounded once wherever the instruction set has it. The build forbids the compiler to contract on
 // its own: the same expression then gives the same bits in every tile shape.
 template <class V>
 RNNFUSED_HD V fma(V a, V b, V c) {
 #if defined(__CUDACC__)
   return ::fma(a, b, c);
-#elif defined(__AVX512F__)
-  if constexpr (sizeof(V) == 64 && sizeof(ScalarOf<V>) == 4) {
-    return V(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
-  } else if constexpr (sizeof(V) == 64) {
-    return V(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
-  } else {
-    static_assert(Lanes<V>::count == 1);
-    return sizeof(V) == 4 ? V(__builtin_fmaf(float(a), float(b), float(c)))
-                          : V(__builtin_fma(double(a), double(b), double(c)));
-  }
-#elif defined(__AVX2__)
-  if constexpr (sizeof(V) == 32 && sizeof(ScalarOf<V>) == 4) {
-    return V(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
-  } else if constexpr (sizeof(V) == 32) {
-    return V(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
-  } else {
-    static_assert(Lanes<V>::count == 1);
-    return sizeof(V) == 4 ? V(__builtin_fmaf(float(a), float(b), float(c)))
-                          : V(__builtin_fma(double(a), double(b), double(c)));
-  }
-#elif defined(__ARM_NEON)
-  if constexpr (sizeof(V) == 16 && sizeof(ScalarOf<V>) == 4) {
-    return V(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
-  } else if constexpr (sizeof(V) == 16) {
-    return V(vfmaq_f64(float64x2_t(c), float64x2_t(a), float64x2_t(b)));
-  } else {
-    return sizeof(V) == 4 ? V(__builtin_fmaf(float(a), float(b), float(c)))
-                          : V(__builtin_fma(double(a), double(b), double(c)));
-  }
-#else
+#elif RNNFUSED_VECTOR_BYTES == 0
   return a * b + c;
+#else
+  if constexpr (Lanes<V>::count > 1) return V(instruction::fma(a, b, c));
+  if constexpr (Lanes<V>::count == 1 && sizeof(V) == 4) return __builtin_fmaf(a, b, c);
+  if constexpr (Lanes<V>::count == 1 && sizeof(V) == 8) return __builtin_fma(a, b, c);
+#endif
+}
+
+// x where it is above (below) the bound, else the bound; NaN stays NaN.
+template <class V>
+RNNFUSED_HD V at_least(V x, ScalarOf<V> bound) {
+#if RNNFUSED_VECTOR_BYTES > 0
+  if constexpr (Lanes<V>::count > 1) return V(instruction::max(broadcast<V>(bound), x));
+#endif
+  return x < bound ? broadcast<V>(bound) : x;
+}
+
+template <class V>
+RNNFUSED_HD V at_most(V x, ScalarOf<V> bound) {
+#if RNNFUSED_VECTOR_BYTES > 0
+  if constexpr (Lanes<V>::count > 1) return V(instruction::min(broadcast<V>(bound), x));
+#endif
+  return x > bound ? broadcast<V>(bound) : x;
+}
+
+#if defined(__clang__)
+template <class V, int... I>
+RNNFUSED_HD void interleave_lanes(V a, V b, V& low, V& high, std::integer_sequence<int, I...>) {
+  constexpr int L = Lanes<V>::count;
+  low = __builtin_shufflevector(a, b, (I / 2 + (I % 2) * L)...);
+  high = __builtin_shufflevector(a, b, (I / 2 + (I % 2) * L + L / 2)...);
+}
+#endif
+
+// low = a0 b0 a1 b1 ... from the lower halves of a and b, high likewise from the upper ones.
+template <class V>
+RNNFUSED_HD void interleave(V a, V b, V& low, V& high) {
+  constexpr int L = Lanes<V>::count;
+#if defined(__clang__)
+  interleave_lanes(a, b, low, high, std::make_integer_sequence<int, L>{});
+#else
+  IntOf<V> first{}, second{};
+  for (int i = 0; i < L; ++i) {
+    first[i] = i / 2 + (i % 2) * L;
+    second[i] = first[i] + L / 2;
+  }
+  low = __builtin_shuffle(a, b, first);
+  high = __builtin_shuffle(a, b, second);
 #endif
 }
 

@@ -304,7 +304,7 @@ Index backward_scratch(const LayerGradient<T>& layer, const Plan& plan) {
 }
 
 template <class Cell, class T>
-void backward(const LayerGradient<T>& layer, Team& team, int thread) {
+void backward(const LayerGradient<T>& layer, const Team& team, int thread) {
   const Plan& plan = team.plan;
   const int group = thread / plan.members, member = thread % plan.members;
   const BackwardMemory<Cell, T> memory(layer, plan, team.scratch);
@@ -316,10 +316,10 @@ void backward(const LayerGradient<T>& layer, Team& team, int thread) {
     team.group[group].wait();
   });
   for (int d = 0; d < layer.directions; ++d) {
-    team.all.wait();  // the region is free, and all gate gradients are there
+    team.all->wait();  // the region is free, and all gate gradients are there
     Arena arena(memory.region);
     ParameterGradients<Cell, T>(layer.backward[d], memory.gates[d], thread, plan.threads(), arena)
-        .run(team.all);
+        .run(*team.all);
   }
 }
 

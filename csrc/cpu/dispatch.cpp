@@ -39,7 +39,8 @@ std::vector<const KernelTable*> available() {
 #endif
 #ifdef RNNFUSED_HAVE_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("fma")) {
     tables.push_back(&avx512::kernels);
   }
 #endif
@@ -105,25 +106,15 @@ class Scratch {
   Index size_ = 0;
 };
 
-template <class T, class LayerType>
-struct Call {
-  void (*kernel)(const LayerType&, Team&, int);
-  const LayerType& layer;
-  Team team;
-
-  static void body(void* self, int thread) {
-    auto& call = *static_cast<Call*>(self);
-    call.kernel(call.layer, call.team, thread);
-  }
-};
-
-template <class T, class LayerType>
-void run(const LayerType& layer, const Plan& plan, Index scratch_bytes,
-         void (*kernel)(const LayerType&, Team&, int)) {
+Scratch& kept_scratch() {
   thread_local Scratch scratch;
-  Call<T, LayerType> call{kernel, layer, Team(plan)};
-  call.team.scratch = scratch.at_least(std::max<Index>(64, scratch_bytes));
-  parallel(plan.threads(), &Call<T, LayerType>::body, &call);
+  return scratch;
+}
+
+template <class LayerType>
+void run(TeamKernel<LayerType> kernel, const LayerType& layer, const Plan& plan, Index scratch_bytes) {
+  Scratch& scratch = kept_scratch();
+  run_team(kernel, layer, plan, scratch.at_least(std::max<Index>(64, scratch_bytes)));
   scratch.trim();
 }
 
@@ -172,7 +163,7 @@ void forward(CellId cell, const Layer<T>& layer, int threads) {
   const Plan chosen = plan<T>(cell, shape, layer.directions, threads);
   log_plan("forward", cell, shape, layer.directions, chosen);
   const CellKernels<T>& k = cell_kernels<T>(cell);
-  run<T>(layer, chosen, k.forward_scratch(layer, chosen), k.forward);
+  run(k.forward, layer, chosen, k.forward_scratch(layer, chosen));
 }
 
 template <class T>
@@ -181,7 +172,7 @@ void backward(CellId cell, const LayerGradient<T>& layer, int threads) {
   const Plan chosen = plan<T>(cell, shape, layer.directions, threads);
   log_plan("backward", cell, shape, layer.directions, chosen);
   const CellKernels<T>& k = cell_kernels<T>(cell);
-  run<T>(layer, chosen, k.backward_scratch(layer, chosen), k.backward);
+  run(k.backward, layer, chosen, k.backward_scratch(layer, chosen));
 }
 
 #define RNNFUSED_INSTANTIATE(T)                                  \

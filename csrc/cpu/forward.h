@@ -361,7 +361,7 @@ Index forward_scratch(const Layer<T>& layer, const Plan& plan) {
 }
 
 template <class Cell, class T>
-void forward(const Layer<T>& layer, Team& team, int thread) {
+void forward(const Layer<T>& layer, const Team& team, int thread) {
   const Plan& plan = team.plan;
   const int group = thread / plan.members, member = thread % plan.members;
   char* slab = static_cast<char*>(team.scratch) + forward_slab<Cell>(layer, plan) * group;

@@ -7,6 +7,16 @@
 namespace rnnfused {
 namespace RNNFUSED_ISA {
 
+// What the drivers take for granted of a cell.
+#define RNNFUSED_CHECK(name, Cell)                                                                      \
+  static_assert(Cell::states >= 1 && Cell::states <= kMaxStates, "states");                             \
+  static_assert(Cell::gates >= 1 && Cell::gates <= kMaxWidth, "a block's gates fill one tile at most"); \
+  static_assert(Cell::x_first >= 0 && Cell::x_first + Cell::gates <= Cell::accumulators, "x_first");    \
+  static_assert(Cell::h_first >= 0 && Cell::h_first + Cell::gates <= Cell::accumulators, "h_first");    \
+  static_assert(Cell::taped <= Cell::accumulators, "the tape overwrites the accumulators");
+RNNFUSED_CELLS(RNNFUSED_CHECK)
+#undef RNNFUSED_CHECK
+
 template <class T>
 constexpr TypeKernels<T> type_kernels() {
 #define RNNFUSED_KERNELS(name, Cell)                                                    \

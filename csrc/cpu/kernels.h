@@ -1,6 +1,8 @@
 // What an ISA object offers and what it is handed: the seam between code built once and code built per ISA.
 #pragma once
 
+#include <vector>
+
 #include "cells/all.h"
 #include "core/sequence.h"
 #include "cpu/plan.h"
@@ -32,23 +34,42 @@ struct LayerGradient {
 // The threads of one call. Every thread runs the same function; `scratch` is shared by all of them.
 struct Team {
   Plan plan;
-  Barrier all;
-  Barrier group[kMaxThreads];
+  Barrier* all;
+  Barrier* group;  // one for each of the plan's groups
   void* scratch;
+};
 
-  explicit Team(const Plan& p) : plan(p) {
-    all.reset(p.threads());
-    for (int g = 0; g < p.groups; ++g) group[g].reset(p.members);
+template <class Args>
+using TeamKernel = void (*)(const Args& args, const Team& team, int thread);
+
+template <class Args>
+struct TeamCall {
+  TeamKernel<Args> kernel;
+  const Args& args;
+  Team team;
+
+  static void body(void* self, int thread) {
+    const auto& call = *static_cast<TeamCall*>(self);
+    call.kernel(call.args, call.team, thread);
   }
 };
+
+// Runs the kernel on the plan's threads.
+template <class Args>
+void run_team(TeamKernel<Args> kernel, const Args& args, const Plan& plan, void* scratch) {
+  Barrier all(plan.threads());
+  std::vector<Barrier> group(size_t(plan.groups), Barrier(plan.members));
+  TeamCall<Args> call{kernel, args, {plan, &all, group.data(), scratch}};
+  parallel(plan.threads(), &TeamCall<Args>::body, &call);
+}
 
 template <class T>
 struct CellKernels {
   Index (*tape_scalars)(const SequenceShape& shape);
   Index (*forward_scratch)(const Layer<T>& layer, const Plan& plan);
-  void (*forward)(const Layer<T>& layer, Team& team, int thread);
+  TeamKernel<Layer<T>> forward;
   Index (*backward_scratch)(const LayerGradient<T>& layer, const Plan& plan);
-  void (*backward)(const LayerGradient<T>& layer, Team& team, int thread);
+  TeamKernel<LayerGradient<T>> backward;
 };
 
 template <class T>

@@ -31,17 +31,9 @@ RNNFUSED_HD void transpose(Native<T> (&v)[kLanes<T>]) {
   constexpr int L = kLanes<T>;
   if constexpr (L > 1) {
     using V = Native<T>;
-    IntOf<V> low{}, high{};
-    for (int i = 0; i < L; ++i) {
-      low[i] = i / 2 + (i % 2) * L;
-      high[i] = low[i] + L / 2;
-    }
     for (int round = 1; round < L; round *= 2) {
       V next[L];
-      for (int i = 0; i < L / 2; ++i) {
-        next[2 * i] = __builtin_shuffle(v[i], v[i + L / 2], low);
-        next[2 * i + 1] = __builtin_shuffle(v[i], v[i + L / 2], high);
-      }
+      for (int i = 0; i < L / 2; ++i) interleave(v[i], v[i + L / 2], next[2 * i], next[2 * i + 1]);
       for (int i = 0; i < L; ++i) v[i] = next[i];
     }
   }

@@ -18,7 +18,10 @@ constexpr double kEpilogue = 45;   // one vector of one gate
 constexpr double kRow = 12;        // set-up of one row of one block
 constexpr double kPack = 12;       // one vector of weights
 constexpr double kBarrier = 700;   // two threads; grows with their number
-constexpr double kRegion = 20000;  // starting and joining a parallel region
+constexpr double kRegion = 20000;  // starting and joining a parallel region of two; grows as the barrier
+
+// What it costs threads to meet, in units of what it costs two.
+double meeting(int threads) { return threads == 1 ? 0 : 1 + 0.25 * std::log2(double(threads) / 2); }
 
 double step_cycles(const PlanInput& in, Index rows, int members) {
   const double blocks = std::ceil(std::ceil(double(in.hidden) / in.lanes) / members);
@@ -35,7 +38,7 @@ double step_cycles(const PlanInput& in, Index rows, int members) {
                              ? 0
                              : (vectors + per_step) * kPack / double(std::max<Index>(1, in.steps));
   const double epilogue = blocks * double(rows) * (in.gates * kEpilogue + kRow);
-  const double barrier = members == 1 ? 0 : kBarrier * (1 + 0.25 * std::log2(double(members) / 2));
+  const double barrier = kBarrier * meeting(members);
   return product + input + packing + epilogue + barrier;
 }
 
@@ -55,7 +58,7 @@ Plan make_plan(const PlanInput& in) {
       const double streams = std::ceil(double(in.directions * shards) / groups);
       const Index rows = (in.batch + shards - 1) / shards;
       const double step = streams * step_cycles(in, rows, members);
-      const double region = groups * members == 1 ? 0 : kRegion / double(std::max<Index>(1, in.steps));
+      const double region = kRegion * meeting(groups * members) / double(std::max<Index>(1, in.steps));
       if (step + region < best_cycles) {
         best_cycles = step + region;
         best = Plan{groups, members, shards, step / kCyclesPerUs};

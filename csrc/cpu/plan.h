@@ -1,6 +1,7 @@
 // Which threads do what: a pure function of sizes, so that it can be tested and shown.
 #pragma once
 
+#include "core/platform.h"
 #include "core/sequence.h"
 
 namespace rnnfused {
@@ -27,11 +28,11 @@ struct PlanInput {
 };
 
 // Whether a sequence is too short for packed weights to pay: packing costs about as much as this many rows.
-inline bool runs_unpacked(Index steps, Index batch) { return steps * batch <= 8; }
+RNNFUSED_HD bool runs_unpacked(Index steps, Index batch) { return steps * batch <= 8; }
 
 Plan make_plan(const PlanInput& input);
 
 // Rows of shard s are [first, last) of every step's batch.
-inline Index shard_first(Index batch, int shards, int s) { return batch * s / shards; }
+RNNFUSED_HD Index shard_first(Index batch, int shards, int s) { return batch * s / shards; }
 
 }  // namespace rnnfused

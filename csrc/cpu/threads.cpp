@@ -1,13 +1,11 @@
 #include "cpu/threads.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
-
-#ifdef RNNFUSED_STD_THREADS
 #include <thread>
 #include <vector>
-#endif
 
 namespace rnnfused {
 namespace {
@@ -27,9 +25,17 @@ inline void pause_cpu() {
 int processors() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return std::min(CPU_COUNT(&set), kMaxThreads);
+  // The set is too small for machines of more than 1,024 processors.
+  const int n = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set)
+                                                             : int(std::thread::hardware_concurrency());
+  return std::clamp(n, 1, kMaxThreads);
 }
+
+// A child of fork() has the caller's thread alone, yet OpenMP takes its pool to be there and would wait for
+// it for ever: the child runs serially.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int watching =
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 
 }  // namespace
 
@@ -70,7 +76,11 @@ void parallel(int threads, void (*body)(void*, int), void* context) {
 
 namespace rnnfused {
 
-int usable_threads() { return omp_in_parallel() ? 1 : std::min(processors(), omp_get_thread_limit()); }
+int usable_threads() {
+  if (forked.load(std::memory_order_relaxed) || omp_in_parallel() || omp_get_max_active_levels() < 1)
+    return 1;
+  return std::min(processors(), omp_get_thread_limit());
+}
 
 void parallel(int threads, void (*body)(void*, int), void* context) {
   if (threads == 1) return body(context, 0);

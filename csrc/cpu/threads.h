@@ -18,13 +18,15 @@ void parallel(int threads, void (*body)(void* context, int thread), void* contex
 // All members meet; what any of them wrote before is seen by all of them after.
 class Barrier {
  public:
-  void reset(int members) { members_ = members; }
+  explicit Barrier(int members) : members_(members) {}
+  // A copy is a fresh barrier for as many members.
+  Barrier(const Barrier& other) : members_(other.members_) {}
   void wait();
 
  private:
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> epoch_{0};
-  int members_ = 1;
+  int members_;
 };
 
 }  // namespace rnnfused

@@ -10,8 +10,8 @@
 namespace rnnfused::RNNFUSED_ISA {
 
 // Accumulator vectors that fit in the register file beside the operands.
-#if defined(__AVX512F__) || defined(__ARM_NEON)
-constexpr int kAccumulators = 24;
+#if RNNFUSED_VECTOR_BYTES == 64 || RNNFUSED_VECTOR_BYTES == 16
+constexpr int kAccumulators = 20;
 #else
 constexpr int kAccumulators = 12;
 #endif
@@ -31,7 +31,7 @@ struct Runs {
 
 // Terms summed in registers before they are added to the accumulators in memory: one chain over a long k
 // range would round too often, and the second level costs next to nothing.
-constexpr Index kChain = 64;
+constexpr Index kChain = 128;
 
 // Runs that make up a chain.
 RNNFUSED_HD Index chain_runs(const Runs& k) {

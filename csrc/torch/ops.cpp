@@ -21,6 +21,9 @@ CellId cell_id(const std::string& name) {
 
 int threads_allowed() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
+// As the kernels read it: in memory as it looks, without strides and without torch's lazy negation.
+at::Tensor dense(const at::Tensor& t) { return t.resolve_neg().contiguous(); }
+
 void check_tensor(const at::Tensor& t, const char* name, const at::Tensor& like, at::IntArrayRef sizes) {
   TORCH_CHECK(t.device() == like.device(), name, ": expected a tensor on ", like.device(), ", got ",
               t.device());
@@ -55,16 +58,18 @@ struct Inputs {
     TORCH_CHECK(h0_in.dim() == 3, "h0: expected 3 dimensions, got ", h0_in.dim());
     TORCH_CHECK(w[0] && w[0]->dim() == 2 && w[0]->size(0) % info.gates == 0, "weight_ih: expected [",
                 info.gates, " * hidden_size, input_size]");
-    x = x_in.contiguous();
+    x = dense(x_in);
     set_shape(batch_sizes, w[0]->size(0) / info.gates, h0_in.size(2));
 
+    TORCH_CHECK(shape.output <= shape.hidden, "h0: expected at most hidden_size (", shape.hidden,
+                ") units, got ", shape.output);
     check_tensor(h0_in, "h0", x, {directions, shape.batch, shape.output});
-    h0 = h0_in.contiguous();
+    h0 = dense(h0_in);
     TORCH_CHECK(c0_in.has_value() == (info.states > 1), "c0: expected ",
                 info.states > 1 ? "a tensor" : "none", ", got ", c0_in ? "a tensor" : "none");
     if (c0_in) {
       check_tensor(*c0_in, "c0", x, {directions, shape.batch, shape.hidden});
-      c0 = c0_in->contiguous();
+      c0 = dense(*c0_in);
     }
     for (int d = 0; d < directions; ++d) add_weights(&w[size_t(d * kSlots)]);
   }
@@ -105,7 +110,7 @@ struct Inputs {
       TORCH_CHECK(w[slot] || !required, name, ": expected a tensor of size ", sizes, ", got none");
       if (!w[slot]) return weights.emplace_back(), void();
       check_tensor(*w[slot], name, x, sizes);
-      weights.push_back(w[slot]->contiguous());
+      weights.push_back(dense(*w[slot]));
     };
     add(0, "weight_ih", {gates, shape.input}, true);
     add(1, "weight_hh", {gates, shape.output}, true);
@@ -140,10 +145,10 @@ struct Inputs {
 
   at::Tensor empty(at::IntArrayRef sizes) const { return at::empty(sizes, x.options()); }
 
-  at::Tensor empty_output() const {
+  std::vector<int64_t> output_sizes() const {
     std::vector<int64_t> sizes = x.sizes().vec();
     sizes.back() = directions * shape.output;
-    return empty(sizes);
+    return sizes;
   }
 };
 
@@ -158,7 +163,7 @@ ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const 
                             const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
                             const std::optional<at::Tensor>& batch_sizes, bool save) {
   const Inputs in(cell, x, h0, c0, weights, batch_sizes);
-  const at::Tensor y = in.empty_output(), hn = in.empty(in.h0.sizes());
+  const at::Tensor y = in.empty(in.output_sizes()), hn = in.empty(in.h0.sizes());
   const at::Tensor cn = in.c0.defined() ? in.empty(in.c0.sizes()) : at::Tensor();
   at::Tensor tape;
   for_dtype(in.x, [&](auto type) {
@@ -199,10 +204,11 @@ OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, con
   const auto given = [&](const std::optional<at::Tensor>& t, const char* name, at::IntArrayRef sizes) {
     if (!t) return at::Tensor();
     check_tensor(*t, name, in.x, sizes);
-    return t->contiguous();
+    return dense(*t);
   };
-  const at::Tensor y_rows = y.contiguous();
-  const at::Tensor dy_rows = given(dy, "grad_output", y.sizes());
+  const std::vector<int64_t> output_sizes = in.output_sizes();
+  const at::Tensor y_rows = given(y, "output", output_sizes);
+  const at::Tensor dy_rows = given(dy, "grad_output", output_sizes);
   const at::Tensor dh = given(dhn, "grad_h_n", in.h0.sizes());
   const at::Tensor dc = in.c0.defined() ? given(dcn, "grad_c_n", in.c0.sizes()) : at::Tensor();
 
@@ -219,8 +225,8 @@ OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, con
       return gradients[i] ? gradients[i]->mutable_data_ptr<T>() : nullptr;
     };
     const Index tape_size = cpu::tape_scalars<T>(in.cell, in.shape);
-    TORCH_CHECK(tape.scalar_type() == in.x.scalar_type() && tape.numel() == in.directions * tape_size,
-                "tape: expected ", in.directions * tape_size, " scalars, got ", tape.numel());
+    check_tensor(tape, "tape", in.x, {in.directions, tape_size});
+    TORCH_CHECK(tape.is_contiguous(), "tape: expected a contiguous tensor, got strides ", tape.strides());
     LayerGradient<T> layer{};
     layer.directions = in.directions;
     for (int d = 0; d < in.directions; ++d) {
@@ -261,6 +267,7 @@ std::vector<std::string> available_isas() { return cpu::available_isas(); }
 
 std::tuple<int, int, int> describe_plan(const std::string& cell, int64_t steps, int64_t batch, int64_t input,
                                         int64_t hidden, int64_t output, int64_t directions, bool f64) {
+  TORCH_CHECK_VALUE(directions == 1 || directions == 2, "directions: expected 1 or 2, got ", directions);
   const SequenceShape shape{steps, batch, input, hidden, output, nullptr, false};
   const auto make = f64 ? cpu::plan<double> : cpu::plan<float>;
   const Plan plan = make(cell_id(cell), shape, int(directions), threads_allowed());

@@ -184,26 +184,11 @@ struct Problem {
 
 // ---- By the kernels
 
-template <class Args>
-struct Job {
-  void (*kernel)(const Args&, Team&, int);
-  const Args& args;
-  Team team;
-
-  static void body(void* self, int thread) {
-    auto& job = *static_cast<Job*>(self);
-    job.kernel(job.args, job.team, thread);
-  }
-};
-
 // Whether the kernel kept to its scratch.
 template <class Args>
-bool run_kernel(void (*kernel)(const Args&, Team&, int), const Args& args, const Plan& plan,
-                Index scratch_bytes) {
+bool run_kernel(TeamKernel<Args> kernel, const Args& args, const Plan& plan, Index scratch_bytes) {
   const Poisoned<unsigned char> scratch(1, scratch_bytes > 0 ? scratch_bytes : 1);
-  Job<Args> job{kernel, args, Team(plan)};
-  job.team.scratch = scratch.data();
-  parallel(plan.threads(), &Job<Args>::body, &job);
+  run_team(kernel, args, plan, scratch.data());
   return scratch.intact();
 }
 

@@ -31,8 +31,7 @@ TEST_CASE("every thread runs once, the caller as thread 0") {
 // all of it, and no member may be a round ahead.
 TEST_CASE("a barrier holds the members together and publishes what they wrote") {
   for (int members : {1, 2, 3, 4, 7}) {
-    Barrier barrier;
-    barrier.reset(members);
+    Barrier barrier(members);
     std::vector<long> written(size_t(members), -1), wrong(size_t(members), 0);
     run(members, [&](int member) {
       for (long round = 0; round < 300; ++round) {
@@ -47,8 +46,7 @@ TEST_CASE("a barrier holds the members together and publishes what they wrote") 
 }
 
 TEST_CASE("groups with barriers of their own do not wait for each other") {
-  Barrier barriers[2];
-  for (Barrier& barrier : barriers) barrier.reset(2);
+  Barrier barriers[] = {Barrier(2), Barrier(2)};
   std::vector<long> rounds(4, 0);
   run(4, [&](int thread) {
     const int group = thread / 2;
@@ -63,8 +61,7 @@ TEST_CASE("groups with barriers of their own do not wait for each other") {
 TEST_CASE("two callers at once have regions of their own") {
   const auto caller = [](long& sum) {
     for (int i = 0; i < 50; ++i) {
-      Barrier barrier;
-      barrier.reset(2);
+      Barrier barrier(2);
       long parts[2] = {};
       run(2, [&](int thread) {
         parts[thread] = thread + 1;

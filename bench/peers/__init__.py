@@ -1,0 +1,56 @@
+"""The implementations that are measured. A peer turns a case into a function to time and its results.
+
+Every peer has a module of its own, imported only in the process that measures it: what one library does to
+the process (threads, allocators) never touches another.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.cases import Case
+
+__all__ = ["PEERS", "Prepared", "available", "prepare"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    module: str  # of this package; its prepare(case, threads) makes the Prepared
+    package: str  # that must be installed
+    modes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`run` does one call; `results` names its outputs: y, and in training the gradient of x and of every
+    parameter under torch's name.
+    """
+
+    run: Callable[[], None]
+    results: Callable[[], dict[str, np.ndarray]]
+
+
+_ALL = ("inference", "training", "streaming", "ragged", "stacked")
+PEERS = {
+    "torch": Peer("torch_nn", "torch", _ALL),
+    "jax": Peer("jax_scan", "jax", ("inference", "training", "streaming", "stacked")),
+    "onnxruntime": Peer("onnx_runtime", "onnxruntime", ("inference", "streaming")),
+    "openvino": Peer("open_vino", "openvino", ("inference", "streaming")),
+    "rnnfused": Peer("rnnfused_nn", "rnnfused", _ALL),
+}
+
+
+def available() -> list[str]:
+    """The peers whose package is installed."""
+    return [name for name, peer in PEERS.items() if importlib.util.find_spec(peer.package)]
+
+
+def prepare(peer: str, case: Case, threads: int) -> Prepared:
+    module = importlib.import_module(f"bench.peers.{PEERS[peer].module}")
+    prepared: Prepared = module.prepare(case, threads)
+    return prepared

@@ -1,0 +1,17 @@
+"""rnnfused, as a user gets it: torch's layers, converted."""
+
+from __future__ import annotations
+
+import torch
+
+import rnnfused
+from bench.cases import Case
+from bench.peers import Prepared
+from bench.peers.torch_layers import measured, torch_layers
+
+__all__ = ["prepare"]
+
+
+def prepare(case: Case, threads: int) -> Prepared:
+    torch.set_num_threads(threads)
+    return measured(rnnfused.convert(torch_layers(case)), case)

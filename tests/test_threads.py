@@ -1,0 +1,80 @@
+"""Threads as users have them: many callers, forked children, restricted OpenMP, few processors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Every script runs a layer that is large enough to be shared out, and prints a checksum of its bits.
+LAYER = """
+import hashlib, os, torch, rnnfused
+torch.manual_seed(0)
+layer, x = rnnfused.LSTM(256, 256), torch.randn(20, 8, 256)
+def bits():
+    y, (h, c) = layer(x)
+    (y.sum() + c.sum()).backward()
+    tensors = [y.detach(), *(p.grad for p in layer.parameters())]
+    layer.zero_grad()
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
+"""
+
+
+def script(code: str, **environment: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", LAYER + code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def serial() -> str:
+    return script("torch.set_num_threads(1); print(bits())")
+
+
+@pytest.mark.parametrize("threads", [2, 4, 16])
+def test_more_threads_give_the_same_bits(serial: str, threads: int) -> None:
+    assert script(f"torch.set_num_threads({threads}); print(bits())") == serial
+
+
+def test_a_forked_child_runs(serial: str) -> None:
+    # The parent's threads have run before: in the child they are gone, and nothing may wait for them.
+    code = """
+assert bits()
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        layer(x)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), bits())
+"""
+    assert script(code) == f"0 {serial}"
+
+
+@pytest.mark.parametrize("name, value", [("OMP_MAX_ACTIVE_LEVELS", "0"), ("OMP_THREAD_LIMIT", "1")])
+def test_openmp_that_allows_no_second_thread(serial: str, name: str, value: str) -> None:
+    assert script("torch.set_num_threads(2); print(bits())", **{name: value}) == serial
+
+
+def test_openmp_that_may_give_fewer_threads(serial: str) -> None:
+    assert script("torch.set_num_threads(2); print(bits())", OMP_DYNAMIC="true") == serial
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors cannot be chosen on this system")
+def test_a_process_pinned_to_one_processor(serial: str) -> None:
+    code = """
+bits()
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+torch.set_num_threads(2)
+print(rnnfused._C.describe_plan("lstm", 20, 8, 256, 256, 256, 1, False), bits())
+"""
+    assert script(code) == f"(1, 1, 1) {serial}"

@@ -28,14 +28,15 @@ struct GateGradients {
 
 // Rows of the left operand that an outer-product tile holds, and vectors of the right.
 template <class T>
-constexpr Index kOuterRows = kLanes<T> < 4                             ? kLanes<T>
-                             : (kAccumulators >= 24 && kLanes<T> >= 8) ? 8
-                                                                       : 4;
+constexpr Index kOuterRows = kLanes<T> < 4 ? kLanes<T> : 4;
 template <class T>
 constexpr Index kOuterWidth = kAccumulators / kOuterRows<T> < 6 ? kAccumulators / kOuterRows<T> : 6;
 // Rows of the sequence summed in registers, and rows whose sum is added to the result.
-constexpr Index kOuterChain = 32, kOuterDepth = 128;
+constexpr Index kOuterChain = 64, kOuterDepth = 256;
 constexpr Index kOuterUnits = 192;  // rows of the result for which packed operands stay in cache
+// From tile to tile of the packed left operand, not a power of two: the tiles are written in step.
+template <class T>
+constexpr Index kOuterTile = kOuterDepth * kOuterRows<T> + 16;
 
 // acc[r][j] = sum_k a[k][r] b[k][j], in chains like those of tile().
 template <class T, int W>
@@ -102,9 +103,10 @@ class ParameterGradients {
     before_ = arena.take<Index>(shape.rows());
     for (int t = 0; t < threads; ++t) {
       T* right = arena.take<T>(kOuterDepth * columns);
-      T* left = arena.take<T>(kOuterDepth * kOuterUnits);
+      T* left = arena.take<T>(kOuterUnits / R * kOuterTile<T>);
       T* partial = arena.take<T>(kInputRows * kInputGroup * L);
-      if (t == thread) right_ = right, left_ = left, partial_ = partial;
+      T* sums = arena.take<T>(2 * share(blocks_of<T>(shape.hidden), threads, t).size() * A * L);
+      if (t == thread) right_ = right, left_ = left, partial_ = partial, sums_ = sums;
     }
     zeros_ = arena.take<T>(from.units);
   }
@@ -121,10 +123,12 @@ class ParameterGradients {
       gate_outer(Cell::h_first, shape.output, args_.drecurrent,
                  [&](Index row) { return previous_output(row); });
     }
-    if (args_.dinput_bias) sum_bias(Cell::x_first, args_.dinput_bias);
-    if (args_.dbias) sum_bias(Cell::h_first, args_.dbias);
+    if (args_.dinput_bias || args_.dbias) sum_biases();
     if (args_.dprojection) projection_outer();
     if (args_.dx.data) input_gradient();
+    if (thread_ == 0 && getenv("TM") && ++cnt % 20 == 0)
+      fprintf(stderr, "prep %.0f dWih %.0f dWhh %.0f bias %.0f dx %.0f\n", t1 - t0, t2 - t1, t3 - t2, t4 - t3,
+              now() - t4);
   }
 
  private:
@@ -160,6 +164,8 @@ class ParameterGradients {
   RNNFUSED_HD void outer(Index tiles, Index columns, T* out, LeftOf left, TileOf tile_of, RightOf right) {
     const Range mine = share(tiles, threads_, thread_);
     const Index all = args_.shape.rows(), vectors = blocks_of<T>(columns);
+    // An even split, as in product().
+    const Index panels = (vectors + kOuterWidth<T> - 1) / kOuterWidth<T>;
     constexpr Index per_pass = kOuterUnits / R;
     for (Index t = mine.first; t < mine.last; ++t) {
       const LeftTile tile = tile_of(t);
@@ -167,24 +173,29 @@ class ParameterGradients {
     }
     for (Index k = 0; k < all; k += kOuterDepth) {
       const Index depth = all - k < kOuterDepth ? all - k : kOuterDepth;
-      for (Index j = 0; j < vectors; j += kOuterWidth<T>) {
-        const Index width = vectors - j < kOuterWidth<T> ? vectors - j : kOuterWidth<T>;
-        T* panel = right_ + j * L * kOuterDepth;
-        for (Index i = 0; i < depth; ++i) pack_row(right(k + i), columns, j, width, panel + i * width * L);
+      for (Index i = 0; i < depth; ++i) {
+        const T* row = right(k + i);
+        for (Index p = 0; p < panels; ++p) {
+          const Range v = share(vectors, int(panels), int(p));
+          pack_row(row, columns, v.first, v.size(), right_ + (v.first * kOuterDepth + i * v.size()) * L);
+        }
       }
       for (Index first = mine.first; first < mine.last; first += per_pass) {
         const Index count = mine.last - first < per_pass ? mine.last - first : per_pass;
-        for (Index t = 0; t < count; ++t) {
-          const Index at = tile_of(first + t).at;
-          T* packed = left_ + t * R * kOuterDepth;
-          for (Index i = 0; i < depth; ++i) memcpy(packed + i * R, left(k + i) + at, R * sizeof(T));
+        LeftTile pass[per_pass];
+        for (Index t = 0; t < count; ++t) pass[t] = tile_of(first + t);
+        for (Index i = 0; i < depth; ++i) {
+          const T* row = left(k + i);
+          for (Index t = 0; t < count; ++t)
+            memcpy(left_ + t * kOuterTile<T> + i * R, row + pass[t].at, R * sizeof(T));
         }
-        for (Index j = 0; j < vectors; j += kOuterWidth<T>) {
-          const Index width = vectors - j < kOuterWidth<T> ? vectors - j : kOuterWidth<T>;
+        for (Index p = 0; p < panels; ++p) {
+          const Range v = share(vectors, int(panels), int(p));
+          const T* panel = right_ + v.first * L * kOuterDepth;
           for (Index t = 0; t < count; ++t) {
             alignas(64) T acc[R * kOuterWidth<T> * L];
-            outer_tile_of(width, depth, left_ + t * R * kOuterDepth, right_ + j * L * kOuterDepth, acc);
-            add_tile(tile_of(first + t), columns, j, width, acc, out);
+            outer_tile_of(v.size(), depth, left_ + t * kOuterTile<T>, panel, acc);
+            add_tile(pass[t], columns, v.first, v.size(), acc, out);
           }
         }
       }
@@ -232,21 +243,34 @@ class ParameterGradients {
           [&](Index row) { return tape.unprojected_of(row); });
   }
 
-  void sum_bias(int feeds, T* out) {
+  // Both biases' gradients are sums of the same gate gradients over all rows. They cancel, so the rounding
+  // errors of the sum are summed beside it (Knuth's TwoSum).
+  void sum_biases() {
     const Index H = args_.shape.hidden, all = args_.shape.rows();
-    const Range mine = share(blocks_of<T>(H) * G, threads_, thread_);
-    for (Index t = mine.first; t < mine.last; ++t) {
-      const Index block = t / G, a = feeds + t % G;
-      // Gradients of many rows cancel, so the rounding errors of the sum are summed beside it (Knuth's
-      // TwoSum).
-      V total{}, lost{};
-      for (Index row = 0; row < all; ++row) {
-        const V x = load<V>(from_.gates_of(row) + (block * A + a) * L);
-        const V sum = total + x, part = sum - total;
-        lost = lost + ((total - (sum - part)) + (x - part));
-        total = sum;
+    const Range mine = share(blocks_of<T>(H), threads_, thread_);
+    const Index first = mine.first * A, vectors = mine.size() * A;
+    memset(sums_, 0, size_t(2 * vectors * L) * sizeof(T));
+    for (Index row = 0; row < all; ++row) {
+      const T* gates = from_.gates_of(row) + first * L;
+      for (Index v = 0; v < vectors; ++v) {
+        T *total = sums_ + 2 * v * L, *lost = total + L;
+        const V x = load<V>(gates + v * L), before = load<V>(total);
+        const V sum = before + x, part = sum - before;
+        store(lost, load<V>(lost) + ((before - (sum - part)) + (x - part)));
+        store(total, sum);
       }
-      total = total + lost;
+    }
+    for (Index block = mine.first; block < mine.last; ++block) {
+      store_bias(Cell::x_first, block, sums_ + (block * A - first) * 2 * L, args_.dinput_bias);
+      store_bias(Cell::h_first, block, sums_ + (block * A - first) * 2 * L, args_.dbias);
+    }
+  }
+
+  void store_bias(Index feeds, Index block, const T* sums, T* out) const {
+    if (!out) return;
+    const Index H = args_.shape.hidden;
+    for (Index a = feeds; a < feeds + G; ++a) {
+      const V total = load<V>(sums + 2 * a * L) + load<V>(sums + (2 * a + 1) * L);
       store(out + Cell::gate_of[a] * H + block * L, total, lanes_in<T>(block, H));
     }
   }
@@ -296,7 +320,7 @@ class ParameterGradients {
   int thread_, threads_;
   T *input_panels_ = nullptr, *zeros_ = nullptr;  // shared by the threads
   Index* before_ = nullptr;                       // [rows]
-  T *right_ = nullptr, *left_ = nullptr, *partial_ = nullptr;
+  T *right_ = nullptr, *left_ = nullptr, *partial_ = nullptr, *sums_ = nullptr;
 };
 
 }  // namespace rnnfused::RNNFUSED_ISA

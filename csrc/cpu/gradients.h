@@ -126,9 +126,6 @@ class ParameterGradients {
     if (args_.dinput_bias || args_.dbias) sum_biases();
     if (args_.dprojection) projection_outer();
     if (args_.dx.data) input_gradient();
-    if (thread_ == 0 && getenv("TM") && ++cnt % 20 == 0)
-      fprintf(stderr, "prep %.0f dWih %.0f dWhh %.0f bias %.0f dx %.0f\n", t1 - t0, t2 - t1, t3 - t2, t4 - t3,
-              now() - t4);
   }
 
  private:

@@ -35,7 +35,7 @@ def layer(
     the cell has one. weights: for each direction W_ih, W_hh, b_ih, b_hh, W_hr, the last three possibly None.
     Returns y [T, B, D P] (or [rows, D P]) and the final states, shaped as the initial ones.
     """
-    if _has_tangent(x, *initial, *weights):
+    if forward_ad._current_level >= 0 and _has_tangent(x, *initial, *weights):
         return _decomposed.layer(cell, x, initial, weights, batch_sizes)
     h0, c0 = initial[0], initial[1] if len(initial) > 1 else None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *initial, *weights)):
@@ -47,8 +47,6 @@ def layer(
 
 def _has_tangent(*tensors: Tensor | None) -> bool:
     """Whether forward-mode differentiation (torch.autograd.forward_ad) runs through any of the tensors."""
-    if forward_ad._current_level < 0:
-        return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 

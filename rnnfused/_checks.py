@@ -15,6 +15,7 @@ from torch import Tensor
 from rnnfused.cells import CellSpec
 
 __all__ = [
+    "SLOTS",
     "check_cell",
     "check_device",
     "check_dimensions",
@@ -24,11 +25,12 @@ __all__ = [
 ]
 
 DTYPES = (torch.float32, torch.float64)
+SLOTS = 5  # of a layer's weights in one direction; absent ones are None
 
 
 def check_device(name: str, t: Tensor) -> None:
     """Raises RuntimeError unless kernels exist for the tensor's device and dtype."""
-    if t.device.type != "cpu":
+    if not t.is_cpu:
         raise RuntimeError(
             f"{name}: expected a tensor on the cpu, got one on {t.device} (this build has CPU kernels only)"
         )
@@ -57,28 +59,29 @@ def check_sequence(
             f"hx: expected {len(spec.states)} states ({', '.join(spec.states)}), got {len(hx)}"
         )
     for name, state in zip(spec.states, hx, strict=True):
-        if state.dim() != 3 or state.size(0) != layers:
+        if state.dim() != 3 or state.shape[0] != layers:
             raise RuntimeError(f"{name}_0: expected size [{layers}, batch, units], got {list(state.shape)}")
-    if batch_sizes is None and input.size(0) == 0:
+    if batch_sizes is None and input.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
 
 def check_params(
     params: Sequence[Tensor], has_biases: bool, projected: bool, layers: int
-) -> list[tuple[Tensor | None, ...]]:
-    """Splits the flat list into W_ih, W_hh, b_ih, b_hh, W_hr of every layer and direction."""
+) -> list[Tensor | None]:
+    """The flat list with all SLOTS of every layer and direction: W_ih, W_hh, b_ih, b_hh, W_hr."""
     each = 2 + 2 * has_biases + projected
     if len(params) != each * layers:
         raise ValueError(
             f"params: expected {each * layers} tensors ({each} for each of {layers}), got {len(params)}"
         )
-    split = []
+    slots: list[Tensor | None] = []
     for first in range(0, len(params), each):
-        given = list(params[first : first + each])
-        hr = given.pop() if projected else None
-        biases = given[2:] if has_biases else [None, None]
-        split.append((given[0], given[1], *biases, hr))
-    return split
+        slots += params[first : first + each]
+        if not has_biases:
+            slots[first // each * SLOTS + 2 : first // each * SLOTS + 2] = [None, None]
+        if not projected:
+            slots.append(None)
+    return slots
 
 
 def check_cell(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from rnnfused._checks import SLOTS
+
 __all__ = ["layer"]
 
 States = tuple[Tensor, ...]
@@ -41,8 +43,6 @@ def _gru(x: Tensor, h: Tensor, states: States) -> States:
 
 
 STEPS: dict[str, Step] = {"rnn_tanh": _rnn_tanh, "rnn_relu": _rnn_relu, "lstm": _lstm, "gru": _gru}
-
-SLOTS = 5  # W_ih, W_hh, b_ih, b_hh, W_hr of one direction
 
 
 def layer(

@@ -7,15 +7,42 @@ weight_hh, then bias_ih and bias_hh if there are biases, then weight_hr if there
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rnnfused._autograd import layer
-from rnnfused._checks import check_cell, check_dimensions, check_dropout, check_params, check_sequence
+from rnnfused._checks import (
+    SLOTS,
+    check_cell,
+    check_dimensions,
+    check_dropout,
+    check_params,
+    check_sequence,
+)
 from rnnfused.cells import CELLS, CellSpec
 
-__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+__all__ = ["Options", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+
+
+class Options(TypedDict, total=False):
+    """What `rnn`, `lstm` and `gru` take beside their tensors.
+
+    has_biases: whether params hold biases (True). num_layers: 1. dropout: the probability with which an
+    element of a layer's output, the last one's excepted, is zeroed in training (0). training: False.
+    bidirectional: False. batch_first: whether input and output are [B, T, .] (False). batch_sizes: of a
+    PackedSequence (None).
+    """
+
+    has_biases: bool
+    num_layers: int
+    dropout: float
+    training: bool
+    bidirectional: bool
+    batch_first: bool
+    batch_sizes: Tensor | None
 
 
 def rnn(
@@ -24,103 +51,41 @@ def rnn(
     params: Sequence[Tensor],
     *,
     nonlinearity: str = "tanh",
-    has_biases: bool = True,
-    num_layers: int = 1,
-    dropout: float = 0.0,
-    training: bool = False,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    batch_sizes: Tensor | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Tensor, Tensor]:
     """Vanilla RNN (Elman 1990): h' = act(W_ih x + b_ih + W_hh h + b_hh), with act = tanh or relu.
 
     input: [T, B, I] ([B, T, I] if batch_first), or the data of a PackedSequence, [rows, I], with its
-    batch_sizes [T]. hx: [L D, B, H], never batch-first. float32 or float64 throughout. Returns the output [T,
-    B, D H] (laid out as the input) and h_n [L D, B, H]. Raises ValueError for an unknown nonlinearity or a
-    wrong number of params, RuntimeError for wrong sizes, dtypes or devices, and for an empty sequence.
+    batch_sizes [T]. hx: [L D, B, H], never batch-first. float32 or float64 throughout. options: see `Options`.
+    Returns the output [T, B, D H] (laid out as the input) and h_n [L D, B, H]. Raises ValueError for an
+    unknown nonlinearity or a wrong number of params, TypeError for an unknown option, RuntimeError for wrong
+    sizes, dtypes or devices, and for an empty sequence.
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    spec = CELLS[f"rnn_{nonlinearity}"]
-    output, (h_n,) = _stack(
-        spec,
-        input,
-        (hx,),
-        params,
-        has_biases,
-        num_layers,
-        dropout,
-        training,
-        bidirectional,
-        batch_first,
-        batch_sizes,
-    )
+    output, (h_n,) = _stack(CELLS[f"rnn_{nonlinearity}"], input, (hx,), params, **options)
     return output, h_n
 
 
 def lstm(
-    input: Tensor,
-    hx: tuple[Tensor, Tensor],
-    params: Sequence[Tensor],
-    *,
-    has_biases: bool = True,
-    num_layers: int = 1,
-    dropout: float = 0.0,
-    training: bool = False,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    batch_sizes: Tensor | None = None,
+    input: Tensor, hx: tuple[Tensor, Tensor], params: Sequence[Tensor], **options: Unpack[Options]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers et al. 2000; projection of Sak et al. 2014).
 
     As `rnn`, with hx = (h_0 [L D, B, P], c_0 [L D, B, H]); P is H, or the projection's size where h_0 is
     narrower than c_0, and then params hold weight_hr [P, H]. Returns output [T, B, D P], h_n and c_n.
     """
-    output, (h_n, c_n) = _stack(
-        CELLS["lstm"],
-        input,
-        tuple(hx),
-        params,
-        has_biases,
-        num_layers,
-        dropout,
-        training,
-        bidirectional,
-        batch_first,
-        batch_sizes,
-    )
+    output, (h_n, c_n) = _stack(CELLS["lstm"], input, tuple(hx), params, **options)
     return output, h_n, c_n
 
 
 def gru(
-    input: Tensor,
-    hx: Tensor,
-    params: Sequence[Tensor],
-    *,
-    has_biases: bool = True,
-    num_layers: int = 1,
-    dropout: float = 0.0,
-    training: bool = False,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    batch_sizes: Tensor | None = None,
+    input: Tensor, hx: Tensor, params: Sequence[Tensor], **options: Unpack[Options]
 ) -> tuple[Tensor, Tensor]:
     """GRU (Cho et al. 2014) with the reset gate applied after the recurrent product, as torch. Otherwise as
     `rnn`.
     """
-    output, (h_n,) = _stack(
-        CELLS["gru"],
-        input,
-        (hx,),
-        params,
-        has_biases,
-        num_layers,
-        dropout,
-        training,
-        bidirectional,
-        batch_first,
-        batch_sizes,
-    )
+    output, (h_n,) = _stack(CELLS["gru"], input, (hx,), params, **options)
     return output, h_n
 
 
@@ -181,36 +146,33 @@ def _stack(
     input: Tensor,
     hx: tuple[Tensor, ...],
     params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    training: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    batch_sizes: Tensor | None,
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Layer over layer, with dropout between them as in torch."""
     directions = 2 if bidirectional else 1
-    projected = len(hx) > 1 and hx[0].size(-1) != hx[1].size(-1)
+    transposed = batch_first and batch_sizes is None
     check_dropout(dropout)
     check_dimensions(input, batch_sizes)
-    x = input.transpose(0, 1) if batch_first and batch_sizes is None else input
+    x = input.transpose(0, 1) if transposed else input
     check_sequence(spec, x, hx, num_layers * directions, batch_sizes)
+    projected = len(hx) > 1 and hx[0].shape[-1] != hx[1].shape[-1]
     weights = check_params(params, has_biases, projected, num_layers * directions)
+    if num_layers == 1:
+        x, final = layer(spec.name, x, hx, weights, batch_sizes)
+        return (x.transpose(0, 1) if transposed else x), final
     finals = []
     for index in range(num_layers):
         if index > 0 and training and dropout > 0:
             x = torch.nn.functional.dropout(x, dropout, training=True)
-        first = index * directions
-        x, final = layer(
-            spec.name,
-            x,
-            tuple(s[first : first + directions] for s in hx),
-            [w for slots in weights[first : first + directions] for w in slots],
-            batch_sizes,
-        )
+        own = slice(index * directions, (index + 1) * directions)
+        slots = weights[own.start * SLOTS : own.stop * SLOTS]
+        x, final = layer(spec.name, x, tuple(s[own] for s in hx), slots, batch_sizes)
         finals.append(final)
-    output = x.transpose(0, 1) if batch_first and batch_sizes is None else x
-    if num_layers == 1:
-        return output, finals[0]
+    output = x.transpose(0, 1) if transposed else x
     return output, tuple(torch.cat(states) for states in zip(*finals, strict=True))

@@ -43,10 +43,11 @@ class _Sequence(torch.nn.RNNBase):
     def _run(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
-    def _params(self) -> list[Tensor]:
-        # By attribute at every call: a parametrisation, functional_call or a replaced parameter leaves
-        # _flat_weights stale.
-        return [getattr(self, name) for name in self._flat_weights_names]
+    def _params(self) -> list[Any]:
+        # By name at every call: a parametrisation, functional_call or a replaced parameter leaves
+        # _flat_weights stale. What is no Parameter (a parametrised weight) is an attribute.
+        own = self._parameters
+        return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -179,6 +179,21 @@ RNNFUSED_HD void interleave(V a, V b, V& low, V& high) {
 #endif
 }
 
+// Lane i is the sum of the lanes of v[i]: in every round pairs of vectors become one of twice as many sums.
+template <class T>
+RNNFUSED_HD Native<T> lane_sums(Native<T> (&v)[kLanes<T>]) {
+  if constexpr (kLanes<T> > 1) {
+    for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) {
+        Native<T> low, high;
+        interleave(v[i], v[i + half], low, high);
+        v[i] = low + high;
+      }
+    }
+  }
+  return v[0];
+}
+
 // Unaligned whole-vector and partial loads and stores. A partial load fills the missing lanes with zero.
 template <class V>
 RNNFUSED_HD V load(const ScalarOf<V>* p) {

@@ -152,9 +152,21 @@ Index tape_scalars(CellId cell, const SequenceShape& shape) {
 
 template <class T>
 Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads) {
-  return make_plan({shape.steps, shape.batch, shape.input, shape.hidden, shape.output,
-                    kernels().info[int(cell)].gates, directions, typed<T>().lanes, int(sizeof(T)),
-                    std::clamp(threads, 1, usable_threads())});
+  PlanInput in{shape.steps,
+               shape.batch,
+               shape.input,
+               shape.hidden,
+               shape.output,
+               kernels().info[int(cell)].gates,
+               directions,
+               typed<T>().lanes,
+               int(sizeof(T)),
+               std::max(threads, 1)};
+  const Plan wanted = make_plan(in);
+  if (wanted.threads() == 1) return wanted;
+  // Only now the system is asked: a short call on one thread need not wait for the answer.
+  in.threads = std::min(threads, usable_threads());
+  return in.threads == threads ? wanted : make_plan(in);
 }
 
 template <class T>

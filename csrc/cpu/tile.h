@@ -162,34 +162,42 @@ RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial,
   }
 }
 
+// The products of R rows with a, lanes not yet summed.
+template <class T, int R>
+RNNFUSED_HD void dot_rows(const T* rows, Index size, const T* a, Native<T>* out) {
+  using V = Native<T>;
+  constexpr Index L = kLanes<T>;
+  V sum[R] = {};
+  Index k = 0;
+  for (; k + L <= size; k += L) {
+    const V right = load<V>(a + k);
+    for (Index r = 0; r < R; ++r) sum[r] = fma(load<V>(rows + r * size + k), right, sum[r]);
+  }
+  if (k < size) {
+    const V right = load<V>(a + k, size - k);
+    for (Index r = 0; r < R; ++r) sum[r] = fma(load<V>(rows + r * size + k, size - k), right, sum[r]);
+  }
+  for (Index r = 0; r < R; ++r) out[r] = sum[r];
+}
+
 // acc[lane] += sum_k rows[lane][k] a[k] for `lanes` rows of a matrix as it lies: what a sequence of a few
 // rows takes instead of a tile, since packing the weights would cost more than all that is done with them.
 template <class T>
 void dots(const T* rows, Index lanes, Index size, const T* a, T* acc) {
   using V = Native<T>;
   constexpr Index L = kLanes<T>;
+  constexpr int R = L < 4 ? L : 4;  // the prefetcher follows a few rows at once, not sixteen
   V sum[L] = {};
-  const auto add = [&](Index k, Index n) {
-    const V right = load<V>(a + k, n);
-    for (Index lane = 0; lane < L; ++lane) {
-      if (lane < lanes) sum[lane] = fma(load<V>(rows + lane * size + k, n), right, sum[lane]);
+  for (Index lane = 0; lane < L; lane += R) {
+    if (lane + R <= lanes) {
+      dot_rows<T, R>(rows + lane * size, size, a, sum + lane);
+      continue;
     }
-  };
-  const Index whole = size / L * L;
-  if (lanes == L) {
-    for (Index k = 0; k < whole; k += L) {
-      const V right = load<V>(a + k);
-      for (Index lane = 0; lane < L; ++lane)
-        sum[lane] = fma(load<V>(rows + lane * size + k), right, sum[lane]);
+    for (Index i = lane; i < lane + R; ++i) {
+      if (i < lanes) dot_rows<T, 1>(rows + i * size, size, a, sum + i);
     }
-  } else {
-    for (Index k = 0; k < whole; k += L) add(k, L);
   }
-  if (whole < size) add(whole, size - whole);
-  transpose<T>(sum);
-  V total = load<V>(acc);
-  for (Index i = 0; i < L; ++i) total = total + sum[i];
-  store(acc, total);
+  store(acc, load<V>(acc) + lane_sums<T>(sum));
 }
 
 }  // namespace rnnfused::RNNFUSED_ISA

@@ -1,7 +1,7 @@
 #include "torch/ops.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
 #include "cpu/dispatch.h"
@@ -22,7 +22,7 @@ CellId cell_id(const std::string& name) {
 int threads_allowed() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
 // As the kernels read it: in memory as it looks, without strides and without torch's lazy negation.
-at::Tensor dense(const at::Tensor& t) { return t.resolve_neg().contiguous(); }
+at::Tensor dense(const at::Tensor& t) { return (t.is_neg() ? t.resolve_neg() : t).contiguous(); }
 
 void check_tensor(const at::Tensor& t, const char* name, const at::Tensor& like, at::IntArrayRef sizes) {
   TORCH_CHECK(t.device() == like.device(), name, ": expected a tensor on ", like.device(), ", got ",
@@ -143,7 +143,8 @@ struct Inputs {
     return {states.const_data_ptr<T>() + direction * states.size(1) * states.size(2), states.size(2)};
   }
 
-  at::Tensor empty(at::IntArrayRef sizes) const { return at::empty(sizes, x.options()); }
+  // Past the dispatcher, whose share of a call of one step shows.
+  at::Tensor empty(at::IntArrayRef sizes) const { return at::detail::empty_cpu(sizes, x.options()); }
 
   std::vector<int64_t> output_sizes() const {
     std::vector<int64_t> sizes = x.sizes().vec();

@@ -35,6 +35,20 @@ void check() {
 }
 
 template <class T>
+void check_lane_sums() {
+  constexpr int L = isa::kLanes<T>;
+  isa::Native<T> v[L];
+  for (int i = 0; i < L; ++i) {
+    T lanes[L];
+    for (int j = 0; j < L; ++j) lanes[j] = T(i * L + j);
+    v[i] = isa::load<isa::Native<T>>(lanes);
+  }
+  T sums[L];
+  isa::store(sums, isa::lane_sums<T>(v));
+  for (int i = 0; i < L; ++i) CHECK(sums[i] == T(i * L * L + L * (L - 1) / 2));
+}
+
+template <class T>
 void check_pack_rows() {
   constexpr int L = isa::kLanes<T>;
   constexpr int size = 2 * L + 3, stride = L * 2;
@@ -57,6 +71,11 @@ void check_pack_rows() {
 TEST_CASE("loads, stores and operators") {
   check<float>();
   check<double>();
+}
+
+TEST_CASE("vectors become the sums of their lanes") {
+  check_lane_sums<float>();
+  check_lane_sums<double>();
 }
 
 TEST_CASE("rows become lanes") {

@@ -19,7 +19,7 @@ def show_config() -> str:
         "cells": ", ".join(_C.cell_names()),
         "dtypes": "float32, float64",
         "cuda": build_info.cuda or "not built",
-        "drivers": "native forward and backward; higher and forward-mode derivatives by decomposed torch operations",
+        "drivers": "native forward and backward; higher and forward-mode derivatives decomposed",
         "plans": "RNNFUSED_LOG=plan prints how each call shares out its work",
     }
     width = max(map(len, lines))

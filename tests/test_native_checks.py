@@ -10,18 +10,18 @@ from torch import Tensor
 
 from rnnfused._load import _C
 
-T, B, I, H, P = 3, 2, 4, 5, 3
+T, B, INPUT, H, P = 3, 2, 4, 5, 3
 
 
 def forward_arguments(projected: bool = False) -> dict[str, Any]:
     width = P if projected else H
     return {
         "cell": "lstm",
-        "x": torch.randn(T, B, I),
+        "x": torch.randn(T, B, INPUT),
         "h0": torch.randn(1, B, width),
         "c0": torch.randn(1, B, H),
         "weights": [
-            torch.randn(4 * H, I),
+            torch.randn(4 * H, INPUT),
             torch.randn(4 * H, width),
             torch.randn(4 * H),
             torch.randn(4 * H),
@@ -45,10 +45,10 @@ def weights(slot: int, value: Tensor | None) -> list[Tensor | None]:
 
 FORWARD: list[tuple[dict[str, Any], str]] = [
     ({"cell": "elman"}, "cell: unknown cell 'elman'"),
-    ({"x": torch.zeros(T, B, I, device="meta")}, "input: expected a tensor on the CPU .*, got meta"),
-    ({"x": torch.zeros(T, B, I).half()}, "input: expected dtype float32 or float64, got Half"),
-    ({"x": torch.zeros(T, I)}, "input: expected 3 dimensions, got 2"),
-    ({"x": torch.zeros(T, B, I + 1)}, r"weight_ih: expected size \[20, 5\], got \[20, 4\]"),
+    ({"x": torch.zeros(T, B, INPUT, device="meta")}, "input: expected a tensor on the CPU .*, got meta"),
+    ({"x": torch.zeros(T, B, INPUT).half()}, "input: expected dtype float32 or float64, got Half"),
+    ({"x": torch.zeros(T, INPUT)}, "input: expected 3 dimensions, got 2"),
+    ({"x": torch.zeros(T, B, INPUT + 1)}, r"weight_ih: expected size \[20, 5\], got \[20, 4\]"),
     ({"h0": torch.zeros(B, H)}, "h0: expected 3 dimensions, got 2"),
     ({"h0": torch.zeros(1, B + 1, H)}, r"h0: expected size \[1, 2, 5\], got \[1, 3, 5\]"),
     ({"h0": torch.zeros(1, B, H + 1)}, r"h0: expected at most hidden_size \(5\) units, got 6"),
@@ -60,7 +60,10 @@ FORWARD: list[tuple[dict[str, Any], str]] = [
     ({"c0": torch.zeros(1, B, P)}, r"c0: expected size \[1, 2, 5\], got \[1, 2, 3\]"),
     ({"weights": []}, "weights: expected 5 or 10 entries, got 0"),
     ({"weights": weights(0, None)}, r"weight_ih: expected \[4 \* hidden_size, input_size\]"),
-    ({"weights": weights(0, torch.zeros(21, I))}, r"weight_ih: expected \[4 \* hidden_size, input_size\]"),
+    (
+        {"weights": weights(0, torch.zeros(21, INPUT))},
+        r"weight_ih: expected \[4 \* hidden_size, input_size\]",
+    ),
     ({"weights": weights(1, None)}, r"weight_hh: expected a tensor of size \[20, 5\], got none"),
     ({"weights": weights(2, torch.zeros(4))}, r"bias_ih: expected size \[20\], got \[4\]"),
     ({"weights": weights(3, torch.zeros(20, 1))}, r"bias_hh: expected size \[20\], got \[20, 1\]"),
@@ -86,7 +89,7 @@ def test_forward_refuses(change: dict[str, Any], message: str) -> None:
     ],
 )
 def test_batch_sizes_are_refused(batch_sizes: Tensor, message: str) -> None:
-    given = forward_arguments() | {"x": torch.zeros(3, I), "batch_sizes": batch_sizes}
+    given = forward_arguments() | {"x": torch.zeros(3, INPUT), "batch_sizes": batch_sizes}
     with pytest.raises(RuntimeError, match=message):
         _C.layer_forward(**given, save=False)
 

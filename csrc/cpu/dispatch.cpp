@@ -152,15 +152,9 @@ Index tape_scalars(CellId cell, const SequenceShape& shape) {
 
 template <class T>
 Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads) {
-  PlanInput in{shape.steps,
-               shape.batch,
-               shape.input,
-               shape.hidden,
-               shape.output,
-               kernels().info[int(cell)].gates,
-               directions,
-               typed<T>().lanes,
-               int(sizeof(T)),
+  PlanInput in{shape.steps,         shape.batch,      shape.input,
+               shape.hidden,        shape.output,     kernels().info[int(cell)].gates,
+               directions,          typed<T>().lanes, int(sizeof(T)),
                std::max(threads, 1)};
   const Plan wanted = make_plan(in);
   if (wanted.threads() == 1) return wanted;

@@ -33,12 +33,9 @@ template <class T>
 constexpr Index kOuterWidth = kAccumulators / kOuterRows<T> < 6 ? kAccumulators / kOuterRows<T> : 6;
 // Rows of the sequence summed in registers, and rows whose sum is added to the result.
 constexpr Index kOuterChain = 64, kOuterDepth = 256;
-constexpr Index kOuterUnits = 192;  // rows of the result for which packed operands stay in cache
-// From tile to tile of the packed left operand, not a power of two: the tiles are written in step.
-template <class T>
-constexpr Index kOuterTile = kOuterDepth * kOuterRows<T> + 16;
+constexpr Index kOuterVectors = 12;  // of the left operand, for which packed operands stay in cache
 
-// acc[r][j] = sum_k a[k][r] b[k][j], in chains like those of tile().
+// acc[r][j] = sum_k a[k][r] b[k][j], in chains like those of tile(). a holds a vector of every k.
 template <class T, int W>
 void outer_tile(Index depth, const T* a, const T* b, T* acc) {
   using V = Native<T>;
@@ -50,7 +47,7 @@ void outer_tile(Index depth, const T* a, const T* b, T* acc) {
       V right[W];
       for (int j = 0; j < W; ++j) right[j] = load<V>(b + (k * W + j) * L);
       for (int r = 0; r < R; ++r) {
-        const V left = broadcast<V>(a[k * R + r]);
+        const V left = broadcast<V>(a[k * L + r]);
         for (int j = 0; j < W; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
       }
     }
@@ -96,14 +93,13 @@ class ParameterGradients {
         thread_(thread),
         threads_(threads) {
     const SequenceShape& shape = args.shape;
-    Index columns = padded<T>(shape.input);
-    if (padded<T>(shape.output) > columns) columns = padded<T>(shape.output);
+    Index columns = padded<T>(shape.input) + padded<T>(shape.output);
     if (shape.projected() && from.units > columns) columns = from.units;
     if (args.dx.data) input_panels_ = arena.take<T>(padded<T>(shape.input) * from.units * G);
     before_ = arena.take<Index>(shape.rows());
     for (int t = 0; t < threads; ++t) {
       T* right = arena.take<T>(kOuterDepth * columns);
-      T* left = arena.take<T>(kOuterUnits / R * kOuterTile<T>);
+      T* left = arena.take<T>(kOuterDepth * kOuterVectors * L);
       T* partial = arena.take<T>(kInputRows * kInputGroup * L);
       T* sums = arena.take<T>(2 * share(blocks_of<T>(shape.hidden), threads, t).size() * A * L);
       if (t == thread) right_ = right, left_ = left, partial_ = partial, sums_ = sums;
@@ -116,15 +112,9 @@ class ParameterGradients {
     if (thread_ == 0) find_previous();
     if (args_.dx.data) pack_input_panels();
     all.wait();
-    if (args_.dinput) {
-      gate_outer(Cell::x_first, shape.input, args_.dinput, [&](Index row) { return args_.x[row]; });
-    }
-    if (args_.drecurrent) {
-      gate_outer(Cell::h_first, shape.output, args_.drecurrent,
-                 [&](Index row) { return previous_output(row); });
-    }
+    if (args_.dinput || args_.drecurrent) weight_gradients();
     if (args_.dinput_bias || args_.dbias) sum_biases();
-    if (args_.dprojection) projection_outer();
+    if (args_.dprojection) projection_gradient();
     if (args_.dx.data) input_gradient();
   }
 
@@ -149,95 +139,128 @@ class ParameterGradients {
     return args_.initial[0].data ? args_.initial[0][-1 - before] : zeros_;
   }
 
-  // A tile of the left operand is R lanes of one accumulator of one block.
-  struct LeftTile {
-    Index at;    // in a row of gradients
-    Index row;   // of the result
-    Index rows;  // of the result, at most R
+  // A product that the left operand enters: its vectors from accumulator `feeds` on, `gates` of every block,
+  // are rows of `out` [gates * units, columns].
+  template <class RightOf>
+  struct Target {
+    int feeds, gates;
+    const int* gate_of;
+    Index units, columns;
+    T* out;
+    RightOf right;  // row of the sequence -> row of the right operand
+    T* panels;
   };
+  template <class RightOf>
+  Target(int, int, const int*, Index, Index, T*, RightOf, T*) -> Target<RightOf>;
 
-  // Adds to out [rows of the result, columns] the sum over all rows of left[row][.] right(row)[.].
-  template <class LeftOf, class TileOf, class RightOf>
-  RNNFUSED_HD void outer(Index tiles, Index columns, T* out, LeftOf left, TileOf tile_of, RightOf right) {
-    const Range mine = share(tiles, threads_, thread_);
-    const Index all = args_.shape.rows(), vectors = blocks_of<T>(columns);
-    // An even split, as in product().
-    const Index panels = (vectors + kOuterWidth<T> - 1) / kOuterWidth<T>;
-    constexpr Index per_pass = kOuterUnits / R;
-    for (Index t = mine.first; t < mine.last; ++t) {
-      const LeftTile tile = tile_of(t);
-      if (tile.rows > 0) memset(out + tile.row * columns, 0, size_t(tile.rows * columns) * sizeof(T));
-    }
+  // For every target, out = sum over all rows of left(row)[.] right(row)[.]. The left operand's rows are
+  // `blocks` blocks of `accumulators` vectors; whatever the targets, they are packed once.
+  template <class LeftOf, class... RightOf>
+  RNNFUSED_HD void outer(Index blocks, Index accumulators, LeftOf left, Target<RightOf>... targets) {
+    const Range mine = share(blocks, threads_, thread_);
+    const Index all = args_.shape.rows();
+    const Index per_pass = kOuterVectors / accumulators;
+    (clear(mine, targets), ...);
     for (Index k = 0; k < all; k += kOuterDepth) {
       const Index depth = all - k < kOuterDepth ? all - k : kOuterDepth;
-      for (Index i = 0; i < depth; ++i) {
-        const T* row = right(k + i);
-        for (Index p = 0; p < panels; ++p) {
-          const Range v = share(vectors, int(panels), int(p));
-          pack_row(row, columns, v.first, v.size(), right_ + (v.first * kOuterDepth + i * v.size()) * L);
-        }
-      }
+      (pack_right(k, depth, targets), ...);
       for (Index first = mine.first; first < mine.last; first += per_pass) {
-        const Index count = mine.last - first < per_pass ? mine.last - first : per_pass;
-        LeftTile pass[per_pass];
-        for (Index t = 0; t < count; ++t) pass[t] = tile_of(first + t);
+        const Range pass{first, mine.last - first < per_pass ? mine.last : first + per_pass};
         for (Index i = 0; i < depth; ++i) {
-          const T* row = left(k + i);
-          for (Index t = 0; t < count; ++t)
-            memcpy(left_ + t * kOuterTile<T> + i * R, row + pass[t].at, R * sizeof(T));
+          const T* row = left(k + i) + first * accumulators * L;
+          for (Index v = 0; v < pass.size() * accumulators; ++v)
+            store(left_ + (v * kOuterDepth + i) * L, load<V>(row + v * L));
         }
-        for (Index p = 0; p < panels; ++p) {
-          const Range v = share(vectors, int(panels), int(p));
-          const T* panel = right_ + v.first * L * kOuterDepth;
-          for (Index t = 0; t < count; ++t) {
-            alignas(64) T acc[R * kOuterWidth<T> * L];
-            outer_tile_of(v.size(), depth, left_ + t * kOuterTile<T>, panel, acc);
-            add_tile(pass[t], columns, v.first, v.size(), acc, out);
-          }
-        }
+        (multiply(pass, accumulators, depth, targets), ...);
       }
     }
   }
 
-  static RNNFUSED_HD void add_tile(const LeftTile& tile, Index columns, Index first, Index width,
-                                   const T* acc, T* out) {
-    for (Index r = 0; r < tile.rows; ++r) {
-      T* row = out + (tile.row + r) * columns;
-      for (Index j = 0; j < width; ++j) {
-        const Index at = (first + j) * L, lanes = lanes_in<T>(first + j, columns);
-        store(row + at, load<V>(row + at, lanes) + load<V>(acc + (r * width + j) * L), lanes);
+  // An even split, as in product().
+  static RNNFUSED_HD Index panels_of(Index columns) {
+    return (blocks_of<T>(columns) + kOuterWidth<T> - 1) / kOuterWidth<T>;
+  }
+
+  template <class Body>
+  static RNNFUSED_HD void for_panels(Index columns, Body body) {
+    const Index panels = panels_of(columns);
+    for (Index p = 0; p < panels; ++p) body(share(blocks_of<T>(columns), int(panels), int(p)));
+  }
+
+  template <class RightOf>
+  void clear(Range mine, const Target<RightOf>& target) const {
+    if (!target.out) return;
+    for (Index block = mine.first; block < mine.last; ++block) {
+      for (int g = 0; g < target.gates; ++g) {
+        const Index row = target.gate_of[target.feeds + g] * target.units + block * L;
+        memset(target.out + row * target.columns, 0,
+               size_t(lanes_in<T>(block, target.units) * target.columns) * sizeof(T));
       }
     }
   }
 
   template <class RightOf>
-  RNNFUSED_HD void gate_outer(int feeds, Index columns, T* out, RightOf right) {
-    const Index H = args_.shape.hidden;
-    constexpr Index per_vector = L / R;
-    const auto tile_of = [=](Index t) {
-      const Index vector = t / per_vector, lane = t % per_vector * R;
-      const Index block = vector / G, g = vector % G;
-      const Index rest = H - block * L - lane;
-      return LeftTile{(block * A + feeds + g) * L + lane, Cell::gate_of[feeds + g] * H + block * L + lane,
-                      rest < 0   ? 0
-                      : rest < R ? rest
-                                 : R};
-    };
-    outer(
-        blocks_of<T>(H) * G * per_vector, columns, out, [&](Index row) { return from_.gates_of(row); },
-        tile_of, right);
+  RNNFUSED_HD void pack_right(Index k, Index depth, const Target<RightOf>& target) const {
+    if (!target.out) return;
+    for (Index i = 0; i < depth; ++i) {
+      const T* row = target.right(k + i);
+      for_panels(target.columns, [&](Range v) {
+        pack_row(row, target.columns, v.first, v.size(),
+                 target.panels + (v.first * kOuterDepth + i * v.size()) * L);
+      });
+    }
   }
 
-  void projection_outer() {
+  template <class RightOf>
+  RNNFUSED_HD void multiply(Range blocks, Index accumulators, Index depth,
+                            const Target<RightOf>& target) const {
+    if (!target.out) return;
+    for_panels(target.columns, [&](Range v) {
+      const T* panel = target.panels + v.first * L * kOuterDepth;
+      for (Index block = blocks.first; block < blocks.last; ++block) {
+        const Index lanes = lanes_in<T>(block, target.units);
+        for (int g = 0; g < target.gates; ++g) {
+          const Index vector = (block - blocks.first) * accumulators + target.feeds + g;
+          const Index row = target.gate_of[target.feeds + g] * target.units + block * L;
+          for (Index lane = 0; lane < lanes; lane += R) {
+            alignas(64) T acc[R * kOuterWidth<T> * L];
+            outer_tile_of(v.size(), depth, left_ + vector * kOuterDepth * L + lane, panel, acc);
+            add_tile(acc, lanes - lane < R ? lanes - lane : R, v, target.columns,
+                     target.out + (row + lane) * target.columns);
+          }
+        }
+      }
+    });
+  }
+
+  static RNNFUSED_HD void add_tile(const T* acc, Index rows, Range vectors, Index columns, T* out) {
+    for (Index r = 0; r < rows; ++r, out += columns) {
+      for (Index v = vectors.first; v < vectors.last; ++v, acc += L) {
+        const Index lanes = lanes_in<T>(v, columns);
+        store(out + v * L, load<V>(out + v * L, lanes) + load<V>(acc), lanes);
+      }
+    }
+  }
+
+  void weight_gradients() {
+    const SequenceShape& shape = args_.shape;
+    outer(
+        blocks_of<T>(shape.hidden), A, [&](Index row) { return from_.gates_of(row); },
+        Target{Cell::x_first, int(G), Cell::gate_of, shape.hidden, shape.input, args_.dinput,
+               [this](Index row) -> const T* { return args_.x[row]; }, right_},
+        Target{Cell::h_first, int(G), Cell::gate_of, shape.hidden, shape.output, args_.drecurrent,
+               [this](Index row) { return previous_output(row); },
+               right_ + padded<T>(shape.input) * kOuterDepth});
+  }
+
+  void projection_gradient() {
     const SequenceShape& shape = args_.shape;
     const Tape<Cell, T> tape(shape, const_cast<T*>(args_.tape));
-    const auto tile_of = [&](Index t) {
-      const Index rest = shape.output - t * R;
-      return LeftTile{t * R, t * R, rest < R ? rest : R};
-    };
-    outer((shape.output + R - 1) / R, shape.hidden, args_.dprojection,
-          [&](Index row) { return from_.output_of(row); }, tile_of,
-          [&](Index row) { return tape.unprojected_of(row); });
+    static constexpr int only[] = {0};
+    outer(
+        blocks_of<T>(shape.output), 1, [&](Index row) { return from_.output_of(row); },
+        Target{0, 1, only, shape.output, shape.hidden, args_.dprojection,
+               [tape](Index row) -> const T* { return tape.unprojected_of(row); }, right_});
   }
 
   // Both biases' gradients are sums of the same gate gradients over all rows. They cancel, so the rounding

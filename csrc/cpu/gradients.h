@@ -108,7 +108,6 @@ class ParameterGradients {
   }
 
   void run(Barrier& all) {
-    const SequenceShape& shape = args_.shape;
     if (thread_ == 0) find_previous();
     if (args_.dx.data) pack_input_panels();
     all.wait();

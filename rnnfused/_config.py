@@ -15,7 +15,7 @@ def show_config() -> str:
         "rnnfused": f"{build_info.version} (built for torch {build_info.torch} with {build_info.compiler})",
         "torch": torch.__version__,
         "cpu isa": f"{_C.isa()} (usable: {', '.join(_C.available_isas())}; RNNFUSED_ISA chooses)",
-        "threads": f"{torch.get_num_threads()} (torch.set_num_threads; one a processor at most, 1 after fork)",
+        "threads": f"{torch.get_num_threads()} (torch.set_num_threads; at most one a processor, 1 if forked)",
         "cells": ", ".join(_C.cell_names()),
         "dtypes": "float32, float64",
         "cuda": build_info.cuda or "not built",

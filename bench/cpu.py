@@ -19,14 +19,19 @@ from bench.limits import measure
 from bench.peers import PEERS, available
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.cpu", description=__doc__)
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is measured, and how thoroughly."""
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--cells", nargs="+", default=tuple(CELLS), choices=tuple(CELLS))
     parser.add_argument("--quick", action="store_true", help="a few sizes of each mode")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds a row")
     parser.add_argument("--seconds", type=float, default=0.05, help="at least so long a peer and round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.cpu", description=__doc__)
+    add_selection(parser)
     parser.add_argument("--peers", nargs="+", default=available(), choices=PEERS, help="of those installed")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="no memory column")
     parser.add_argument("--output", type=Path, default=Path("bench/results/cpu.json"))

@@ -16,7 +16,9 @@ from bench import exact
 from bench.cases import Case
 from bench.peers import PEERS
 
-__all__ = ["Row", "Worker", "measure_case", "measure_peak"]
+__all__ = ["ROOT", "Row", "Worker", "measure_case", "measure_peak"]
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # Of any output or gradient, relative to its largest value: float32 sums of up to some thousand terms.
 TOLERANCE = 2e-4
@@ -26,17 +28,24 @@ _TIGHT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0
 
 
 class Worker:
-    """A peer's process. `tree` is the checkout that it runs. Raises RuntimeError with the peer's name if it
-    dies.
+    """A peer's process. `name` is what its results are called; `tree` the folder whose rnnfused it imports,
+    if not this one. Raises RuntimeError with the name if it dies.
     """
 
-    def __init__(self, peer: str, threads: int, tree: Path | None = None, tight_memory: bool = False) -> None:
-        self.name = self.peer = peer
+    def __init__(
+        self,
+        peer: str,
+        threads: int,
+        name: str | None = None,
+        tree: Path | None = None,
+        tight_memory: bool = False,
+    ) -> None:
+        self.peer, self.name = peer, name or peer
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         if tight_memory:
             environment |= _TIGHT_MALLOC
         if tree is not None:
-            environment["PYTHONPATH"] = str(tree)
+            environment["PYTHONPATH"] = str(ROOT)  # of this package; the working folder comes before it
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.worker", peer, str(threads)],
             stdin=subprocess.PIPE,

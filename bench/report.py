@@ -16,12 +16,12 @@ from bench.harness import Row
 from bench.limits import Limits
 from bench.peers import PEERS
 
-__all__ = ["geometric_mean", "load", "markdown", "save", "summary"]
+__all__ = ["geometric_mean", "load", "markdown", "per_step", "save", "summary"]
 
 
-def _per_step(row: Row, seconds: float) -> str:
+def per_step(case: Case, seconds: float) -> str:
     """Microseconds a step, to three digits."""
-    us = 1e6 * seconds / row.case.steps
+    us = 1e6 * seconds / case.steps
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:.0f}"
 
 
@@ -33,7 +33,7 @@ def markdown(rows: list[Row], limits: Limits) -> str:
     for row in rows:
         c = row.case
         cells = [c.mode, c.cell, str(c.steps), str(c.batch), str(c.hidden)]
-        cells += [_per_step(row, row.medians[peer]) if peer in row.medians else "" for peer in peers]
+        cells += [per_step(c, row.medians[peer]) if peer in row.medians else "" for peer in peers]
         cells += [row.best_peer()[0], f"{row.ratio():.2f}"]
         cells += [f"{limits.seconds(c) / row.medians['rnnfused']:.0%}", _memory(row)]
         lines.append("| " + " | ".join(cells) + " |")

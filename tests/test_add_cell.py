@@ -92,10 +92,9 @@ def test_the_page_is_all_there_is_to_do(tmp_path: Path) -> None:
     build(tmp_path)
     imported = run(sys.executable, "-c", DOUBLE_BACKWARD, cwd=tmp_path)
     assert Path(imported.strip()).is_relative_to(tmp_path)
-    # torch.nn has no such cell to compare the reference with.
     tests = ("tests/test_sequence.py", "tests/test_reference.py", "tests/test_convert.py")
     run(
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests),
-        *("-k", f"({CELL} and not torch) or list_of_cells"),
+        *("-k", f"{CELL} or list_of_cells"),
         cwd=tmp_path,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tolerances import FLOAT64, FLOAT64_DERIVATIVES
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
@@ -72,7 +73,7 @@ def test_third_derivative_equals_torchs() -> None:
             value = torch.autograd.grad(value, x, create_graph=True)[0].square().sum()
         found.append(torch.autograd.grad(value, [x, *module.parameters()]))
     for ours, theirs in zip(found[1], found[0], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(ours, theirs, rtol=FLOAT64_DERIVATIVES, atol=FLOAT64)
 
 
 def test_tied_weights_get_each_places_gradient_once() -> None:
@@ -152,7 +153,7 @@ def test_forward_mode_equals_torchs() -> None:
                 tangents.append(forward_ad.unpack_dual(module(forward_ad.make_dual(primal, v))[0]).tangent)
     assert all(t is not None for t in tangents)
     for other in tangents[1:]:
-        torch.testing.assert_close(other, tangents[0], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(other, tangents[0], rtol=FLOAT64, atol=FLOAT64)
 
 
 def test_lazily_negated_tensors_count_with_their_sign() -> None:

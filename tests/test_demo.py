@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerances import CURVE_BITS, CURVE_FLOAT64_BITS, CURVE_TORCH_ERRORS
 
 import rnnfused
 
@@ -23,13 +24,6 @@ from _char_lm.training import Run
 
 SIZES = {"hidden": 12, "embedding": 6, "batch": 4, "steps": 8}
 CELLS = ("lstm", "gru", "rnn")
-
-# Rounding differs between backends and grows from step to step. torch.nn's own distance from float64, after
-# the same steps, says how much is normal; the floor is a few float32 roundings of a loss of 6 bits (2**-22).
-TIMES_TORCHS_ERROR = 8
-FLOOR_BITS = 8 * 2**-22
-# In float64 the same growth leaves all but the last third of the digits alone.
-FLOAT64_BITS = 2**-30
 
 
 @pytest.fixture(autouse=True)
@@ -182,9 +176,9 @@ def test_the_losses_are_those_of_torch(text: Path, cell: str) -> None:
         return run
 
     exact = train(TORCH, torch.float64)
-    allowed = TIMES_TORCHS_ERROR * largest_difference(train(TORCH, torch.float32), exact) + FLOOR_BITS
+    allowed = CURVE_TORCH_ERRORS * largest_difference(train(TORCH, torch.float32), exact) + CURVE_BITS
     assert largest_difference(train(RNNFUSED, torch.float32), exact) <= allowed
-    assert largest_difference(train(RNNFUSED, torch.float64), exact) <= FLOAT64_BITS
+    assert largest_difference(train(RNNFUSED, torch.float64), exact) <= CURVE_FLOAT64_BITS
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tolerances import FLOOR_ULPS, TORCH_ERRORS, eps
+from tolerances import FLOAT64, FLOOR_ULPS, TORCH_ERRORS, eps
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -85,7 +85,7 @@ def test_infinity_and_nan_spread_as_in_torch(kind: str, value: float) -> None:
     x[2, 1, 0] = value
     want, got = results(theirs, x), results(ours, x)
     for name, truth in want.items():
-        torch.testing.assert_close(got[name], truth, rtol=1e-10, atol=1e-10, equal_nan=True)
+        torch.testing.assert_close(got[name], truth, rtol=FLOAT64, atol=FLOAT64, equal_nan=True)
 
 
 def test_calls_from_many_threads_at_once() -> None:
@@ -105,31 +105,3 @@ def test_calls_from_many_threads_at_once() -> None:
         for worker in workers:
             worker.join()
     assert len(found) == 40 and all(torch.equal(y, want) for y in found)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_training_follows_torchs_curve(kind: str) -> None:
-    """An embedding, two layers and a softmax, 100 steps of Adam: losses differ by noise only."""
-    curves = []
-    for convert in (False, True):
-        torch.manual_seed(0)
-        embedding, head = torch.nn.Embedding(20, 16), torch.nn.Linear(32, 20)
-        layers = getattr(torch.nn, kind)(16, 32, 2)
-        model = torch.nn.ModuleList([embedding, layers, head])
-        if convert:
-            model = rnnfused.convert(model)
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        text = torch.arange(13 * 8).remainder(20).square().remainder(17).reshape(13, 8)
-        losses = []
-        for _ in range(100):
-            y, _ = model[1](model[0](text[:-1]))
-            loss = torch.nn.functional.cross_entropy(model[2](y).flatten(0, 1), text[1:].flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            losses.append(loss.item())
-        curves.append(losses)
-    assert curves[0][-1] < curves[0][0] / 2
-    # Adam divides by the root of tiny squares: rounding errors grow by some orders of magnitude.
-    torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=1e-3, atol=1e-3)

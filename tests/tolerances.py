@@ -12,8 +12,24 @@ TORCH_ERRORS = 2.0
 # own bounds.
 FLOOR_ULPS = 10.0
 
-# float64 against NumPy in float64: sums of up to some hundred terms in another order.
+# float64 against float64 from NumPy or torch: sums of up to some hundred terms of order 1 in another order.
 FLOAT64 = 1e-12
+# The same of third derivatives, sums of some thousand terms up to some hundred in size.
+FLOAT64_DERIVATIVES = 1e-9
+
+# A central difference is off by step^2 (truncation) and by the rounding of a loss of order 10 over the step.
+# Both stay near 1e-10 at this step: 1e-6 of a gradient of order 1 leaves room, and no wrong term hides in it.
+DIFFERENCE_STEP = 1e-5
+DIFFERENCE_RTOL = 1e-6
+DIFFERENCE_ATOL = 1e-8
+
+# Loss curves, in bits per character. Rounding differs between backends and grows from step to step:
+# torch.nn's own distance from float64, after the same steps, says how much is normal; the floor is a few
+# float32 roundings of a loss of 6 bits (2**-22). In float64 the same growth leaves all but the last third of
+# the digits alone.
+CURVE_TORCH_ERRORS = 8
+CURVE_BITS = 8 * 2**-22
+CURVE_FLOAT64_BITS = 2**-30
 
 
 def eps(dtype: object) -> float:

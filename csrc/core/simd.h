@@ -196,15 +196,18 @@ RNNFUSED_HD Native<T> lane_sums(Native<T> (&v)[kLanes<T>]) {
 
 // Unaligned whole-vector and partial loads and stores. A partial load fills the missing lanes with zero.
 template <class V>
+struct InMemory {
+  typedef V type __attribute__((aligned(alignof(ScalarOf<V>)), may_alias));
+};
+
+template <class V>
 RNNFUSED_HD V load(const ScalarOf<V>* p) {
-  V v;
-  memcpy(&v, p, sizeof(V));
-  return v;
+  return *reinterpret_cast<const typename InMemory<V>::type*>(p);
 }
 
 template <class V>
 RNNFUSED_HD void store(ScalarOf<V>* p, V v) {
-  memcpy(p, &v, sizeof(V));
+  *reinterpret_cast<typename InMemory<V>::type*>(p) = v;
 }
 
 template <class V>

@@ -151,11 +151,11 @@ Index tape_scalars(CellId cell, const SequenceShape& shape) {
 }
 
 template <class T>
-Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads) {
-  PlanInput in{shape.steps,         shape.batch,      shape.input,
-               shape.hidden,        shape.output,     kernels().info[int(cell)].gates,
-               directions,          typed<T>().lanes, int(sizeof(T)),
-               std::max(threads, 1)};
+Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads, bool backward) {
+  PlanInput in{shape.steps,          shape.batch,      shape.input,
+               shape.hidden,         shape.output,     kernels().info[int(cell)].gates,
+               directions,           typed<T>().lanes, int(sizeof(T)),
+               std::max(threads, 1), backward};
   const Plan wanted = make_plan(in);
   if (wanted.threads() == 1) return wanted;
   // Only now the system is asked: a short call on one thread need not wait for the answer.
@@ -166,7 +166,7 @@ Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads) 
 template <class T>
 void forward(CellId cell, const Layer<T>& layer, int threads) {
   const SequenceShape& shape = layer.forward[0].shape;
-  const Plan chosen = plan<T>(cell, shape, layer.directions, threads);
+  const Plan chosen = plan<T>(cell, shape, layer.directions, threads, false);
   log_plan("forward", cell, shape, layer.directions, chosen);
   const CellKernels<T>& k = cell_kernels<T>(cell);
   run(k.forward, layer, chosen, k.forward_scratch(layer, chosen));
@@ -175,16 +175,16 @@ void forward(CellId cell, const Layer<T>& layer, int threads) {
 template <class T>
 void backward(CellId cell, const LayerGradient<T>& layer, int threads) {
   const SequenceShape& shape = layer.backward[0].shape;
-  const Plan chosen = plan<T>(cell, shape, layer.directions, threads);
+  const Plan chosen = plan<T>(cell, shape, layer.directions, threads, true);
   log_plan("backward", cell, shape, layer.directions, chosen);
   const CellKernels<T>& k = cell_kernels<T>(cell);
   run(k.backward, layer, chosen, k.backward_scratch(layer, chosen));
 }
 
-#define RNNFUSED_INSTANTIATE(T)                                  \
-  template Index tape_scalars<T>(CellId, const SequenceShape&);  \
-  template Plan plan<T>(CellId, const SequenceShape&, int, int); \
-  template void forward<T>(CellId, const Layer<T>&, int);        \
+#define RNNFUSED_INSTANTIATE(T)                                        \
+  template Index tape_scalars<T>(CellId, const SequenceShape&);        \
+  template Plan plan<T>(CellId, const SequenceShape&, int, int, bool); \
+  template void forward<T>(CellId, const Layer<T>&, int);              \
   template void backward<T>(CellId, const LayerGradient<T>&, int);
 RNNFUSED_INSTANTIATE(float)
 RNNFUSED_INSTANTIATE(double)

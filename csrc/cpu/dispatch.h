@@ -21,7 +21,7 @@ Index tape_scalars(CellId cell, const SequenceShape& shape);
 
 // How a layer would be run on at most `threads` threads.
 template <class T>
-Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads);
+Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads, bool backward);
 
 template <class T>
 void forward(CellId cell, const Layer<T>& layer, int threads);

@@ -9,13 +9,14 @@
 
 namespace rnnfused::RNNFUSED_ISA {
 
-// Blocks of hidden units per tile: as many as the registers hold for the rows at hand. With one or two rows a
-// wide tile gives enough independent sums to hide the latency of fma.
+// Blocks of hidden units per tile. The narrow tile leaves registers for many rows, so that a weight that is
+// loaded is used often; with one or two rows only the wide one has enough independent sums to hide the
+// latency of fma.
 template <class Cell>
-RNNFUSED_HD Index group_blocks(Index batch) {
-  constexpr int wide = kMaxWidth / Cell::gates, narrow = 4 / Cell::gates > 0 ? 4 / Cell::gates : 1;
-  return batch <= max_rows(wide * Cell::gates) && batch <= 2 ? wide : narrow;
-}
+constexpr Index kNarrowGroup = Cell::gates < 4 ? 4 / Cell::gates : 1;
+template <class Cell>
+constexpr Index kWideGroup = kMaxWidth / Cell::gates;
+constexpr Index kLargeWeights = 16 << 20;  // bytes; half of a usual last-level cache
 
 template <class Cell, class T>
 class ForwardStream {
@@ -31,7 +32,8 @@ class ForwardStream {
         tape_(args.shape, args.tape),
         blocks_(share(blocks_of<T>(args.shape.hidden), members, member)),
         outputs_(share(blocks_of<T>(args.shape.output), members, member)),
-        group_(group_blocks<Cell>(rows.size())),
+        group_(rows.size() <= 2 && rows.size() <= max_rows(kWideGroup<Cell> * G) ? kWideGroup<Cell>
+                                                                                 : kNarrowGroup<Cell>),
         direct_(runs_unpacked(args.shape.steps, args.shape.batch)) {
     const SequenceShape& shape = args.shape;
     const Index units = padded<T>(shape.hidden);
@@ -68,12 +70,19 @@ class ForwardStream {
   }
 
  private:
-  // Rows whose input is projected at once: enough to pass over W_ih rarely, few enough to stay in cache.
+  // Rows whose input is projected at once: enough to pass over W_ih rarely, few enough to stay in cache. A
+  // short sequence is one chunk; a panel of W_ih is then packed, used and done with while it is in cache.
   Index chunk_rows() const {
+    const SequenceShape& shape = stream_.shape;
     const Index row_bytes = blocks_.size() * A * L * Index(sizeof(T));
+    const Index weight_bytes = (shape.input + shape.output) * shape.hidden * G * Index(sizeof(T));
+    // Weights beyond what a last-level cache holds come from memory at every pass.
+    const Index least = weight_bytes > kLargeWeights ? 256 : 48;
     const Index fit = row_bytes > 0 ? Index(192 * 1024) / row_bytes : 512;
-    return fit < 48 ? 48 : fit > 512 ? 512 : fit;
+    const Index rows = fit < least ? least : fit > 512 ? 512 : fit;
+    return stream_.shape.rows() <= 4 * rows ? stream_.shape.rows() : rows;
   }
+  bool one_chunk() const { return chunk_rows() >= stream_.shape.rows(); }
   bool tapes_gates() const { return args_.tape && Tape<Cell, T>::keeps_gates; }
 
   void lay_out(Range blocks, Range outputs, Arena& arena) {
@@ -83,7 +92,7 @@ class ForwardStream {
     blocks_ = blocks, outputs_ = outputs;
     const Index chunk = chunk_rows() + batch < all ? chunk_rows() + batch : all;
     if (!direct_) {
-      input_panels_ = arena.take<T>(vectors * L * shape.input);
+      input_panels_ = arena.take<T>((one_chunk() ? kNarrowGroup<Cell> * G : vectors) * L * shape.input);
       recurrent_panels_ = arena.take<T>(vectors * L * shape.output);
       if (shape.projected()) projection_panels_ = arena.take<T>(outputs.size() * L * shape.hidden);
     }
@@ -116,9 +125,11 @@ class ForwardStream {
     const SequenceShape& shape = stream_.shape;
     const Weights<T>& w = args_.weights;
     const Index H = shape.hidden;
+    if (!one_chunk()) {
+      for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index block, Index n) { pack_input(block, n); });
+    }
     for_groups(blocks_, group_, false, [&](Index block, Index n) {
       const Index at = (block - blocks_.first) * G * L;
-      pack_gates<Cell>(w.input, H, shape.input, Cell::x_first, block, n, input_panels_ + at * shape.input);
       pack_gates<Cell>(w.recurrent, H, shape.output, Cell::h_first, block, n,
                        recurrent_panels_ + at * shape.output);
     });
@@ -130,6 +141,15 @@ class ForwardStream {
         pack_rows(w.projection + (block + b) * L * H, H, lanes, H, panel + b * L, n * L);
       }
     });
+  }
+
+  Index input_panel(Index block) const {
+    return one_chunk() ? 0 : (block - blocks_.first) * G * L * stream_.shape.input;
+  }
+
+  void pack_input(Index block, Index n) {
+    pack_gates<Cell>(args_.weights.input, stream_.shape.hidden, stream_.shape.input, Cell::x_first, block, n,
+                     input_panels_ + input_panel(block));
   }
 
   void sum_biases() {
@@ -204,11 +224,11 @@ class ForwardStream {
     for (; s < stream_.shape.steps && rows < target; ++s) {
       for (Index b = 0; b < stream_.active(s); ++b) chunk_row_[rows++] = stream_.row(s, b);
     }
-    for_groups(blocks_, group_, false, [&](Index first, Index n) {
+    for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index first, Index n) {
+      if (one_chunk() && !direct_) pack_input(first, n);
       multiply<G>(
           rows, args_.weights.input, stream_.shape.input, stream_.shape.hidden, Cell::gate_of + Cell::x_first,
-          first, n, input_panels_, (first - blocks_.first) * G * L * stream_.shape.input,
-          [&](Index i) { return args_.x[chunk_row_[i]]; },
+          first, n, input_panels_, input_panel(first), [&](Index i) { return args_.x[chunk_row_[i]]; },
           [&](Index, T* acc) {
             for (Index b = 0; b < n; ++b) copy(bias_of(first + b) + Cell::x_first * L, acc + b * G * L, G);
           },

@@ -11,26 +11,40 @@ constexpr double kCyclesPerUs = 3000;
 constexpr double kFma = 1;     // one vector, throughput
 constexpr double kLoadL1 = 1;  // one vector of weights, by the level it comes from
 constexpr double kLoadL2 = 2;
-constexpr double kLoadL3 = 7;
+constexpr double kLoadL3 = 4;
+constexpr double kLoadMemory = 9;
 constexpr double kL1Bytes = 24 * 1024;
 constexpr double kL2Bytes = 800 * 1024;
-constexpr double kEpilogue = 45;   // one vector of one gate
-constexpr double kRow = 12;        // set-up of one row of one block
-constexpr double kPack = 12;       // one vector of weights
-constexpr double kBarrier = 700;   // two threads; grows with their number
+constexpr double kL3Bytes = 12 * 1024 * 1024;  // shared by all threads, and with the data
+constexpr double kEpilogue = 45;               // one vector of one gate
+constexpr double kRow = 12;                    // set-up of one row of one block
+constexpr double kPack = 12;                   // one vector of weights
+constexpr double kBarrier = 700;               // two threads; grows with their number
+constexpr double kLine = 10;                   // 64 bytes that another core has written
 constexpr double kRegion = 20000;  // starting and joining a parallel region of two; grows as the barrier
 
 // What it costs threads to meet, in units of what it costs two.
 double meeting(int threads) { return threads == 1 ? 0 : 1 + 0.25 * std::log2(double(threads) / 2); }
 
-double step_cycles(const PlanInput& in, Index rows, int members) {
+// What a vector of weights costs, of `bytes` that a thread reads at every step; `all` threads' weights are in
+// use at the time. Steps walk the weights forwards and backwards in turn, so that of what does not fit in a
+// level a part is still there.
+double load_cycles(double bytes, double all) {
+  if (bytes < kL1Bytes) return kLoadL1;
+  const double in_l2 = std::min(1.0, kL2Bytes / bytes), in_l3 = std::min(1.0, kL3Bytes / all);
+  return in_l2 * kLoadL2 + (1 - in_l2) * (in_l3 * kLoadL3 + (1 - in_l3) * kLoadMemory);
+}
+
+double step_cycles(const PlanInput& in, Index rows, int groups, int members) {
   const double blocks = std::ceil(std::ceil(double(in.hidden) / in.lanes) / members);
   const double vectors = blocks * in.gates * double(in.output);  // of recurrent weights, this member's
   const double bytes = vectors * in.lanes * in.bytes;
-  const double load = bytes < kL1Bytes ? kLoadL1 : bytes < kL2Bytes ? kLoadL2 : kLoadL3;
+  const double input_bytes = blocks * in.gates * double(in.input) * in.lanes * in.bytes;
+  const double load = load_cycles(bytes, (bytes + input_bytes) * groups * members);
+  const double near = std::min(load, kLoadL2);
   const double tiles = std::ceil(double(rows) / 6);
-  const double product =
-      std::max(vectors * double(rows) * kFma, vectors * (load + (tiles - 1) * std::min(load, kLoadL2)));
+  // Only loads from the near caches hide behind the arithmetic.
+  const double product = vectors * (std::max(double(rows) * kFma, tiles * near) + load - near);
   // Of the input projection and of packing, a step bears its share.
   const double per_step = blocks * in.gates * double(in.input);
   const double input = per_step * std::max(double(rows) * kFma, in.steps == 1 ? load : 0.0);
@@ -38,8 +52,11 @@ double step_cycles(const PlanInput& in, Index rows, int members) {
                              ? 0
                              : (vectors + per_step) * kPack / double(std::max<Index>(1, in.steps));
   const double epilogue = blocks * double(rows) * (in.gates * kEpilogue + kRow);
-  const double barrier = kBarrier * meeting(members);
-  return product + input + packing + epilogue + barrier;
+  // Members exchange h; in backward the gradients of all gates.
+  const double exchanged = double(rows) * double(in.backward ? in.gates * in.hidden : in.output) * in.bytes;
+  const double meet =
+      kBarrier * meeting(members) + kLine * exchanged / 64 * double(members - 1) / double(members);
+  return product + input + packing + epilogue + meet;
 }
 
 }  // namespace
@@ -57,7 +74,7 @@ Plan make_plan(const PlanInput& in) {
     for (int members = 1; groups * members <= threads && members <= std::max<Index>(1, blocks); ++members) {
       const double streams = std::ceil(double(in.directions * shards) / groups);
       const Index rows = (in.batch + shards - 1) / shards;
-      const double step = streams * step_cycles(in, rows, members);
+      const double step = streams * step_cycles(in, rows, groups, members);
       const double region = kRegion * meeting(groups * members) / double(std::max<Index>(1, in.steps));
       if (step + region < best_cycles) {
         best_cycles = step + region;

@@ -25,6 +25,7 @@ struct PlanInput {
   int lanes;    // of a vector
   int bytes;    // of a scalar
   int threads;  // at most
+  bool backward = false;
 };
 
 // Whether a sequence is too short for packed weights to pay: packing costs about as much as this many rows.

@@ -11,7 +11,7 @@ namespace rnnfused::RNNFUSED_ISA {
 
 // Accumulator vectors that fit in the register file beside the operands.
 #if RNNFUSED_VECTOR_BYTES == 64 || RNNFUSED_VECTOR_BYTES == 16
-constexpr int kAccumulators = 20;
+constexpr int kAccumulators = 24;
 #else
 constexpr int kAccumulators = 12;
 #endif

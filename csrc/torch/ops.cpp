@@ -271,7 +271,7 @@ std::tuple<int, int, int> describe_plan(const std::string& cell, int64_t steps, 
   TORCH_CHECK_VALUE(directions == 1 || directions == 2, "directions: expected 1 or 2, got ", directions);
   const SequenceShape shape{steps, batch, input, hidden, output, nullptr, false};
   const auto make = f64 ? cpu::plan<double> : cpu::plan<float>;
-  const Plan plan = make(cell_id(cell), shape, int(directions), threads_allowed());
+  const Plan plan = make(cell_id(cell), shape, int(directions), threads_allowed(), false);
   return {plan.groups, plan.members, plan.shards};
 }
 

@@ -66,7 +66,7 @@ TEST_CASE("small layers stay on one thread") {
 
 TEST_CASE("large layers use the threads there are") {
   CHECK(make_plan({100, 64, 1024, 1024, 1024, 4, 1, 16, 4, 8}).threads() == 8);
-  CHECK(make_plan({100, 64, 1024, 1024, 1024, 4, 2, 16, 4, 2}).groups == 2);
+  CHECK(make_plan({100, 64, 1024, 1024, 1024, 4, 2, 16, 4, 2}).threads() == 2);
 }
 
 TEST_CASE("one row of a large layer is split by hidden units, many rows of a small one by rows") {
@@ -74,6 +74,13 @@ TEST_CASE("one row of a large layer is split by hidden units, many rows of a sma
   CHECK(one.members > 1);
   CHECK(one.shards == 1);
   CHECK(make_plan({1000, 256, 32, 32, 32, 4, 1, 16, 4, 4}).shards > 1);
+}
+
+TEST_CASE("two directions run side by side unless a cache holds the weights of one alone") {
+  CHECK(make_plan({100, 16, 64, 64, 64, 4, 2, 16, 4, 2}).groups == 2);
+  CHECK(make_plan({100, 1, 1024, 1024, 1024, 4, 2, 16, 4, 2}).members == 2);
+  // Backward's members exchange more than forward's.
+  CHECK(make_plan({100, 32, 256, 256, 256, 4, 2, 16, 4, 2, true}).groups == 2);
 }
 
 TEST_CASE("shards cover the batch in order, without gaps") {

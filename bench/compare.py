@@ -1,0 +1,94 @@
+"""`python -m bench.compare BASE [CHANGED]`: two versions of rnnfused held against each other.
+
+Each is a commit, which is checked out and built in a folder of its own, or a folder that holds a built
+rnnfused package; CHANGED is the working tree by default. Rounds are interleaved as in bench.cpu, and a time
+counts only after the results were checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.cases import Case, cases
+from bench.cpu import add_selection
+from bench.harness import ROOT, Row, Worker, measure_case
+from bench.report import geometric_mean, per_step
+
+NAMES = ("base", "changed")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
+    parser.add_argument("base", help="a commit, or a folder that holds a built rnnfused")
+    parser.add_argument("changed", nargs="?", default=str(ROOT), help="likewise (default: the working tree)")
+    parser.add_argument("--match", nargs="+", default=[""], help="rows whose name contains one of these")
+    add_selection(parser)
+    return parser.parse_args(arguments)
+
+
+def build(version: str, folder: Path) -> Path:
+    """A folder whose rnnfused package is that version. Raises CalledProcessError where it cannot be had."""
+    if (Path(version) / "rnnfused").is_dir():
+        return Path(version).resolve()
+
+    def git(*arguments: str | Path) -> None:
+        subprocess.run(["git", "-C", ROOT, *arguments], check=True)
+
+    tree = folder / "tree"
+    git("worktree", "add", "--quiet", "--detach", tree, version)
+    try:
+        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+        subprocess.run(command, cwd=tree, check=True, stdout=sys.stderr)
+        shutil.copytree(tree / "rnnfused", folder / "rnnfused")
+    finally:
+        git("worktree", "remove", "--force", tree)
+    return folder
+
+
+def line(row: Row) -> str:
+    """Microseconds a step with their quartiles, and how many times faster the change is."""
+    base, changed = (row.medians[name] for name in NAMES)
+    cells = [row.case.name]
+    for name in NAMES:
+        low, high = (per_step(row.case, seconds) for seconds in row.quartiles[name])
+        cells.append(f"{per_step(row.case, row.medians[name])} ({low} to {high})")
+    return "| " + " | ".join([*cells, f"{base / changed:.3f}"]) + " |"
+
+
+def selected(options: argparse.Namespace) -> list[Case]:
+    rows = cases(tuple(options.modes), tuple(options.cells), options.quick)
+    return [case for case in rows if any(part in case.name for part in options.match)]
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    ratios = []
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for name in NAMES:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            try:
+                tree = build(getattr(options, name), folder)
+            except subprocess.CalledProcessError as error:
+                print(f"bench: {name}: {error}", file=sys.stderr)
+                return 1
+            workers.append(Worker("rnnfused", options.threads, name=name, tree=tree))
+            stack.callback(workers[-1].close)
+        print(f"| row | {' us/step | '.join(NAMES)} us/step | base / changed |\n|---|---|---|---|")
+        for case in selected(options):
+            row = measure_case(case, workers, options.rounds, options.seconds)
+            ratios.append(row.medians[NAMES[0]] / row.medians[NAMES[1]])
+            print(line(row), flush=True)
+    if ratios:
+        print(f"\ngeometric mean {geometric_mean(ratios):.3f}, worst row {min(ratios):.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

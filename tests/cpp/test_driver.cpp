@@ -243,12 +243,14 @@ TEST_CASE_TEMPLATE("the chosen plan gives the bits of one thread, at any number 
   Run<T> serial(kernels, problem, {});
   serial.forward(true).backward({});
   for (int threads : {1, 2, 4}) {
-    const Plan plan = cpu::plan<T>(CellId::lstm, problem.shape(0), 2, threads);
-    CAPTURE(text(problem.sizes, problem.variant, plan));
-    CHECK(plan.threads() <= threads);
-    Run<T> run(kernels, problem, plan);
-    run.forward(true).backward({});
-    REQUIRE(first_difference(run.values(), serial.values()) == "");
+    for (const bool backward : {false, true}) {
+      const Plan plan = cpu::plan<T>(CellId::lstm, problem.shape(0), 2, threads, backward);
+      CAPTURE(text(problem.sizes, problem.variant, plan));
+      CHECK(plan.threads() <= threads);
+      Run<T> run(kernels, problem, plan);
+      run.forward(true).backward({});
+      REQUIRE(first_difference(run.values(), serial.values()) == "");
+    }
   }
 }
 

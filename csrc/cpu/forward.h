@@ -80,7 +80,7 @@ class ForwardStream {
     const Index least = weight_bytes > kLargeWeights ? 256 : 48;
     const Index fit = row_bytes > 0 ? Index(192 * 1024) / row_bytes : 512;
     const Index rows = fit < least ? least : fit > 512 ? 512 : fit;
-    return stream_.shape.rows() <= 4 * rows ? stream_.shape.rows() : rows;
+    return shape.rows() <= 4 * rows ? 4 * rows : rows;
   }
   bool one_chunk() const { return chunk_rows() >= stream_.shape.rows(); }
   bool tapes_gates() const { return args_.tape && Tape<Cell, T>::keeps_gates; }

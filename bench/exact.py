@@ -16,6 +16,8 @@ __all__ = ["write"]
 def write(case: Case, folder: Path) -> None:
     """One file a result; float32 is exact enough for the tolerance that peers are held to."""
     prepared = measured(torch_layers(case, torch.float64), case, torch.float64)
-    prepared.run()
-    for name, array in prepared.results().items():
+    with prepared.context():
+        prepared.run()
+        results = prepared.results()
+    for name, array in results.items():
         np.save(folder / f"{name}.npy", array.astype(np.float32))

@@ -25,8 +25,9 @@ from bench.peers import Prepared, prepare
 
 def error(prepared: Prepared, exact: Path) -> float:
     """The largest error of any result, relative to that result's largest value."""
-    prepared.run()
-    results = prepared.results()
+    with prepared.context():
+        prepared.run()
+        results = prepared.results()
     errors = []
     for file in exact.glob("*.npy"):
         want = np.load(file)
@@ -37,13 +38,14 @@ def error(prepared: Prepared, exact: Path) -> float:
 
 def times(prepared: Prepared, seconds: float) -> list[float]:
     time.sleep(0.01)  # the peer before has threads that spin for a while
-    prepared.run()
     found: list[float] = []
-    end = time.perf_counter() + seconds
-    while not found or time.perf_counter() < end:
-        start = time.perf_counter()
+    with prepared.context():
         prepared.run()
-        found.append(time.perf_counter() - start)
+        end = time.perf_counter() + seconds
+        while not found or time.perf_counter() < end:
+            start = time.perf_counter()
+            prepared.run()
+            found.append(time.perf_counter() - start)
     return found
 
 
@@ -68,7 +70,8 @@ def peak(peer: str, case: Case, threads: int) -> int | None:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = _status("VmRSS")
-        prepared.run()
+        with prepared.context():
+            prepared.run()
         found = _status("VmHWM") - before
 
     thread = threading.Thread(target=call)

@@ -6,6 +6,7 @@ the process (threads, allocators) never touches another.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -27,12 +28,13 @@ class Peer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """`run` does one call; `results` names its outputs: y, and in training the gradient of x and of every
-    parameter under torch's name.
+    """`run` does one call, within `context`; `results` names its outputs: y, and in training the gradient of
+    x and of every parameter under torch's name.
     """
 
     run: Callable[[], None]
     results: Callable[[], dict[str, np.ndarray]]
+    context: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
 
 _ALL = ("inference", "training", "streaming", "ragged", "stacked")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -33,15 +32,12 @@ def measured(layers: torch.nn.Module, case: Case, dtype: torch.dtype = torch.flo
     if case.mode == "ragged":
         sequence = pack_padded_sequence(x, case.lengths())
         grad = pack_padded_sequence(grad, case.lengths()).data
-    mode: Callable[[], contextlib.AbstractContextManager[object]]
-    mode = contextlib.nullcontext if case.trains else torch.inference_mode
     leaves = {"x": x, **dict(layers.named_parameters())}
     output = x
 
     def run() -> None:
         nonlocal output
-        with mode():
-            y, _ = layers(sequence)
+        y, _ = layers(sequence)
         output = y.data if isinstance(y, PackedSequence) else y
         if case.trains:
             for leaf in leaves.values():
@@ -55,7 +51,7 @@ def measured(layers: torch.nn.Module, case: Case, dtype: torch.dtype = torch.flo
             found |= {name: leaf.grad for name, leaf in leaves.items()}
         return {name: tensor.numpy() for name, tensor in found.items()}
 
-    return Prepared(run, results)
+    return Prepared(run, results, contextlib.nullcontext if case.trains else torch.inference_mode)
 
 
 def _streaming(layers: torch.nn.Module, x: torch.Tensor) -> Prepared:
@@ -65,12 +61,11 @@ def _streaming(layers: torch.nn.Module, x: torch.Tensor) -> Prepared:
 
     def run() -> None:
         nonlocal state, first
-        with torch.inference_mode():
-            y, state = layers(x, state)
+        y, state = layers(x, state)
         first = y if first is None else first
 
     def results() -> dict[str, np.ndarray]:
         assert first is not None
         return {"y": first.numpy()}
 
-    return Prepared(run, results)
+    return Prepared(run, results, torch.inference_mode)

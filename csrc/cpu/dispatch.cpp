@@ -98,7 +98,7 @@ class Scratch {
   }
 
  private:
-  static constexpr Index kKept = Index(64) << 20;
+  static constexpr Index kKept = Index(256) << 20;
   struct Free {
     void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
   };

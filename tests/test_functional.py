@@ -135,7 +135,7 @@ def rnn_arguments() -> dict[str, Any]:
     [
         ({"nonlinearity": "sine"}, ValueError, "Unknown nonlinearity 'sine'"),
         ({"params": [torch.zeros(H, INPUT)]}, ValueError, "params: expected 4 tensors.*, got 1"),
-        ({"num_layers": 2}, ValueError, "params: expected 8 tensors.*, got 4"),
+        ({"num_layers": 2, "hx": torch.zeros(2, B, H)}, ValueError, "params: expected 8 tensors.*, got 4"),
         ({"layers": 2}, TypeError, "layers"),
         ({"dropout": -0.1}, ValueError, "dropout"),
         ({"input": torch.zeros(0, B, INPUT)}, RuntimeError, "larger than 0"),

@@ -77,7 +77,7 @@ class ForwardStream {
     const Index row_bytes = blocks_.size() * A * L * Index(sizeof(T));
     const Index weight_bytes = (shape.input + shape.output) * shape.hidden * G * Index(sizeof(T));
     // Weights beyond what a last-level cache holds come from memory at every pass.
-    const Index least = weight_bytes > kLargeWeights ? 256 : 48;
+    const Index least = weight_bytes > kLargeWeights ? 256 : 96;
     const Index fit = row_bytes > 0 ? Index(192 * 1024) / row_bytes : 512;
     const Index rows = fit < least ? least : fit > 512 ? 512 : fit;
     return shape.rows() <= 4 * rows ? 4 * rows : rows;

@@ -63,7 +63,7 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    output, (h_n,) = _stack(CELLS[f"rnn_{nonlinearity}"], input, (hx,), params, **options)
+    output, (h_n,) = stack(CELLS[f"rnn_{nonlinearity}"], input, (hx,), params, **options)
     return output, h_n
 
 
@@ -75,7 +75,7 @@ def lstm(
     As `rnn`, with hx = (h_0 [L D, B, P], c_0 [L D, B, H]); P is H, or the projection's size where h_0 is
     narrower than c_0, and then params hold weight_hr [P, H]. Returns output [T, B, D P], h_n and c_n.
     """
-    output, (h_n, c_n) = _stack(CELLS["lstm"], input, tuple(hx), params, **options)
+    output, (h_n, c_n) = stack(CELLS["lstm"], input, tuple(hx), params, **options)
     return output, h_n, c_n
 
 
@@ -85,7 +85,7 @@ def gru(
     """GRU (Cho et al. 2014) with the reset gate applied after the recurrent product, as torch. Otherwise as
     `rnn`.
     """
-    output, (h_n,) = _stack(CELLS["gru"], input, (hx,), params, **options)
+    output, (h_n,) = stack(CELLS["gru"], input, (hx,), params, **options)
     return output, h_n
 
 
@@ -141,7 +141,7 @@ def _cell(
     return tuple(s.squeeze(0) for s in states)
 
 
-def _stack(
+def stack(
     spec: CellSpec,
     input: Tensor,
     hx: tuple[Tensor, ...],
@@ -154,18 +154,28 @@ def _stack(
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Layer over layer, with dropout between them as in torch."""
+    """What `rnn`, `lstm` and `gru` have in common: layer over layer, with dropout between them as in torch.
+
+    The native layer checks all that it is given. A single layer is therefore checked here only once it was
+    refused, for torch's words: checking twice would take as long as a step.
+    """
     directions = 2 if bidirectional else 1
     transposed = batch_first and batch_sizes is None
     check_dropout(dropout)
     check_dimensions(input, batch_sizes)
     x = input.transpose(0, 1) if transposed else input
-    check_sequence(spec, x, hx, num_layers * directions, batch_sizes)
     projected = len(hx) > 1 and hx[0].shape[-1] != hx[1].shape[-1]
     weights = check_params(params, has_biases, projected, num_layers * directions)
+    refused: Exception | None = None
     if num_layers == 1:
-        x, final = layer(spec.name, x, hx, weights, batch_sizes)
-        return (x.transpose(0, 1) if transposed else x), final
+        try:
+            y, final = layer(spec.name, x, hx, weights, batch_sizes)
+            return (y.transpose(0, 1) if transposed else y), final
+        except Exception as error:
+            refused = error
+    check_sequence(spec, x, hx, num_layers * directions, batch_sizes)
+    if refused is not None:
+        raise refused
     finals = []
     for index in range(num_layers):
         if index > 0 and training and dropout > 0:

@@ -16,10 +16,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfused import functional
 from rnnfused._checks import check_device
+from rnnfused.cells import CELLS
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 States = tuple[Tensor, ...]
+CELLS_OF_MODE = {spec.mode: spec for spec in CELLS.values()}
 
 
 class _Sequence(torch.nn.RNNBase):
@@ -40,23 +42,27 @@ class _Sequence(torch.nn.RNNBase):
     def _check_dimensions(self, hx: Any, batched: bool) -> None:
         raise NotImplementedError
 
-    def _run(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> tuple[Tensor, Any]:
-        raise NotImplementedError
-
     def _params(self) -> list[Any]:
         # By name at every call: a parametrisation, functional_call or a replaced parameter leaves
         # _flat_weights stale. What is no Parameter (a parametrised weight) is an attribute.
         own = self._parameters
         return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
 
-    def _options(self) -> dict[str, Any]:
-        return {
-            "has_biases": self.bias,
-            "num_layers": self.num_layers,
-            "dropout": self.dropout,
-            "training": self.training,
-            "bidirectional": self.bidirectional,
-        }
+    def _run(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> tuple[Tensor, Any]:
+        output, final = functional.stack(
+            CELLS_OF_MODE[self.mode],
+            input,
+            self._states(hx),
+            self._params(),
+            self.bias,
+            self.num_layers,
+            self.dropout,
+            self.training,
+            self.bidirectional,
+            self.batch_first,
+            batch_sizes,
+        )
+        return output, self._hx(final)
 
     def _zeros(self, input: Tensor, batch: int) -> Any:
         layers = self.num_layers * (2 if self.bidirectional else 1)
@@ -72,6 +78,14 @@ class _Sequence(torch.nn.RNNBase):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
+        refused: Exception | None = None
+        if hx is not None and self.num_layers == 1 and input.dim() == 3:
+            # The checks take as long as a step of a small layer. The native layer makes them too, and what it
+            # refuses falls through to those that speak torch's words.
+            try:
+                return self._run(input, hx, None)
+            except Exception as error:
+                refused = error
         if input.dim() not in (2, 3):
             kind = type(self)._kind
             tensor = " tensor" if kind == "RNN" else ""
@@ -87,6 +101,8 @@ class _Sequence(torch.nn.RNNBase):
         if hx is None:
             hx = self._zeros(input, input.size(batch_dim))
         self.check_forward_args(input, hx, None)
+        if refused is not None:
+            raise refused
         output, final = self._run(input, hx, None)
         if not batched:
             output = output.squeeze(batch_dim)
@@ -145,17 +161,6 @@ class RNN(_OneState):
         self.nonlinearity = nonlinearity
         super().__init__(f"RNN_{nonlinearity.upper()}", *args, **kwargs)
 
-    def _run(self, input: Tensor, hx: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-        return functional.rnn(
-            input,
-            hx,
-            self._params(),
-            nonlinearity=self.nonlinearity,
-            batch_first=self.batch_first,
-            batch_sizes=batch_sizes,
-            **self._options(),
-        )
-
 
 class GRU(_OneState):
     """torch.nn.GRU: the gated recurrent unit (Cho et al. 2014), its reset gate applied after the recurrent
@@ -170,16 +175,6 @@ class GRU(_OneState):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _refuse_projection(kwargs)
         super().__init__("GRU", *args, **kwargs)
-
-    def _run(self, input: Tensor, hx: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-        return functional.gru(
-            input,
-            hx,
-            self._params(),
-            batch_first=self.batch_first,
-            batch_sizes=batch_sizes,
-            **self._options(),
-        )
 
 
 class LSTM(_Sequence):
@@ -217,19 +212,6 @@ class LSTM(_Sequence):
                 f"For {form} {expected}-D input, hx and cx should also be {expected}-D "
                 f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
             )
-
-    def _run(
-        self, input: Tensor, hx: tuple[Tensor, Tensor], batch_sizes: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        output, h_n, c_n = functional.lstm(
-            input,
-            hx,
-            self._params(),
-            batch_first=self.batch_first,
-            batch_sizes=batch_sizes,
-            **self._options(),
-        )
-        return output, (h_n, c_n)
 
 
 class _Cell(torch.nn.RNNCellBase):

@@ -98,6 +98,7 @@ struct Inputs {
                   " (the rows of input), got ", offsets.back());
     } else {
       shape.steps = x.size(0);
+      TORCH_CHECK(shape.steps > 0, "Expected sequence length to be larger than 0 in RNN");
       shape.batch = x.size(1);
       for (Index t = 1; t <= shape.steps; ++t) offsets.push_back(t * shape.batch);
     }

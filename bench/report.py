@@ -52,8 +52,8 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def summary(rows: list[Row]) -> str:
-    """How many times faster than torch.nn and than the best peer of each row: for each mode the geometric mean
-    and the lowest row.
+    """How many times faster than torch.nn, and than the best peer of each row: the geometric mean of each
+    mode and its lowest row.
     """
     lines = [
         "| mode | rows | torch.nn | lowest | best peer | lowest | its row |",

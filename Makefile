@@ -27,7 +27,7 @@ endif
 CPP_SOURCES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: demo test build lint format ctest ctest-asan ctest-tsan bench clean
+.PHONY: demo test build lint format ctest ctest-asan ctest-tsan ctest-aarch64 bench clean
 
 demo: build
 	$(python) examples/char_lm.py --output demo-output
@@ -57,6 +57,10 @@ ctest-asan: $(environment)
 
 ctest-tsan: $(environment)
 	tools/run_ctest ctest-tsan -DRNNFUSED_SANITIZE=thread
+
+# NEON, run by an emulator.
+ctest-aarch64: $(environment)
+	tools/run_ctest ctest-aarch64 -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/tools/aarch64.cmake
 
 bench: build
 	$(python) -m bench.cpu

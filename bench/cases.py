@@ -79,10 +79,6 @@ class Case:
         """Of the recurrent product of all steps, forward."""
         return 2.0 * self.directions * self.layers * CELLS[self.cell] * self.hidden**2 * sum(self.lengths())
 
-    def flops(self) -> float:
-        """Of all products; training does three for each of forward's."""
-        return (self.projection_flops() + self.recurrent_flops()) * (3 if self.trains else 1)
-
     def recurrent_bytes(self) -> float:
         """Float32 weights that every step of every layer must read."""
         return 4.0 * CELLS[self.cell] * self.hidden**2 * self.layers * self.directions

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.cases import CELLS, Case, weights
+from bench.peers import Prepared
 
-__all__ = ["STATES", "onnx_model"]
+__all__ = ["STATES", "in_turns", "onnx_model"]
 
 STATES = {"rnn": ("h",), "gru": ("h",), "lstm": ("h", "c")}
 # ONNX orders the gates otherwise than torch: i, o, f, g and z, r, n.
@@ -50,3 +53,24 @@ def onnx_model(case: Case) -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+def in_turns(case: Case, call: Callable[[int], object], output: Callable[[], np.ndarray]) -> Prepared:
+    """`call(turn)` runs the model from the states of one pair of buffers into those of the other: for turn 0
+    and 1 alternately when streaming, for 0 always otherwise. `output()` is what the last call wrote.
+    """
+    calls = 0
+    first: np.ndarray | None = None
+
+    def run() -> None:
+        nonlocal calls, first
+        call(calls % 2)
+        calls += case.mode == "streaming"
+        if first is None:
+            first = output().reshape(case.steps, case.batch, case.hidden).copy()
+
+    def results() -> dict[str, np.ndarray]:
+        assert first is not None
+        return {"y": first}
+
+    return Prepared(run, results)

@@ -7,7 +7,7 @@ import onnxruntime
 
 from bench.cases import Case, inputs
 from bench.peers import Prepared
-from bench.peers.onnx_model import STATES, onnx_model
+from bench.peers.onnx_model import STATES, in_turns, onnx_model
 
 __all__ = ["prepare"]
 
@@ -25,7 +25,6 @@ def prepare(case: Case, threads: int) -> Prepared:
 
     x = allocate(inputs(case))
     y = allocate(np.empty((case.steps, 1, case.batch, case.hidden), np.float32))
-    # Streaming reads the states of one pair of buffers and writes those of the other, in turn.
     states = [[allocate(np.zeros((1, case.batch, case.hidden), np.float32)) for _ in names] for _ in range(2)]
     bindings = []
     for turn in range(2):
@@ -36,18 +35,4 @@ def prepare(case: Case, threads: int) -> Prepared:
             binding.bind_ortvalue_input(name, states[turn][index])
             binding.bind_ortvalue_output(f"{name}_n", states[1 - turn][index])
         bindings.append(binding)
-    calls = 0
-    first: np.ndarray | None = None
-
-    def run() -> None:
-        nonlocal calls, first
-        session.run_with_iobinding(bindings[calls % 2])
-        calls += case.mode == "streaming"
-        if first is None:
-            first = y.numpy().reshape(case.steps, case.batch, case.hidden).copy()
-
-    def results() -> dict[str, np.ndarray]:
-        assert first is not None
-        return {"y": first}
-
-    return Prepared(run, results)
+    return in_turns(case, lambda turn: session.run_with_iobinding(bindings[turn]), y.numpy)

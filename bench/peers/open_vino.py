@@ -7,7 +7,7 @@ import openvino
 
 from bench.cases import Case, inputs
 from bench.peers import Prepared
-from bench.peers.onnx_model import STATES, onnx_model
+from bench.peers.onnx_model import STATES, in_turns, onnx_model
 
 __all__ = ["prepare"]
 
@@ -26,7 +26,6 @@ def prepare(case: Case, threads: int) -> Prepared:
     names = STATES[case.cell]
     x = openvino.Tensor(inputs(case))
     y = openvino.Tensor(openvino.Type.f32, openvino.Shape([case.steps, 1, case.batch, case.hidden]))
-    # Streaming reads the states of one pair of tensors and writes those of the other, in turn.
     zeros = np.zeros((1, case.batch, case.hidden), np.float32)
     states = [[openvino.Tensor(zeros) for _ in names] for _ in range(2)]
     requests = []
@@ -38,18 +37,4 @@ def prepare(case: Case, threads: int) -> Prepared:
             request.set_tensor(name, states[turn][index])
             request.set_tensor(f"{name}_n", states[1 - turn][index])
         requests.append(request)
-    calls = 0
-    first: np.ndarray | None = None
-
-    def run() -> None:
-        nonlocal calls, first
-        requests[calls % 2].infer()
-        calls += case.mode == "streaming"
-        if first is None:
-            first = y.data.reshape(case.steps, case.batch, case.hidden).copy()
-
-    def results() -> dict[str, np.ndarray]:
-        assert first is not None
-        return {"y": first}
-
-    return Prepared(run, results)
+    return in_turns(case, lambda turn: requests[turn].infer(), lambda: y.data)

@@ -14,6 +14,7 @@ import json
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,11 @@ def _status(field: str) -> int:
 def peak(peer: str, case: Case, threads: int) -> int | None:
     """Bytes of resident memory at the peak of one call above what there was before it.
 
-    The call has a thread of its own, so that what rnnfused keeps for a thread's next call counts.
+    The call has a thread of its own, so that what rnnfused keeps for a thread's next call counts. A small
+    call comes first: the modules that a library imports only then are not the case's.
     """
     found: int | None = None
+    prepare(peer, replace(case, steps=2, batch=2, hidden=8), threads).run()
 
     def call() -> None:
         nonlocal found

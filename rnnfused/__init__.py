@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rnnfused import functional as functional
+from rnnfused._config import empty_cache as empty_cache
 from rnnfused._config import show_config as show_config
 from rnnfused._convert import convert as convert
 from rnnfused._convert import to_torch as to_torch

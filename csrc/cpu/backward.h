@@ -1,6 +1,6 @@
 // The backward driver, back-propagation through time: for every step, last first, the gradient of h is what
 // the outside gives plus the product of the next step's gate gradients with W_hh; the cell turns it into this
-// step's gate gradients. The gradients of the weights and of the input follow for all steps at once
+// step's gate gradients. The gradients of the weights and of the input follow for a chunk of steps at once
 // (gradients.h).
 #pragma once
 
@@ -40,11 +40,33 @@ class BackwardStream {
     }
   }
 
-  void run(Barrier& barrier) {
-    pack();
-    barrier.wait();
+  // The members meet after it.
+  void prepare() {
+    const SequenceShape& shape = stream_.shape;
+    for_groups(outputs_, false, [&](Index first, Index n) {
+      pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, Cell::h_first, first,
+                                  n, recurrent_panel(first));
+    });
+    if (shape.projected()) {
+      for_groups(blocks_, false, [&](Index first, Index n) {
+        T* panel = projection_panel(first);
+        for (Index p = 0; p < shape.output; ++p) {
+          pack_row(args_.weights.projection + p * shape.hidden, shape.hidden, first, n, panel + p * n * L);
+        }
+      });
+    }
+    for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
+    for (Index b = 0; b < stream_.batch(); ++b) {
+      start_carry(0, outputs_, shape.output, b, carry_h_ + b * outputs_units_);
+      if (has_cell_state) start_carry(1, blocks_, shape.hidden, b, carry_c_ + b * tape_.units);
+    }
+  }
+
+  // The positions of a chunk, last first; with the first of all, also the gradients of the initial states.
+  void run(Range positions, Barrier& barrier) {
     const bool projected = stream_.shape.projected();
-    for (Index s = stream_.shape.steps - 1; s >= -1; --s) {
+    const Index end = positions.first > 0 ? positions.first : -1;
+    for (Index s = positions.last - 1; s >= end; --s) {
       output_gradients(s);
       if (s < 0) break;
       if (projected) {
@@ -65,27 +87,6 @@ class BackwardStream {
       const Index first = (backwards ? count - 1 - i : i) * kGroup;
       const Index n = blocks.size() - first < kGroup ? blocks.size() - first : kGroup;
       body(blocks.first + first, n);
-    }
-  }
-
-  void pack() {
-    const SequenceShape& shape = stream_.shape;
-    for_groups(outputs_, false, [&](Index first, Index n) {
-      pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, Cell::h_first, first,
-                                  n, recurrent_panel(first));
-    });
-    if (shape.projected()) {
-      for_groups(blocks_, false, [&](Index first, Index n) {
-        T* panel = projection_panel(first);
-        for (Index p = 0; p < shape.output; ++p) {
-          pack_row(args_.weights.projection + p * shape.hidden, shape.hidden, first, n, panel + p * n * L);
-        }
-      });
-    }
-    for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
-    for (Index b = 0; b < stream_.batch(); ++b) {
-      start_carry(0, outputs_, shape.output, b, carry_h_ + b * outputs_units_);
-      if (has_cell_state) start_carry(1, blocks_, shape.hidden, b, carry_c_ + b * tape_.units);
     }
   }
 
@@ -265,19 +266,25 @@ class BackwardStream {
   T *partial_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr;
 };
 
-// Scratch of a whole call: the gate gradients of every direction, then one region that the recurrence uses as
-// a slab per group and the gradients of the weights after it.
+// Scratch of a whole call: the gate gradients, a slab of every group for the recurrence, and what the
+// gradients of the parameters need.
 template <class Cell, class T>
 struct BackwardMemory {
+  // Whether all threads work on the same direction, and so can take the gradients of a chunk of steps as soon
+  // as the recurrence has left it. Otherwise they wait for the end of all recurrences.
+  bool by_chunks;
   GateGradients<Cell, T> gates[kMaxDirections];
   Index slab = 0, total = 0;
-  char* region = nullptr;
+  char *slabs = nullptr, *parameters = nullptr;
 
-  BackwardMemory(const LayerGradient<T>& layer, const Plan& plan, void* base) {
+  BackwardMemory(const LayerGradient<T>& layer, const Plan& plan, void* base)
+      : by_chunks(plan.groups == plan.shards && (layer.directions == 1 || plan.groups == 1) &&
+                  layer.backward[0].shape.rows() > kGradientRows) {
     Arena arena(base);
-    for (int d = 0; d < layer.directions; ++d)
-      gates[d] = GateGradients<Cell, T>(layer.backward[d].shape, arena);
-    region = static_cast<char*>(base) + (base ? arena.used() : 0);
+    for (int d = 0; d < layer.directions; ++d) {
+      gates[d] =
+          by_chunks && d > 0 ? gates[0] : GateGradients<Cell, T>(layer.backward[d].shape, !by_chunks, arena);
+    }
     for (int group = 0; group < plan.groups; ++group) {
       for_streams(plan, layer.directions, layer.backward[0].shape.batch, group,
                   [&](int direction, Range rows) {
@@ -293,8 +300,10 @@ struct BackwardMemory {
       ParameterGradients<Cell, T>(layer.backward[d], gates[d], 0, plan.threads(), counter);
       after = counter.used() > after ? counter.used() : after;
     }
+    slabs = static_cast<char*>(base) + (base ? arena.used() : 0);
     const Index recurrence = slab * plan.groups;
-    total = arena.used() + (recurrence > after ? recurrence : after);
+    parameters = by_chunks && base ? slabs + recurrence : slabs;
+    total = arena.used() + (by_chunks ? recurrence + after : recurrence > after ? recurrence : after);
   }
 };
 
@@ -303,24 +312,97 @@ Index backward_scratch(const LayerGradient<T>& layer, const Plan& plan) {
   return BackwardMemory<Cell, T>(layer, plan, nullptr).total;
 }
 
+// One thread's part of a call.
+template <class Cell, class T>
+class BackwardCall {
+ public:
+  BackwardCall(const LayerGradient<T>& layer, const Team& team, int thread)
+      : layer_(layer),
+        plan_(team.plan),
+        all_(*team.all),
+        members_(team.group[thread / team.plan.members]),
+        memory_(layer, team.plan, team.scratch),
+        thread_(thread) {}
+
+  void run() {
+    if (memory_.by_chunks) {
+      for_my_streams([&](int direction, Range rows) { chunk_by_chunk(direction, rows); });
+      return;
+    }
+    for_my_streams([&](int direction, Range rows) { recurrence(direction, rows); });
+    for (int d = 0; d < layer_.directions; ++d) {
+      all_.wait();  // all gate gradients are there, and the memory is free
+      parameter_gradients(d);
+    }
+  }
+
+ private:
+  int group() const { return thread_ / plan_.members; }
+
+  template <class Body>
+  void for_my_streams(Body body) const {
+    for_streams(plan_, layer_.directions, layer_.backward[0].shape.batch, group(), body);
+  }
+
+  BackwardStream<Cell, T> stream(int direction, Range rows) const {
+    Arena arena(memory_.slabs + memory_.slab * group());
+    return {layer_.backward[direction],
+            memory_.gates[direction],
+            rows,
+            thread_ % plan_.members,
+            plan_.members,
+            arena};
+  }
+
+  ParameterGradients<Cell, T> parameters(int direction) const {
+    Arena arena(memory_.parameters);
+    return {layer_.backward[direction], memory_.gates[direction], thread_, plan_.threads(), arena};
+  }
+
+  void chunk_by_chunk(int direction, Range rows) {
+    auto recurrence = stream(direction, rows);
+    auto gradients = parameters(direction);
+    recurrence.prepare();
+    gradients.prepare();
+    all_.wait();
+    const SequenceShape& shape = layer_.backward[direction].shape;
+    for_chunks(shape, [&](Range positions) {
+      memory_.gates[direction].enter(rows_of(shape, positions));
+      recurrence.run(positions, members_);
+      all_.wait();
+      gradients.add(positions, all_);
+      all_.wait();  // the next chunk takes this one's place
+    });
+    gradients.finish();
+    all_.wait();  // the memory is free for the other direction, which adds to dx
+  }
+
+  void recurrence(int direction, Range rows) {
+    auto recurrence = stream(direction, rows);
+    recurrence.prepare();
+    members_.wait();
+    recurrence.run({0, layer_.backward[direction].shape.steps}, members_);
+    members_.wait();  // the slab is free for the next stream
+  }
+
+  void parameter_gradients(int direction) {
+    auto gradients = parameters(direction);
+    gradients.prepare();
+    all_.wait();
+    for_chunks(layer_.backward[direction].shape, [&](Range positions) { gradients.add(positions, all_); });
+    gradients.finish();
+  }
+
+  const LayerGradient<T>& layer_;
+  const Plan& plan_;
+  Barrier &all_, &members_;
+  BackwardMemory<Cell, T> memory_;  // this thread's view of it
+  int thread_;
+};
+
 template <class Cell, class T>
 void backward(const LayerGradient<T>& layer, const Team& team, int thread) {
-  const Plan& plan = team.plan;
-  const int group = thread / plan.members, member = thread % plan.members;
-  const BackwardMemory<Cell, T> memory(layer, plan, team.scratch);
-  for_streams(plan, layer.directions, layer.backward[0].shape.batch, group, [&](int direction, Range rows) {
-    Arena arena(memory.region + memory.slab * group);
-    BackwardStream<Cell, T>(layer.backward[direction], memory.gates[direction], rows, member, plan.members,
-                            arena)
-        .run(team.group[group]);
-    team.group[group].wait();
-  });
-  for (int d = 0; d < layer.directions; ++d) {
-    team.all->wait();  // the region is free, and all gate gradients are there
-    Arena arena(memory.region);
-    ParameterGradients<Cell, T>(layer.backward[d], memory.gates[d], thread, plan.threads(), arena)
-        .run(*team.all);
-  }
+  BackwardCall<Cell, T>(layer, team, thread).run();
 }
 
 }  // namespace rnnfused::RNNFUSED_ISA

@@ -1,6 +1,6 @@
-// Gradients of the weights and of the input, from the gate gradients of all steps: one large product each.
-// Threads share out what is written, never what is summed, and sums are cut at fixed rows: the bits do not
-// depend on the threads.
+// Gradients of the weights and of the input, from the gate gradients of a chunk of steps: one large product
+// each. Threads share out what is written, never what is summed, and sums are cut at fixed rows: the bits do
+// not depend on the threads.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -9,21 +9,59 @@
 
 namespace rnnfused::RNNFUSED_ISA {
 
-// What the recurrence leaves behind for one direction.
+// Rows that a chunk of steps holds at most (unless one step alone holds more). Enough for the products to run
+// at full rate, few enough that their gate gradients are still in cache when the products read them.
+constexpr Index kGradientRows = 256;
+
+// Calls body(positions) for the chunks of whole steps that backward goes through, last first. They follow
+// from the shape alone: sums are cut alike under every plan.
+template <class Body>
+RNNFUSED_HD void for_chunks(const SequenceShape& shape, Body body) {
+  const Stream stream{shape, 0, shape.batch};
+  Index first = shape.steps;
+  do {
+    const Index last = first;
+    Index rows = stream.active(--first);
+    while (first > 0 && rows + stream.active(first - 1) <= kGradientRows) rows += stream.active(--first);
+    first = first < 0 ? 0 : first;
+    body(Range{first, last});
+  } while (first > 0);
+}
+
+// The rows of a chunk.
+RNNFUSED_HD Range rows_of(const SequenceShape& shape, Range positions) {
+  const Index first = shape.reverse ? shape.steps - positions.last : positions.first;
+  return {shape.offsets[first], shape.offsets[first + positions.size()]};
+}
+
+// What the recurrence leaves behind for one direction: all rows, or a ring that holds those of a chunk and of
+// the step beside it.
 template <class Cell, class T>
 struct GateGradients {
   Index units = 0, outputs = 0;
-  T* gates = nullptr;   // [rows, blocks, accumulators, lanes]
-  T* output = nullptr;  // gradient of a projected h, recurrence included [rows, outputs]
+  Index slots = 0, origin = 0;  // of the ring, and a row in its first slot
+  T* gates = nullptr;           // [slots, blocks, accumulators, lanes]
+  T* output = nullptr;          // gradient of a projected h, recurrence included [slots, outputs]
 
   GateGradients() = default;
-  GateGradients(const SequenceShape& shape, Arena& arena)
-      : units(padded<T>(shape.hidden)), outputs(padded<T>(shape.output)) {
-    gates = arena.take<T>(shape.rows() * units * Cell::accumulators);
-    if (shape.projected()) output = arena.take<T>(shape.rows() * outputs);
+  GateGradients(const SequenceShape& shape, bool all_rows, Arena& arena)
+      : units(padded<T>(shape.hidden)), outputs(padded<T>(shape.output)), slots(shape.rows()) {
+    const Index chunk = shape.batch > kGradientRows ? shape.batch : kGradientRows;
+    if (!all_rows && chunk + shape.batch < slots) slots = chunk + shape.batch;
+    gates = arena.take<T>(slots * units * Cell::accumulators);
+    if (shape.projected()) output = arena.take<T>(slots * outputs);
   }
-  T* gates_of(Index row) const { return gates + row * units * Cell::accumulators; }
-  T* output_of(Index row) const { return output + row * outputs; }
+  // From now on these rows are asked for, and no others but of the steps beside them.
+  void enter(Range rows) { origin = slots ? rows.first - rows.first % slots : 0; }
+
+  T* gates_of(Index row) const { return gates + slot_of(row) * units * Cell::accumulators; }
+  T* output_of(Index row) const { return output + slot_of(row) * outputs; }
+
+ private:
+  Index slot_of(Index row) const {
+    const Index slot = row - origin;
+    return slot < 0 ? slot + slots : slot < slots ? slot : slot - slots;
+  }
 };
 
 // Rows of the left operand that an outer-product tile holds, and vectors of the right.
@@ -33,6 +71,7 @@ template <class T>
 constexpr Index kOuterWidth = kAccumulators / kOuterRows<T> < 6 ? kAccumulators / kOuterRows<T> : 6;
 // Rows of the sequence summed in registers, and rows whose sum is added to the result.
 constexpr Index kOuterChain = 64, kOuterDepth = 256;
+constexpr Index kLeftStride = kOuterDepth + 1;
 constexpr Index kOuterVectors = 12;  // of the left operand, for which packed operands stay in cache
 
 // acc[r][j] = sum_k a[k][r] b[k][j], in chains like those of tile(). a holds a vector of every k.
@@ -95,31 +134,52 @@ class ParameterGradients {
     const SequenceShape& shape = args.shape;
     Index columns = padded<T>(shape.input) + padded<T>(shape.output);
     if (shape.projected() && from.units > columns) columns = from.units;
-    if (args.dx.data) input_panels_ = arena.take<T>(padded<T>(shape.input) * from.units * G);
     before_ = arena.take<Index>(shape.rows());
+    right_ = arena.take<T>(kOuterDepth * columns);
     for (int t = 0; t < threads; ++t) {
-      T* right = arena.take<T>(kOuterDepth * columns);
-      T* left = arena.take<T>(kOuterDepth * kOuterVectors * L);
-      T* partial = arena.take<T>(kInputRows * kInputGroup * L);
+      const Index outer_scalars = kLeftStride * kOuterVectors * L;
+      const Index panel_scalars = args.dx.data ? kInputGroup * L * from.units * G : 0;
+      const Index input_scalars = panel_scalars + kInputRows * kInputGroup * L;
+      T* own = arena.take<T>(outer_scalars > input_scalars ? outer_scalars : input_scalars);
       T* sums = arena.take<T>(2 * share(blocks_of<T>(shape.hidden), threads, t).size() * A * L);
-      if (t == thread) right_ = right, left_ = left, partial_ = partial, sums_ = sums;
+      if (t == thread) left_ = input_panel_ = own, partial_ = own + panel_scalars, sums_ = sums;
     }
     zeros_ = arena.take<T>(from.units);
   }
 
-  void run(Barrier& all) {
+  // All threads meet after it.
+  void prepare() {
+    const Range mine = share(blocks_of<T>(args_.shape.hidden), threads_, thread_);
+    memset(sums_, 0, size_t(2 * mine.size() * A * L) * sizeof(T));
     if (thread_ == 0) find_previous();
-    if (args_.dx.data) pack_input_panels();
-    all.wait();
-    if (args_.dinput || args_.drecurrent) weight_gradients();
-    if (args_.dinput_bias || args_.dbias) sum_biases();
-    if (args_.dprojection) projection_gradient();
-    if (args_.dx.data) input_gradient();
+  }
+
+  // What the positions of a chunk contribute. Its gate gradients are there; chunks come last first.
+  void add(Range positions, Barrier& all) {
+    const Chunk chunk{rows_of(args_.shape, positions), positions.last == args_.shape.steps};
+    if (args_.dinput || args_.drecurrent) weight_gradients(chunk, all);
+    if (args_.dinput_bias || args_.dbias) sum_biases(chunk.rows);
+    if (args_.dprojection) projection_gradient(chunk, all);
+    if (args_.dx.data) input_gradient(chunk.rows);
+  }
+
+  void finish() const {
+    const Range mine = share(blocks_of<T>(args_.shape.hidden), threads_, thread_);
+    for (Index block = mine.first; block < mine.last; ++block) {
+      const T* sums = sums_ + (block - mine.first) * 2 * A * L;
+      store_bias(Cell::x_first, block, sums, args_.dinput_bias);
+      store_bias(Cell::h_first, block, sums, args_.dbias);
+    }
   }
 
  private:
-  static constexpr Index kInputGroup = 4;  // vectors of a row of dx
-  static constexpr Index kInputRows = 96;  // rows of dx between which a packed panel stays in cache
+  static constexpr Index kInputGroup = 4;   // vectors of a row of dx
+  static constexpr Index kInputRows = 256;  // rows of dx summed at once, where the panel is cut
+
+  struct Chunk {
+    Range rows;
+    bool first;  // of those that are summed
+  };
 
   // For every row the row before it in processing order, or -1 - b where batch row b starts.
   void find_previous() {
@@ -152,23 +212,25 @@ class ParameterGradients {
   template <class RightOf>
   Target(int, int, const int*, Index, Index, T*, RightOf, T*) -> Target<RightOf>;
 
-  // For every target, out = sum over all rows of left(row)[.] right(row)[.]. The left operand's rows are
-  // `blocks` blocks of `accumulators` vectors; whatever the targets, they are packed once.
+  // For every target, out += sum over the chunk's rows of left(row)[.] right(row)[.]. The left operand's rows
+  // are `blocks` blocks of `accumulators` vectors; whatever the targets, they are packed once.
   template <class LeftOf, class... RightOf>
-  RNNFUSED_HD void outer(Index blocks, Index accumulators, LeftOf left, Target<RightOf>... targets) {
+  RNNFUSED_HD void outer(const Chunk& chunk, Barrier& all, Index blocks, Index accumulators, LeftOf left,
+                         Target<RightOf>... targets) {
     const Range mine = share(blocks, threads_, thread_);
-    const Index all = args_.shape.rows();
     const Index per_pass = kOuterVectors / accumulators;
-    (clear(mine, targets), ...);
-    for (Index k = 0; k < all; k += kOuterDepth) {
-      const Index depth = all - k < kOuterDepth ? all - k : kOuterDepth;
-      (pack_right(k, depth, targets), ...);
+    if (chunk.first) (clear(mine, targets), ...);
+    for (Index k = chunk.rows.first; k < chunk.rows.last; k += kOuterDepth) {
+      const Index depth = chunk.rows.last - k < kOuterDepth ? chunk.rows.last - k : kOuterDepth;
+      all.wait();  // the packed rows before are done with
+      (pack_right(k, share(depth, threads_, thread_), targets), ...);
+      all.wait();
       for (Index first = mine.first; first < mine.last; first += per_pass) {
         const Range pass{first, mine.last - first < per_pass ? mine.last : first + per_pass};
         for (Index i = 0; i < depth; ++i) {
           const T* row = left(k + i) + first * accumulators * L;
           for (Index v = 0; v < pass.size() * accumulators; ++v)
-            store(left_ + (v * kOuterDepth + i) * L, load<V>(row + v * L));
+            store(left_ + (v * kLeftStride + i) * L, load<V>(row + v * L));
         }
         (multiply(pass, accumulators, depth, targets), ...);
       }
@@ -199,9 +261,9 @@ class ParameterGradients {
   }
 
   template <class RightOf>
-  RNNFUSED_HD void pack_right(Index k, Index depth, const Target<RightOf>& target) const {
+  RNNFUSED_HD void pack_right(Index k, Range mine, const Target<RightOf>& target) const {
     if (!target.out) return;
-    for (Index i = 0; i < depth; ++i) {
+    for (Index i = mine.first; i < mine.last; ++i) {
       const T* row = target.right(k + i);
       for_panels(target.columns, [&](Range v) {
         pack_row(row, target.columns, v.first, v.size(),
@@ -223,9 +285,15 @@ class ParameterGradients {
           const Index row = target.gate_of[target.feeds + g] * target.units + block * L;
           for (Index lane = 0; lane < lanes; lane += R) {
             alignas(64) T acc[R * kOuterWidth<T> * L];
-            outer_tile_of(v.size(), depth, left_ + vector * kOuterDepth * L + lane, panel, acc);
-            add_tile(acc, lanes - lane < R ? lanes - lane : R, v, target.columns,
-                     target.out + (row + lane) * target.columns);
+            T* const out = target.out + (row + lane) * target.columns;
+            const Index rows = lanes - lane < R ? lanes - lane : R;
+            // The sums so far are far away by now; they come while the tile is summed.
+            for (Index r = 0; r < rows; ++r) {
+              for (Index j = v.first; j < v.last; ++j)
+                __builtin_prefetch(out + r * target.columns + j * L, 1);
+            }
+            outer_tile_of(v.size(), depth, left_ + vector * kLeftStride * L + lane, panel, acc);
+            add_tile(acc, rows, v, target.columns, out);
           }
         }
       }
@@ -241,10 +309,10 @@ class ParameterGradients {
     }
   }
 
-  void weight_gradients() {
+  void weight_gradients(const Chunk& chunk, Barrier& all) {
     const SequenceShape& shape = args_.shape;
     outer(
-        blocks_of<T>(shape.hidden), A, [&](Index row) { return from_.gates_of(row); },
+        chunk, all, blocks_of<T>(shape.hidden), A, [&](Index row) { return from_.gates_of(row); },
         Target{Cell::x_first, int(G), Cell::gate_of, shape.hidden, shape.input, args_.dinput,
                [this](Index row) -> const T* { return args_.x[row]; }, right_},
         Target{Cell::h_first, int(G), Cell::gate_of, shape.hidden, shape.output, args_.drecurrent,
@@ -252,24 +320,22 @@ class ParameterGradients {
                right_ + padded<T>(shape.input) * kOuterDepth});
   }
 
-  void projection_gradient() {
+  void projection_gradient(const Chunk& chunk, Barrier& all) {
     const SequenceShape& shape = args_.shape;
     const Tape<Cell, T> tape(shape, const_cast<T*>(args_.tape));
     static constexpr int only[] = {0};
     outer(
-        blocks_of<T>(shape.output), 1, [&](Index row) { return from_.output_of(row); },
+        chunk, all, blocks_of<T>(shape.output), 1, [&](Index row) { return from_.output_of(row); },
         Target{0, 1, only, shape.output, shape.hidden, args_.dprojection,
                [tape](Index row) -> const T* { return tape.unprojected_of(row); }, right_});
   }
 
   // Both biases' gradients are sums of the same gate gradients over all rows. They cancel, so the rounding
   // errors of the sum are summed beside it (Knuth's TwoSum).
-  void sum_biases() {
-    const Index H = args_.shape.hidden, all = args_.shape.rows();
-    const Range mine = share(blocks_of<T>(H), threads_, thread_);
+  void sum_biases(Range rows) {
+    const Range mine = share(blocks_of<T>(args_.shape.hidden), threads_, thread_);
     const Index first = mine.first * A, vectors = mine.size() * A;
-    memset(sums_, 0, size_t(2 * vectors * L) * sizeof(T));
-    for (Index row = 0; row < all; ++row) {
+    for (Index row = rows.first; row < rows.last; ++row) {
       const T* gates = from_.gates_of(row) + first * L;
       for (Index v = 0; v < vectors; ++v) {
         T *total = sums_ + 2 * v * L, *lost = total + L;
@@ -278,10 +344,6 @@ class ParameterGradients {
         store(lost, load<V>(lost) + ((before - (sum - part)) + (x - part)));
         store(total, sum);
       }
-    }
-    for (Index block = mine.first; block < mine.last; ++block) {
-      store_bias(Cell::x_first, block, sums_ + (block * A - first) * 2 * L, args_.dinput_bias);
-      store_bias(Cell::h_first, block, sums_ + (block * A - first) * 2 * L, args_.dbias);
     }
   }
 
@@ -294,52 +356,60 @@ class ParameterGradients {
     }
   }
 
-  T* input_panel(Index block) const { return input_panels_ + block * L * from_.units * G; }
+  // Into how many ranges of columns the threads divide dx. A thread packs the panels of its own columns, for
+  // every chunk anew: that costs little beside a chunk's rows, and a packed W_ih would be kept for nothing.
+  int input_ranges() const {
+    int ranges = threads_;
+    while (threads_ % ranges != 0 || blocks_of<T>(args_.shape.input) < ranges * kInputGroup) {
+      if (--ranges <= 1) return 1;
+    }
+    return ranges;
+  }
 
-  void pack_input_panels() {
-    const Index blocks = blocks_of<T>(args_.shape.input);
-    const Range mine = share((blocks + kInputGroup - 1) / kInputGroup, threads_, thread_);
-    for (Index group = mine.first; group < mine.last; ++group) {
-      const Index first = group * kInputGroup,
-                  n = blocks - first < kInputGroup ? blocks - first : kInputGroup;
+  void input_gradient(Range all) {
+    const int ranges = input_ranges(), sharers = threads_ / ranges;
+    const Range columns = share(blocks_of<T>(args_.shape.input), ranges, thread_ / sharers);
+    const Range part = share(all.size(), sharers, thread_ % sharers);
+    const Range mine{all.first + part.first, all.first + part.last};
+    for (Index first = columns.first; first < columns.last; first += kInputGroup) {
+      const Index n = columns.last - first < kInputGroup ? columns.last - first : kInputGroup;
       pack_gates_transposed<Cell>(args_.weights.input, args_.shape.hidden, args_.shape.input, Cell::x_first,
-                                  first, n, input_panel(first));
+                                  first, n, input_panel_);
+      for (Index row = mine.first; row < mine.last; row += kInputRows)
+        input_gradient({row, mine.last - row < kInputRows ? mine.last : row + kInputRows}, first, n);
     }
   }
 
-  void input_gradient() {
-    const Index I = args_.shape.input, blocks = blocks_of<T>(I);
-    const Range mine = share(args_.shape.rows(), threads_, thread_);
+  // n vectors of columns, from `first` on, of a few rows of dx.
+  void input_gradient(Range rows, Index first, Index n) {
+    const Index I = args_.shape.input;
     const Runs runs = G == A ? Runs{1, from_.units * G, 0} : Runs{from_.units / L, G * L, A * L};
-    for (Index row = mine.first; row < mine.last; row += kInputRows) {
-      const Index rows = mine.last - row < kInputRows ? mine.last - row : kInputRows;
-      for (Index first = 0; first < blocks; first += kInputGroup) {
-        const Index n = blocks - first < kInputGroup ? blocks - first : kInputGroup;
-        product(
-            rows, runs, int(n), input_panel(first), partial_,
-            [&](Index i) -> const T* { return from_.gates_of(row + i) + Cell::x_first * L; },
-            [&](Index i, T* acc) {
-              if (!args_.accumulate_dx) return (void)memset(acc, 0, size_t(n * L) * sizeof(T));
-              for (Index j = 0; j < n; ++j) {
-                store(acc + j * L, load<V>(args_.dx[row + i] + (first + j) * L, lanes_in<T>(first + j, I)));
-              }
-            },
-            [&](Index i, const T* acc) {
-              for (Index j = 0; j < n; ++j) {
-                store(args_.dx[row + i] + (first + j) * L, load<V>(acc + j * L), lanes_in<T>(first + j, I));
-              }
-            });
-      }
-    }
+    product(
+        rows.size(), runs, int(n), input_panel_, partial_,
+        [&](Index i) -> const T* { return from_.gates_of(rows.first + i) + Cell::x_first * L; },
+        [&](Index i, T* acc) {
+          if (!args_.accumulate_dx) return (void)memset(acc, 0, size_t(n * L) * sizeof(T));
+          for (Index j = 0; j < n; ++j) {
+            store(acc + j * L,
+                  load<V>(args_.dx[rows.first + i] + (first + j) * L, lanes_in<T>(first + j, I)));
+          }
+        },
+        [&](Index i, const T* acc) {
+          for (Index j = 0; j < n; ++j) {
+            store(args_.dx[rows.first + i] + (first + j) * L, load<V>(acc + j * L),
+                  lanes_in<T>(first + j, I));
+          }
+        });
   }
 
   const BackwardArgs<T>& args_;
   const GateGradients<Cell, T>& from_;
   Stream stream_;
   int thread_, threads_;
-  T *input_panels_ = nullptr, *zeros_ = nullptr;  // shared by the threads
-  Index* before_ = nullptr;                       // [rows]
-  T *right_ = nullptr, *left_ = nullptr, *partial_ = nullptr, *sums_ = nullptr;
+  T *right_ = nullptr, *zeros_ = nullptr;  // shared by the threads
+  Index* before_ = nullptr;                // likewise [rows]
+  T *left_ = nullptr, *sums_ = nullptr;
+  T *input_panel_ = nullptr, *partial_ = nullptr;  // where the left operand was
 };
 
 }  // namespace rnnfused::RNNFUSED_ISA

@@ -29,7 +29,6 @@ class Arena {
     used_ += (n * Index(sizeof(T)) + 63) / 64 * 64;
     return p;
   }
-  void skip(Index bytes) { used_ += (bytes + 63) / 64 * 64; }
   Index used() const { return used_; }
 
  private:

@@ -1,5 +1,6 @@
 #include <torch/csrc/utils/pybind.h>
 
+#include "torch/memory.h"
 #include "torch/ops.h"
 
 PYBIND11_MODULE(_C, m) {
@@ -13,6 +14,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);
   m.def("available_isas", &rnnfused::available_isas);
+  m.def("kept_bytes", &rnnfused::kept_bytes);
+  m.def("empty_cache", &rnnfused::empty_cache);
   m.def("describe_plan", &rnnfused::describe_plan, py::arg("cell"), py::arg("steps"), py::arg("batch"),
         py::arg("input"), py::arg("hidden"), py::arg("output"), py::arg("directions"), py::arg("f64"));
 }

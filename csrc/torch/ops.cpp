@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include "cpu/dispatch.h"
+#include "torch/memory.h"
 
 namespace rnnfused {
 namespace {
@@ -145,7 +146,10 @@ struct Inputs {
   }
 
   // Past the dispatcher, whose share of a call of one step shows.
-  at::Tensor empty(at::IntArrayRef sizes) const { return at::detail::empty_cpu(sizes, x.options()); }
+  at::Tensor empty(at::IntArrayRef sizes) const {
+    return at::detail::empty_generic(sizes, result_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                     x.scalar_type(), std::nullopt);
+  }
 
   std::vector<int64_t> output_sizes() const {
     std::vector<int64_t> sizes = x.sizes().vec();

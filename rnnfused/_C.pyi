@@ -10,6 +10,7 @@ def layer_forward(
     weights: Sequence[Tensor | None],
     batch_sizes: Tensor | None,
     save: bool,
+    recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]: ...
 def layer_backward(
     cell: str,
@@ -24,6 +25,7 @@ def layer_backward(
     dhn: Tensor | None,
     dcn: Tensor | None,
     wanted: Sequence[bool],
+    recompute: bool,
 ) -> list[Tensor | None]: ...
 def cell_names() -> list[str]: ...
 def isa() -> str: ...

@@ -28,20 +28,22 @@ def layer(
     initial: tuple[Tensor, ...],
     weights: MaybeTensors,
     batch_sizes: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Runs one layer, in one direction or both.
 
     x: [T, B, I], or packed rows [rows, I] with batch_sizes [T]. initial: h [D, B, P], and c [D, B, H] where
     the cell has one. weights: for each direction W_ih, W_hh, b_ih, b_hh, W_hr, the last three possibly None.
-    Returns y [T, B, D P] (or [rows, D P]) and the final states, shaped as the initial ones.
+    recompute: whether backward rebuilds the gates instead of keeping them. Returns y [T, B, D P] (or [rows,
+    D P]) and the final states, shaped as the initial ones.
     """
     if forward_ad._current_level >= 0 and _has_tangent(x, *initial, *weights):
         return _decomposed.layer(cell, x, initial, weights, batch_sizes)
     h0, c0 = initial[0], initial[1] if len(initial) > 1 else None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *initial, *weights)):
-        y, hn, cn = _Layer.apply(cell, batch_sizes, x, h0, c0, *weights)
+        y, hn, cn = _Layer.apply(cell, recompute, batch_sizes, x, h0, c0, *weights)
     else:
-        y, hn, cn, _ = _C.layer_forward(cell, x, h0, c0, weights, batch_sizes, False)
+        y, hn, cn, _ = _C.layer_forward(cell, x, h0, c0, weights, batch_sizes, False, False)
     return y, (hn,) if cn is None else (hn, cn)
 
 
@@ -55,15 +57,16 @@ class _Layer(torch.autograd.Function):
     def forward(
         ctx: Any,
         cell: str,
+        recompute: bool,
         batch_sizes: Tensor | None,
         x: Tensor,
         h0: Tensor,
         c0: Tensor | None,
         *weights: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        y, hn, cn, tape = _C.layer_forward(cell, x, h0, c0, weights, batch_sizes, True)
+        y, hn, cn, tape = _C.layer_forward(cell, x, h0, c0, weights, batch_sizes, True, recompute)
         ctx.set_materialize_grads(False)
-        ctx.cell = cell
+        ctx.cell, ctx.recompute = cell, recompute
         ctx.save_for_backward(batch_sizes, y, tape, x, h0, c0, *weights)
         return y, hn, cn
 
@@ -72,16 +75,19 @@ class _Layer(torch.autograd.Function):
         ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         batch_sizes, y, tape, *inputs = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:]
+        cell, recompute, wanted = ctx.cell, ctx.recompute, ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():  # create_graph=True
-            gradients = _LayerBackward.apply(ctx.cell, wanted, batch_sizes, y, tape, dy, dhn, dcn, *inputs)
+            gradients = _LayerBackward.apply(
+                cell, recompute, wanted, batch_sizes, y, tape, dy, dhn, dcn, *inputs
+            )
         else:
-            gradients = _gradients(ctx.cell, wanted, batch_sizes, y, tape, (dy, dhn, dcn), inputs)
-        return None, None, *gradients
+            gradients = _gradients(cell, recompute, wanted, batch_sizes, y, tape, (dy, dhn, dcn), inputs)
+        return None, None, None, *gradients
 
 
 def _gradients(
     cell: str,
+    recompute: bool,
     wanted: Sequence[bool],
     batch_sizes: Tensor | None,
     y: Tensor,
@@ -92,7 +98,9 @@ def _gradients(
     x, h0, c0, *weights = inputs
     dy, dhn, dcn = outer
     assert x is not None and h0 is not None
-    return tuple(_C.layer_backward(cell, x, h0, c0, weights, batch_sizes, y, tape, dy, dhn, dcn, wanted))
+    return tuple(
+        _C.layer_backward(cell, x, h0, c0, weights, batch_sizes, y, tape, dy, dhn, dcn, wanted, recompute)
+    )
 
 
 class _LayerBackward(torch.autograd.Function):
@@ -102,6 +110,7 @@ class _LayerBackward(torch.autograd.Function):
     def forward(
         ctx: Any,
         cell: str,
+        recompute: bool,
         wanted: Sequence[bool],
         batch_sizes: Tensor | None,
         y: Tensor,
@@ -114,13 +123,13 @@ class _LayerBackward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.cell, ctx.wanted = cell, wanted
         ctx.save_for_backward(batch_sizes, dy, dhn, dcn, *inputs)
-        return _gradients(cell, wanted, batch_sizes, y, tape, (dy, dhn, dcn), inputs)
+        return _gradients(cell, recompute, wanted, batch_sizes, y, tape, (dy, dhn, dcn), inputs)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         higher = torch.is_grad_enabled()
         batch_sizes, *saved = ctx.saved_tensors
-        needed = ctx.needs_input_grad[5:]
+        needed = ctx.needs_input_grad[6:]
         with torch.enable_grad():
             arguments = [_argument(t, higher) for t in saved]
             gradients = _decomposed_gradients(ctx.cell, batch_sizes, arguments[:3], arguments[3:], ctx.wanted)
@@ -136,7 +145,7 @@ class _LayerBackward(torch.autograd.Function):
             next(found, None) if need and a is not None else None
             for a, need in zip(arguments, needed, strict=True)
         ]
-        return (None,) * 5 + tuple(second)
+        return (None,) * 6 + tuple(second)
 
 
 def _argument(t: Tensor | None, higher: bool) -> Tensor | None:

@@ -33,7 +33,8 @@ class Options(TypedDict, total=False):
     has_biases: whether params hold biases (True). num_layers: 1. dropout: the probability with which an
     element of a layer's output, the last one's excepted, is zeroed in training (0). training: False.
     bidirectional: False. batch_first: whether input and output are [B, T, .] (False). batch_sizes: of a
-    PackedSequence (None).
+    PackedSequence (None). recompute: whether training keeps only the outputs and c, and backward rebuilds the
+    gates (False): a third of the memory of an LSTM's layer, for up to a third more time; the same gradients.
     """
 
     has_biases: bool
@@ -43,6 +44,7 @@ class Options(TypedDict, total=False):
     bidirectional: bool
     batch_first: bool
     batch_sizes: Tensor | None
+    recompute: bool
 
 
 def rnn(
@@ -153,6 +155,7 @@ def stack(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What `rnn`, `lstm` and `gru` have in common: layer over layer, with dropout between them as in torch.
 
@@ -169,7 +172,7 @@ def stack(
     refused: Exception | None = None
     if num_layers == 1:
         try:
-            y, final = layer(spec.name, x, hx, weights, batch_sizes)
+            y, final = layer(spec.name, x, hx, weights, batch_sizes, recompute)
             return (y.transpose(0, 1) if transposed else y), final
         except Exception as error:
             refused = error
@@ -182,7 +185,7 @@ def stack(
             x = torch.nn.functional.dropout(x, dropout, training=True)
         own = slice(index * directions, (index + 1) * directions)
         slots = weights[own.start * SLOTS : own.stop * SLOTS]
-        x, final = layer(spec.name, x, tuple(s[own] for s in hx), slots, batch_sizes)
+        x, final = layer(spec.name, x, tuple(s[own] for s in hx), slots, batch_sizes, recompute)
         finals.append(final)
     output = x.transpose(0, 1) if transposed else x
     return output, tuple(torch.cat(states) for states in zip(*finals, strict=True))

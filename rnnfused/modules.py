@@ -27,8 +27,18 @@ CELLS_OF_MODE = {spec.mode: spec for spec in CELLS.values()}
 class _Sequence(torch.nn.RNNBase):
     """What RNN, LSTM and GRU share: from any of torch's forms of input to rows of a layer, and back.
 
-    hx is one tensor, or a pair for LSTM; `_states` and `_hx` say which.
+    hx is one tensor, or a pair for LSTM; `_states` and `_hx` say which. recompute=True keeps only the output
+    and c for backward, which rebuilds the gates: less memory, more time, the same gradients.
     """
+
+    recompute = False  # also of a module that an older version pickled
+
+    def __init__(self, mode: str, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
+        super().__init__(mode, *args, **kwargs)
+        self.recompute = recompute
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def _states(self, hx: Any) -> States:
         return (hx,)
@@ -61,6 +71,7 @@ class _Sequence(torch.nn.RNNBase):
             self.bidirectional,
             self.batch_first,
             batch_sizes,
+            self.recompute,
         )
         return output, self._hx(final)
 
@@ -145,7 +156,8 @@ class RNN(_OneState):
     """torch.nn.RNN: h' = act(W_ih x + b_ih + W_hh h + b_hh) (Elman 1990).
 
     RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None). Shapes: see `forward`. float32 and float64.
+    bidirectional=False, device=None, dtype=None, recompute=False): recompute changes nothing, since an RNN
+    keeps nothing beside its output. Shapes: see `forward`. float32 and float64.
     """
 
     _kind = "RNN"
@@ -167,7 +179,8 @@ class GRU(_OneState):
     product.
 
     GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
-    device=None, dtype=None). Shapes: see `forward`. float32 and float64.
+    device=None, dtype=None, recompute=False): recompute keeps no gates for backward, which rebuilds them.
+    Shapes: see `forward`. float32 and float64.
     """
 
     _kind = "GRU"
@@ -182,7 +195,8 @@ class LSTM(_Sequence):
     et al. 2014).
 
     LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, proj_size=0, device=None, dtype=None). Shapes: see `forward`. float32 and float64.
+    bidirectional=False, proj_size=0, device=None, dtype=None, recompute=False): recompute keeps only the
+    output and c for backward, which rebuilds the gates. Shapes: see `forward`. float32 and float64.
     """
 
     _kind = "LSTM"

@@ -55,7 +55,8 @@ struct ForwardArgs {
   Rows<const T> initial[kMaxStates];  // h [B, P], c [B, H]; null data means zeros
   Rows<T> y;                          // [rows, P]
   Rows<T> final[kMaxStates];          // h [B, P], c [B, H]
-  T* tape;                            // tape_size() scalars for backward, or null for inference
+  T* tape;                            // tape_scalars() for backward, or null for inference
+  bool recompute;                     // whether the tape goes without gates, and backward rebuilds them
 };
 
 template <class T>
@@ -66,6 +67,7 @@ struct BackwardArgs {
   Rows<const T> initial[kMaxStates];
   Rows<const T> y;
   const T* tape;
+  bool recompute;                    // as in forward
   Rows<const T> dy;                  // [rows, P]; null data means zeros
   Rows<const T> dfinal[kMaxStates];  // null data means zeros
   Rows<T> dx;                        // [rows, I]; this and all below: null data means not wanted

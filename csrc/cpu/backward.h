@@ -6,6 +6,7 @@
 
 #include "cpu/forward.h"
 #include "cpu/gradients.h"
+#include "cpu/rebuild.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 
@@ -22,7 +23,7 @@ class BackwardStream {
       : args_(args),
         out_(out),
         stream_{args.shape, rows.first, rows.last},
-        tape_(args.shape, const_cast<T*>(args.tape)) {
+        tape_(args.shape, args.recompute, const_cast<T*>(args.tape)) {
     const SequenceShape& shape = args.shape;
     outputs_units_ = padded<T>(shape.output);
     zeros_ = arena.take<T>(tape_.units);
@@ -183,7 +184,6 @@ class BackwardStream {
     const SequenceShape& shape = stream_.shape;
     const bool projected = shape.projected();
     const Index row = stream_.row(s, b), before = stream_.previous(s, b);
-    const T* tape = Tape<Cell, T>::keeps_gates ? tape_.gates_of(row) : nullptr;
     const T* h_prev = previous(args_.y.data + (before < 0 ? 0 : before * args_.y.stride), 0, before, b);
     const T* c_prev =
         has_cell_state ? previous(before < 0 ? nullptr : tape_.cell_of(before), 1, before, b) : nullptr;
@@ -191,6 +191,8 @@ class BackwardStream {
     T* carry_h = carry_h_ + b * outputs_units_;
     T* carry_c = has_cell_state ? carry_c_ + b * tape_.units : nullptr;
     T* gates = out_.gates_of(row);
+    // Rebuilt gates are where their gradients will be.
+    const T* tape = tape_.keeps_gates ? tape_.gates_of(row) : gates;
     for (Index i = 0; i < n; ++i) {
       const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
       V taped[A], prev[Cell::states]{}, next[Cell::states]{}, dnext[Cell::states], dgates[A],
@@ -266,8 +268,23 @@ class BackwardStream {
   T *partial_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr;
 };
 
-// Scratch of a whole call: the gate gradients, a slab of every group for the recurrence, and what the
-// gradients of the parameters need.
+// What all threads do together for one direction, before and after its recurrence.
+template <class Cell, class T>
+struct BesideRecurrence {
+  History<Cell, T> history;
+  GateRebuild<Cell, T> rebuild;
+  ParameterGradients<Cell, T> parameters;
+
+  BesideRecurrence(const BackwardArgs<T>& args, const GateGradients<Cell, T>& gates, int thread, int threads,
+                   Arena& arena)
+      : history(args, arena),
+        rebuild(args, gates, history, thread, threads, arena),
+        parameters(args, gates, history, thread, threads, arena) {}
+  BesideRecurrence(const BesideRecurrence&) = delete;  // its parts refer to each other
+};
+
+// Scratch of a whole call: the gate gradients, a slab of every group for its recurrence, and what is done
+// beside it.
 template <class Cell, class T>
 struct BackwardMemory {
   // Whether all threads work on the same direction, and so can take the gradients of a chunk of steps as soon
@@ -275,15 +292,16 @@ struct BackwardMemory {
   bool by_chunks;
   GateGradients<Cell, T> gates[kMaxDirections];
   Index slab = 0, total = 0;
-  char *slabs = nullptr, *parameters = nullptr;
+  char *slabs = nullptr, *beside = nullptr;
 
   BackwardMemory(const LayerGradient<T>& layer, const Plan& plan, void* base)
       : by_chunks(plan.groups == plan.shards && (layer.directions == 1 || plan.groups == 1) &&
                   layer.backward[0].shape.rows() > kGradientRows) {
     Arena arena(base);
     for (int d = 0; d < layer.directions; ++d) {
-      gates[d] =
-          by_chunks && d > 0 ? gates[0] : GateGradients<Cell, T>(layer.backward[d].shape, !by_chunks, arena);
+      gates[d] = by_chunks && d > 0 ? gates[0]
+                                    : GateGradients<Cell, T>(layer.backward[d].shape, !by_chunks,
+                                                             layer.backward[d].recompute, arena);
     }
     for (int group = 0; group < plan.groups; ++group) {
       for_streams(plan, layer.directions, layer.backward[0].shape.batch, group,
@@ -297,12 +315,12 @@ struct BackwardMemory {
     Index after = 0;
     for (int d = 0; d < layer.directions; ++d) {
       Arena counter(nullptr);
-      ParameterGradients<Cell, T>(layer.backward[d], gates[d], 0, plan.threads(), counter);
+      BesideRecurrence<Cell, T>(layer.backward[d], gates[d], 0, plan.threads(), counter);
       after = counter.used() > after ? counter.used() : after;
     }
     slabs = static_cast<char*>(base) + (base ? arena.used() : 0);
     const Index recurrence = slab * plan.groups;
-    parameters = by_chunks && base ? slabs + recurrence : slabs;
+    beside = by_chunks && base ? slabs + recurrence : slabs;
     total = arena.used() + (by_chunks ? recurrence + after : recurrence > after ? recurrence : after);
   }
 };
@@ -329,6 +347,9 @@ class BackwardCall {
       for_my_streams([&](int direction, Range rows) { chunk_by_chunk(direction, rows); });
       return;
     }
+    for (int d = 0; d < layer_.directions; ++d) {
+      if (rebuilds(d)) rebuild(d);
+    }
     for_my_streams([&](int direction, Range rows) { recurrence(direction, rows); });
     for (int d = 0; d < layer_.directions; ++d) {
       all_.wait();  // all gate gradients are there, and the memory is free
@@ -354,27 +375,47 @@ class BackwardCall {
             arena};
   }
 
-  ParameterGradients<Cell, T> parameters(int direction) const {
-    Arena arena(memory_.parameters);
+  BesideRecurrence<Cell, T> beside(int direction) const {
+    Arena arena(memory_.beside);
     return {layer_.backward[direction], memory_.gates[direction], thread_, plan_.threads(), arena};
   }
 
+  bool rebuilds(int direction) const {
+    return Tape<Cell, T>::has_gates && layer_.backward[direction].recompute;
+  }
+
   void chunk_by_chunk(int direction, Range rows) {
-    auto recurrence = stream(direction, rows);
-    auto gradients = parameters(direction);
-    recurrence.prepare();
-    gradients.prepare();
-    all_.wait();
     const SequenceShape& shape = layer_.backward[direction].shape;
+    auto recurrence = stream(direction, rows);
+    auto others = beside(direction);
+    recurrence.prepare();
+    others.parameters.prepare();
+    if (thread_ == 0) others.history.find();
+    all_.wait();
+    Index rebuilt = shape.steps;  // first position of those whose gates are there
     for_chunks(shape, [&](Range positions) {
       memory_.gates[direction].enter(rows_of(shape, positions));
+      if (rebuilds(direction) && positions.first < rebuilt) {
+        // Two chunks at once: the weights are packed for them and thrown away.
+        rebuilt = chunk_before(shape, positions.first).first;
+        others.rebuild.run(rows_of(shape, {rebuilt, positions.last}));
+        all_.wait();
+      }
       recurrence.run(positions, members_);
       all_.wait();
-      gradients.add(positions, all_);
+      others.parameters.add(positions, all_);
       all_.wait();  // the next chunk takes this one's place
     });
-    gradients.finish();
+    others.parameters.finish();
     all_.wait();  // the memory is free for the other direction, which adds to dx
+  }
+
+  void rebuild(int direction) {
+    auto others = beside(direction);
+    if (thread_ == 0) others.history.find();
+    all_.wait();
+    others.rebuild.run({0, layer_.backward[direction].shape.rows()});
+    all_.wait();  // the gates are there, and the memory is free
   }
 
   void recurrence(int direction, Range rows) {
@@ -386,11 +427,13 @@ class BackwardCall {
   }
 
   void parameter_gradients(int direction) {
-    auto gradients = parameters(direction);
-    gradients.prepare();
+    auto others = beside(direction);
+    others.parameters.prepare();
+    if (thread_ == 0) others.history.find();
     all_.wait();
-    for_chunks(layer_.backward[direction].shape, [&](Range positions) { gradients.add(positions, all_); });
-    gradients.finish();
+    for_chunks(layer_.backward[direction].shape,
+               [&](Range positions) { others.parameters.add(positions, all_); });
+    others.parameters.finish();
   }
 
   const LayerGradient<T>& layer_;

@@ -146,8 +146,8 @@ std::vector<std::string> available_isas() {
 }
 
 template <class T>
-Index tape_scalars(CellId cell, const SequenceShape& shape) {
-  return cell_kernels<T>(cell).tape_scalars(shape);
+Index tape_scalars(CellId cell, const SequenceShape& shape, bool recompute) {
+  return cell_kernels<T>(cell).tape_scalars(shape, recompute);
 }
 
 template <class T>
@@ -182,7 +182,7 @@ void backward(CellId cell, const LayerGradient<T>& layer, int threads) {
 }
 
 #define RNNFUSED_INSTANTIATE(T)                                        \
-  template Index tape_scalars<T>(CellId, const SequenceShape&);        \
+  template Index tape_scalars<T>(CellId, const SequenceShape&, bool);  \
   template Plan plan<T>(CellId, const SequenceShape&, int, int, bool); \
   template void forward<T>(CellId, const Layer<T>&, int);              \
   template void backward<T>(CellId, const LayerGradient<T>&, int);

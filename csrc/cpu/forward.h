@@ -3,19 +3,13 @@
 // step.
 #pragma once
 
+#include "cpu/gates.h"
 #include "cpu/kernels.h"
 #include "cpu/stream.h"
 #include "cpu/tile.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 
-// Blocks of hidden units per tile. The narrow tile leaves registers for many rows, so that a weight that is
-// loaded is used often; with one or two rows only the wide one has enough independent sums to hide the
-// latency of fma.
-template <class Cell>
-constexpr Index kNarrowGroup = Cell::gates < 4 ? 4 / Cell::gates : 1;
-template <class Cell>
-constexpr Index kWideGroup = kMaxWidth / Cell::gates;
 constexpr Index kLargeWeights = 16 << 20;  // bytes; half of a usual last-level cache
 
 template <class Cell, class T>
@@ -29,7 +23,7 @@ class ForwardStream {
   ForwardStream(const ForwardArgs<T>& args, Range rows, int member, int members, Arena& arena)
       : args_(args),
         stream_{args.shape, rows.first, rows.last},
-        tape_(args.shape, args.tape),
+        tape_(args.shape, args.recompute, args.tape),
         blocks_(share(blocks_of<T>(args.shape.hidden), members, member)),
         outputs_(share(blocks_of<T>(args.shape.output), members, member)),
         group_(rows.size() <= 2 && rows.size() <= max_rows(kWideGroup<Cell> * G) ? kWideGroup<Cell>
@@ -83,7 +77,7 @@ class ForwardStream {
     return shape.rows() <= 4 * rows ? 4 * rows : rows;
   }
   bool one_chunk() const { return chunk_rows() >= stream_.shape.rows(); }
-  bool tapes_gates() const { return args_.tape && Tape<Cell, T>::keeps_gates; }
+  bool tapes_gates() const { return args_.tape && tape_.keeps_gates; }
 
   void lay_out(Range blocks, Range outputs, Arena& arena) {
     const SequenceShape& shape = stream_.shape;
@@ -91,6 +85,7 @@ class ForwardStream {
     const Index all = shape.rows();
     blocks_ = blocks, outputs_ = outputs;
     const Index chunk = chunk_rows() + batch < all ? chunk_rows() + batch : all;
+    chunk_capacity_ = chunk;
     if (!direct_) {
       input_panels_ = arena.take<T>((one_chunk() ? kNarrowGroup<Cell> * G : vectors) * L * shape.input);
       recurrent_panels_ = arena.take<T>(vectors * L * shape.output);
@@ -114,7 +109,8 @@ class ForwardStream {
 
   void prepare() {
     if (!direct_) pack_weights();
-    sum_biases();
+    for (Index block = blocks_.first; block < blocks_.last; ++block)
+      sum_biases<Cell>(args_.weights, stream_.shape.hidden, block, bias_of(block));
     for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
     if (cell_) {
       for (Index b = 0; b < stream_.batch(); ++b) copy_initial(1, b, cell_ + b * tape_.units);
@@ -152,22 +148,6 @@ class ForwardStream {
                      input_panels_ + input_panel(block));
   }
 
-  void sum_biases() {
-    const Weights<T>& w = args_.weights;
-    const Index H = stream_.shape.hidden;
-    for (Index block = blocks_.first; block < blocks_.last; ++block) {
-      const Index lanes = lanes_in<T>(block, H);
-      for (int a = 0; a < A; ++a) {
-        V bias{};
-        const Index at = Cell::gate_of[a] * H + block * L;
-        if (w.input_bias && a >= Cell::x_first && a < Cell::x_first + G)
-          bias = load<V>(w.input_bias + at, lanes);
-        if (w.bias && a >= Cell::h_first && a < Cell::h_first + G) bias = bias + load<V>(w.bias + at, lanes);
-        store(bias_of(block) + a * L, bias);
-      }
-    }
-  }
-
   // This member's lanes of an initial state, with zeros in the lanes beyond the last unit.
   void copy_initial(int state, Index b, T* out) const {
     const Rows<const T>& initial = args_.initial[state];
@@ -182,7 +162,7 @@ class ForwardStream {
   // Where the accumulators of a row's block are; `local` counts the rows of the current chunk.
   T* gates_of(Index row, Index local, Index block) const {
     if (tapes_gates()) return tape_.gates_of(row) + block * A * L;
-    return chunk_gates_ + (local * blocks_.size() + block - blocks_.first) * A * L;
+    return chunk_gates_ + ((block - blocks_.first) * chunk_capacity_ + local) * A * L;
   }
 
   const T* previous_output(Index s, Index b) const {
@@ -230,21 +210,18 @@ class ForwardStream {
           rows, args_.weights.input, stream_.shape.input, stream_.shape.hidden, Cell::gate_of + Cell::x_first,
           first, n, input_panels_, input_panel(first), [&](Index i) { return args_.x[chunk_row_[i]]; },
           [&](Index, T* acc) {
-            for (Index b = 0; b < n; ++b) copy(bias_of(first + b) + Cell::x_first * L, acc + b * G * L, G);
+            for (Index b = 0; b < n; ++b)
+              copy_vectors(bias_of(first + b) + Cell::x_first * L, acc + b * G * L, G);
           },
           [&](Index i, const T* acc) {
             for (Index b = 0; b < n; ++b) {
               T* gates = gates_of(chunk_row_[i], i, first + b);
-              if (G < A) copy(bias_of(first + b), gates, A);
-              copy(acc + b * G * L, gates + Cell::x_first * L, G);
+              if (G < A) copy_vectors(bias_of(first + b), gates, A);
+              copy_vectors(acc + b * G * L, gates + Cell::x_first * L, G);
             }
           });
     });
     return s;
-  }
-
-  static RNNFUSED_HD void copy(const T* from, T* to, Index vectors) {
-    for (Index i = 0; i < vectors; ++i) store(to + i * L, load<V>(from + i * L));
   }
 
   // One step: recurrent product, gates and states of this member's blocks. Every other step walks the blocks
@@ -260,7 +237,7 @@ class ForwardStream {
           [&](Index b, T* acc) {
             const Index row = stream_.row(s, b);
             for (Index i = 0; i < n; ++i) {
-              copy(gates_of(row, local + b, first + i) + Cell::h_first * L, acc + i * G * L, G);
+              copy_vectors(gates_of(row, local + b, first + i) + Cell::h_first * L, acc + i * G * L, G);
             }
           },
           [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
@@ -280,10 +257,7 @@ class ForwardStream {
       const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
       T* gates = gates_of(row, local, block);
       V accumulators[A], prev[Cell::states], next[Cell::states], taped[A];
-      for (int a = 0; a < A; ++a) {
-        const bool fed = a >= Cell::h_first && a < Cell::h_first + G;
-        accumulators[a] = load<V>(fed ? acc + (i * G + a - Cell::h_first) * L : gates + a * L);
-      }
+      load_accumulators<Cell>(gates, acc + i * G * L, accumulators);
       // A projected h has other units than the gates have; no cell that can be projected reads it.
       prev[0] = shape.projected() ? V{} : load<V>(h_prev + at, lanes);
       if constexpr (has_cell_state) prev[1] = load<V>(c_prev + at, lanes);
@@ -347,7 +321,9 @@ class ForwardStream {
 
   T *zeros_ = nullptr, *cell_ = nullptr, *unprojected_ = nullptr;  // shared by the members
   T *input_panels_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *bias_ = nullptr;
-  T *partial_ = nullptr, *chunk_gates_ = nullptr;
+  T *partial_ = nullptr,
+    *chunk_gates_ = nullptr;  // the latter [blocks, rows of the chunk, accumulators, lanes]
+  Index chunk_capacity_ = 0;
   Index* chunk_row_ = nullptr;
 };
 

@@ -13,19 +13,24 @@ namespace rnnfused::RNNFUSED_ISA {
 // at full rate, few enough that their gate gradients are still in cache when the products read them.
 constexpr Index kGradientRows = 256;
 
-// Calls body(positions) for the chunks of whole steps that backward goes through, last first. They follow
-// from the shape alone: sums are cut alike under every plan.
+// Backward goes through the positions in chunks of whole steps, last first: this is the one that ends before
+// `last`. Chunks follow from the shape alone, so that sums are cut alike under every plan.
+RNNFUSED_HD Range chunk_before(const SequenceShape& shape, Index last) {
+  const Stream stream{shape, 0, shape.batch};
+  if (last == 0) return {0, 0};
+  Index first = last - 1, rows = stream.active(first);
+  while (first > 0 && rows + stream.active(first - 1) <= kGradientRows) rows += stream.active(--first);
+  return {first, last};
+}
+
 template <class Body>
 RNNFUSED_HD void for_chunks(const SequenceShape& shape, Body body) {
-  const Stream stream{shape, 0, shape.batch};
-  Index first = shape.steps;
+  Index last = shape.steps;
   do {
-    const Index last = first;
-    Index rows = stream.active(--first);
-    while (first > 0 && rows + stream.active(first - 1) <= kGradientRows) rows += stream.active(--first);
-    first = first < 0 ? 0 : first;
-    body(Range{first, last});
-  } while (first > 0);
+    const Range positions = chunk_before(shape, last);
+    body(positions);
+    last = positions.first;
+  } while (last > 0);
 }
 
 // The rows of a chunk.
@@ -34,8 +39,8 @@ RNNFUSED_HD Range rows_of(const SequenceShape& shape, Range positions) {
   return {shape.offsets[first], shape.offsets[first + positions.size()]};
 }
 
-// What the recurrence leaves behind for one direction: all rows, or a ring that holds those of a chunk and of
-// the step beside it.
+// What the recurrence leaves behind for one direction: all rows, or a ring that holds those of a chunk, or of
+// two if gates are rebuilt there, and of the step beside them.
 template <class Cell, class T>
 struct GateGradients {
   Index units = 0, outputs = 0;
@@ -44,14 +49,15 @@ struct GateGradients {
   T* output = nullptr;          // gradient of a projected h, recurrence included [slots, outputs]
 
   GateGradients() = default;
-  GateGradients(const SequenceShape& shape, bool all_rows, Arena& arena)
+  GateGradients(const SequenceShape& shape, bool all_rows, bool rebuilt, Arena& arena)
       : units(padded<T>(shape.hidden)), outputs(padded<T>(shape.output)), slots(shape.rows()) {
     const Index chunk = shape.batch > kGradientRows ? shape.batch : kGradientRows;
-    if (!all_rows && chunk + shape.batch < slots) slots = chunk + shape.batch;
+    const Index ring = (rebuilt ? 2 : 1) * chunk + shape.batch;
+    if (!all_rows && ring < slots) slots = ring;
     gates = arena.take<T>(slots * units * Cell::accumulators);
     if (shape.projected()) output = arena.take<T>(slots * outputs);
   }
-  // From now on these rows are asked for, and no others but of the steps beside them.
+  // From now on these rows are asked for, and no others but of the chunk and of the step beside them.
   void enter(Range rows) { origin = slots ? rows.first - rows.first % slots : 0; }
 
   T* gates_of(Index row) const { return gates + slot_of(row) * units * Cell::accumulators; }
@@ -62,6 +68,48 @@ struct GateGradients {
     const Index slot = row - origin;
     return slot < 0 ? slot + slots : slot < slots ? slot : slot - slots;
   }
+};
+
+// What each row of one direction comes from: the row before it in processing order, or the initial states.
+template <class Cell, class T>
+class History {
+ public:
+  History(const BackwardArgs<T>& args, Arena& arena)
+      : args_(args), tape_(args.shape, args.recompute, const_cast<T*>(args.tape)) {
+    before_ = arena.take<Index>(args.shape.rows());
+    zeros_ = arena.take<T>(padded<T>(args.shape.hidden));
+  }
+
+  // One thread does it; all meet after it.
+  void find() {
+    const Stream stream{args_.shape, 0, args_.shape.batch};
+    for (Index s = 0; s < args_.shape.steps; ++s) {
+      for (Index b = 0; b < stream.active(s); ++b) {
+        const Index before = stream.previous(s, b);
+        before_[stream.row(s, b)] = before >= 0 ? before : -1 - b;
+      }
+    }
+    memset(zeros_, 0, size_t(padded<T>(args_.shape.hidden)) * sizeof(T));
+  }
+
+  const T* output(Index row) const {
+    const Index before = before_[row];
+    return before >= 0 ? args_.y[before] : initial(0, -1 - before);
+  }
+  const T* cell(Index row) const {
+    const Index before = before_[row];
+    return before >= 0 ? tape_.cell_of(before) : initial(1, -1 - before);
+  }
+
+ private:
+  const T* initial(int state, Index b) const {
+    return args_.initial[state].data ? args_.initial[state][b] : zeros_;
+  }
+
+  const BackwardArgs<T>& args_;
+  Tape<Cell, T> tape_;
+  Index* before_;  // [rows]: a row, or -1 - b where batch row b starts
+  T* zeros_;
 };
 
 // Rows of the left operand that an outer-product tile holds, and vectors of the right.
@@ -124,17 +172,12 @@ class ParameterGradients {
   static constexpr Index A = Cell::accumulators, G = Cell::gates;
 
  public:
-  ParameterGradients(const BackwardArgs<T>& args, const GateGradients<Cell, T>& from, int thread, int threads,
-                     Arena& arena)
-      : args_(args),
-        from_(from),
-        stream_{args.shape, 0, args.shape.batch},
-        thread_(thread),
-        threads_(threads) {
+  ParameterGradients(const BackwardArgs<T>& args, const GateGradients<Cell, T>& from,
+                     const History<Cell, T>& history, int thread, int threads, Arena& arena)
+      : args_(args), from_(from), history_(history), thread_(thread), threads_(threads) {
     const SequenceShape& shape = args.shape;
     Index columns = padded<T>(shape.input) + padded<T>(shape.output);
     if (shape.projected() && from.units > columns) columns = from.units;
-    before_ = arena.take<Index>(shape.rows());
     right_ = arena.take<T>(kOuterDepth * columns);
     for (int t = 0; t < threads; ++t) {
       const Index outer_scalars = kLeftStride * kOuterVectors * L;
@@ -144,14 +187,11 @@ class ParameterGradients {
       T* sums = arena.take<T>(2 * share(blocks_of<T>(shape.hidden), threads, t).size() * A * L);
       if (t == thread) left_ = input_panel_ = own, partial_ = own + panel_scalars, sums_ = sums;
     }
-    zeros_ = arena.take<T>(from.units);
   }
 
-  // All threads meet after it.
   void prepare() {
     const Range mine = share(blocks_of<T>(args_.shape.hidden), threads_, thread_);
     memset(sums_, 0, size_t(2 * mine.size() * A * L) * sizeof(T));
-    if (thread_ == 0) find_previous();
   }
 
   // What the positions of a chunk contribute. Its gate gradients are there; chunks come last first.
@@ -180,23 +220,6 @@ class ParameterGradients {
     Range rows;
     bool first;  // of those that are summed
   };
-
-  // For every row the row before it in processing order, or -1 - b where batch row b starts.
-  void find_previous() {
-    for (Index s = 0; s < args_.shape.steps; ++s) {
-      for (Index b = 0; b < stream_.active(s); ++b) {
-        const Index before = stream_.previous(s, b);
-        before_[stream_.row(s, b)] = before >= 0 ? before : -1 - b;
-      }
-    }
-    for (Index u = 0; u < from_.units; ++u) zeros_[u] = 0;
-  }
-
-  const T* previous_output(Index row) const {
-    const Index before = before_[row];
-    if (before >= 0) return args_.y[before];
-    return args_.initial[0].data ? args_.initial[0][-1 - before] : zeros_;
-  }
 
   // A product that the left operand enters: its vectors from accumulator `feeds` on, `gates` of every block,
   // are rows of `out` [gates * units, columns].
@@ -316,13 +339,13 @@ class ParameterGradients {
         Target{Cell::x_first, int(G), Cell::gate_of, shape.hidden, shape.input, args_.dinput,
                [this](Index row) -> const T* { return args_.x[row]; }, right_},
         Target{Cell::h_first, int(G), Cell::gate_of, shape.hidden, shape.output, args_.drecurrent,
-               [this](Index row) { return previous_output(row); },
+               [this](Index row) { return history_.output(row); },
                right_ + padded<T>(shape.input) * kOuterDepth});
   }
 
   void projection_gradient(const Chunk& chunk, Barrier& all) {
     const SequenceShape& shape = args_.shape;
-    const Tape<Cell, T> tape(shape, const_cast<T*>(args_.tape));
+    const Tape<Cell, T> tape(shape, args_.recompute, const_cast<T*>(args_.tape));
     static constexpr int only[] = {0};
     outer(
         chunk, all, blocks_of<T>(shape.output), 1, [&](Index row) { return from_.output_of(row); },
@@ -404,10 +427,9 @@ class ParameterGradients {
 
   const BackwardArgs<T>& args_;
   const GateGradients<Cell, T>& from_;
-  Stream stream_;
+  const History<Cell, T>& history_;
   int thread_, threads_;
-  T *right_ = nullptr, *zeros_ = nullptr;  // shared by the threads
-  Index* before_ = nullptr;                // likewise [rows]
+  T* right_ = nullptr;  // shared by the threads
   T *left_ = nullptr, *sums_ = nullptr;
   T *input_panel_ = nullptr, *partial_ = nullptr;  // where the left operand was
 };

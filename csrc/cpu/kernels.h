@@ -65,7 +65,7 @@ void run_team(TeamKernel<Args> kernel, const Args& args, const Plan& plan, void*
 
 template <class T>
 struct CellKernels {
-  Index (*tape_scalars)(const SequenceShape& shape);
+  Index (*tape_scalars)(const SequenceShape& shape, bool recompute);
   Index (*forward_scratch)(const Layer<T>& layer, const Plan& plan);
   TeamKernel<Layer<T>> forward;
   Index (*backward_scratch)(const LayerGradient<T>& layer, const Plan& plan);

@@ -63,25 +63,32 @@ struct Stream {
 };
 
 // Training's memory of one direction, laid out in scalars: for every row the accumulators (overwritten by
-// what the cell tapes), c, and with a projection the cell's output before it.
+// what the cell tapes; not there if backward recomputes them), c, and with a projection the cell's output
+// before it.
 template <class Cell, class T>
 struct Tape {
-  static constexpr bool keeps_gates = Cell::taped > 0;
+  static constexpr bool has_gates = Cell::taped > 0;
   static constexpr bool keeps_cell = Cell::states > 1;
 
+  bool keeps_gates;
   Index units;     // H in whole vectors
   T* gates;        // [rows, blocks, accumulators, lanes]
   T* cell;         // [rows, units]
   T* unprojected;  // [rows, units]
 
-  static Index scalars(const SequenceShape& shape) {
+  static Index scalars(const SequenceShape& shape, bool recompute) {
     return shape.rows() * padded<T>(shape.hidden) *
-           ((keeps_gates ? Cell::accumulators : 0) + (keeps_cell ? 1 : 0) + (shape.projected() ? 1 : 0));
+           ((has_gates && !recompute ? Cell::accumulators : 0) + (keeps_cell ? 1 : 0) +
+            (shape.projected() ? 1 : 0));
   }
 
   // Without data (inference) every part is null.
-  Tape(const SequenceShape& shape, T* data)
-      : units(padded<T>(shape.hidden)), gates(data), cell(data), unprojected(data) {
+  Tape(const SequenceShape& shape, bool recompute, T* data)
+      : keeps_gates(has_gates && !recompute),
+        units(padded<T>(shape.hidden)),
+        gates(data),
+        cell(data),
+        unprojected(data) {
     if (!data) return;
     cell = gates + (keeps_gates ? shape.rows() * units * Cell::accumulators : 0);
     unprojected = cell + (keeps_cell ? shape.rows() * units : 0);

@@ -167,14 +167,14 @@ void for_dtype(const at::Tensor& x, Body body) {
 
 ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
                             const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
-                            const std::optional<at::Tensor>& batch_sizes, bool save) {
+                            const std::optional<at::Tensor>& batch_sizes, bool save, bool recompute) {
   const Inputs in(cell, x, h0, c0, weights, batch_sizes);
   const at::Tensor y = in.empty(in.output_sizes()), hn = in.empty(in.h0.sizes());
   const at::Tensor cn = in.c0.defined() ? in.empty(in.c0.sizes()) : at::Tensor();
   at::Tensor tape;
   for_dtype(in.x, [&](auto type) {
     using T = decltype(type);
-    const Index tape_size = cpu::tape_scalars<T>(in.cell, in.shape);
+    const Index tape_size = cpu::tape_scalars<T>(in.cell, in.shape, recompute);
     if (save) tape = in.empty({in.directions, tape_size});
     Layer<T> layer{};
     layer.directions = in.directions;
@@ -191,6 +191,7 @@ ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const 
         args.final[1] = {cn.mutable_data_ptr<T>() + d * in.shape.batch * in.shape.hidden, in.shape.hidden};
       }
       args.tape = save ? tape.mutable_data_ptr<T>() + d * tape_size : nullptr;
+      args.recompute = recompute;
     }
     cpu::forward(in.cell, layer, threads_allowed());
   });
@@ -203,7 +204,7 @@ OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, con
                                const std::optional<at::Tensor>& batch_sizes, const at::Tensor& y,
                                const at::Tensor& tape, const std::optional<at::Tensor>& dy,
                                const std::optional<at::Tensor>& dhn, const std::optional<at::Tensor>& dcn,
-                               const std::vector<bool>& wanted) {
+                               const std::vector<bool>& wanted, bool recompute) {
   const Inputs in(cell, x, h0, c0, weights, batch_sizes);
   TORCH_CHECK(wanted.size() == 3 + weights.size(), "wanted: expected ", 3 + weights.size(), " entries, got ",
               wanted.size());
@@ -230,7 +231,7 @@ OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, con
     const auto data = [&](size_t i) -> T* {
       return gradients[i] ? gradients[i]->mutable_data_ptr<T>() : nullptr;
     };
-    const Index tape_size = cpu::tape_scalars<T>(in.cell, in.shape);
+    const Index tape_size = cpu::tape_scalars<T>(in.cell, in.shape, recompute);
     check_tensor(tape, "tape", in.x, {in.directions, tape_size});
     TORCH_CHECK(tape.is_contiguous(), "tape: expected a contiguous tensor, got strides ", tape.strides());
     LayerGradient<T> layer{};
@@ -245,6 +246,7 @@ OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, con
       args.initial[1] = Inputs::rows_of<T>(in.c0, d);
       args.y = {y_rows.const_data_ptr<T>() + d * in.shape.output, stride};
       args.tape = tape.const_data_ptr<T>() + d * tape_size;
+      args.recompute = recompute;
       if (dy_rows.defined()) args.dy = {dy_rows.const_data_ptr<T>() + d * in.shape.output, stride};
       args.dfinal[0] = Inputs::rows_of<T>(dh, d);
       args.dfinal[1] = Inputs::rows_of<T>(dc, d);

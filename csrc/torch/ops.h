@@ -13,7 +13,7 @@ namespace rnnfused {
 using OptionalTensors = std::vector<std::optional<at::Tensor>>;
 
 // y [T, B, D P] (or [rows, D P]), h_n [D, B, P], c_n [D, B, H] (undefined for cells without c), tape
-// (undefined unless `save`).
+// (undefined unless `save`; small if backward is to `recompute` the gates).
 using ForwardResult =
     std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>>;
 
@@ -21,7 +21,7 @@ using ForwardResult =
 // weights: for each direction W_ih, W_hh, b_ih, b_hh, W_hr; the last three may be absent.
 ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
                             const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
-                            const std::optional<at::Tensor>& batch_sizes, bool save);
+                            const std::optional<at::Tensor>& batch_sizes, bool save, bool recompute);
 
 // Gradients of x, h0, c0 and of every weight, in that order; absent where `wanted` (in the same order) says
 // so.
@@ -30,7 +30,7 @@ OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, con
                                const std::optional<at::Tensor>& batch_sizes, const at::Tensor& y,
                                const at::Tensor& tape, const std::optional<at::Tensor>& dy,
                                const std::optional<at::Tensor>& dhn, const std::optional<at::Tensor>& dcn,
-                               const std::vector<bool>& wanted);
+                               const std::vector<bool>& wanted, bool recompute);
 
 // Which cells there are, which machine code runs, and how a layer would be run.
 std::vector<std::string> cell_names();

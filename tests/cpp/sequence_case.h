@@ -42,6 +42,7 @@ struct Variant {
   bool ragged = false;
   int directions = 1;
   bool initial = true, biases = true;
+  bool recompute = false;
 };
 
 // Every result by name, in double: a float keeps its bits in one.
@@ -227,7 +228,7 @@ class Run {
         dy_(spread(p_.dy, p_.rows(), p_.variant.directions * p_.sizes.output)),
         y_(p_.rows(), p_.variant.directions * p_.sizes.output, kGap) {
     for (int d = 0; d < p_.variant.directions; ++d) {
-      tape_.emplace_back(1, kernels_.tape_scalars(p_.shape(d)));
+      tape_.emplace_back(1, kernels_.tape_scalars(p_.shape(d), p_.variant.recompute));
       for (int s = 0; s < p_.states; ++s) final_.emplace_back(p_.sizes.batch, p_.units(s), kGap);
     }
   }
@@ -242,6 +243,7 @@ class Run {
       args.x = rows_of(x_);
       args.y = y_.rows(d * p_.sizes.output);
       args.tape = training ? tape_[size_t(d)].data() : nullptr;
+      args.recompute = p_.variant.recompute;
       for (int s = 0; s < p_.states; ++s) {
         args.initial[s] = initial(d, s);
         args.final[s] = final_[size_t(d * p_.states + s)].rows();
@@ -274,6 +276,7 @@ class Run {
       args.x = rows_of(x_);
       args.y = rows_of(y_, d * n.output);
       args.tape = tape_[size_t(d)].data();
+      args.recompute = p_.variant.recompute;
       if (asked.dy) args.dy = rows_of(dy_, d * n.output);
       if (asked.dx) args.dx = dx.rows();
       args.accumulate_dx = d > 0;
@@ -502,7 +505,8 @@ inline std::string text(const Sizes& s, const Variant& v, const Plan& p) {
     return out;
   };
   return "T B I H P = " + list({s.steps, s.batch, s.input, s.hidden, s.output}) +
-         ", ragged directions initial biases = " + list({v.ragged, v.directions, v.initial, v.biases}) +
+         ", ragged directions initial biases recompute = " +
+         list({v.ragged, v.directions, v.initial, v.biases, v.recompute}) +
          ", groups members shards = " + list({p.groups, p.members, p.shards});
 }
 

@@ -118,6 +118,15 @@ void check(const Tested& tested, const Sizes& sizes, const Variant& variant) {
   const Values expected = PlainRun<T>(tested.plain, problem).values();
   const Values serial = check_plan<T>(kernels, problem, {}, expected, kTolerance<T>);
   for (int i = 0; i < kPlansPerCase; ++i) check_plan<T>(kernels, problem, next_plan(), serial, 0);
+
+  // Rebuilt gates have the bits of forward's, but where so few rows make a sequence that forward went without
+  // packed weights.
+  Variant rebuilt = variant;
+  rebuilt.recompute = true;
+  const Problem<T> leaner(sizes, rebuilt, tested.plain.gates, tested.plain.states, false, 1);
+  const bool same_order = !runs_unpacked(sizes.steps, sizes.batch);
+  check_plan<T>(kernels, leaner, {}, same_order ? serial : expected, same_order ? 0 : kTolerance<T>);
+  if (same_order) check_plan<T>(kernels, leaner, next_plan(), serial, 0);
 }
 
 template <class T>
@@ -187,6 +196,18 @@ TEST_CASE_TEMPLATE("beyond the blocking", T, float, double) {
   check_all_cells<T>({2, 3, 2, 210, 210}, {});
   check_all_cells<T>({2, 2, L == 1 ? 9000 : 3000, 8, 8}, {});
   if (L > 1) check_all_cells<T>({2, 5, 2, 360, 360}, {});
+}
+
+// Several chunks of steps in backward: whole steps of many rows, of few, and steps that are longer than a
+// chunk.
+TEST_CASE_TEMPLATE("chunks", T, float, double) {
+  const Index L = typed<T>().lanes;
+  for (const bool ragged : {false, true}) {
+    check_all_cells<T>({9, 90, 3, L + 1, L + 1}, {ragged, 2});
+    check_all_cells<T>({400, 2, 3, L + 1, L + 1}, {ragged, 1});
+    check_all_cells<T>({3, 300, L + 1, 3, 3}, {ragged, 1});
+    check<T>(kTested[2], {9, 90, 3, L + 1, 3}, {ragged, 2});
+  }
 }
 
 TEST_CASE_TEMPLATE("what is not asked for changes nothing else", T, float, double) {

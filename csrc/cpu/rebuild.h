@@ -1,0 +1,99 @@
+// What a tape without gates leaves to backward: the gates of a chunk of steps, from x, y and c. Since every
+// h is known, there is no recurrence: two large products, in the order of terms in which forward had them.
+#pragma once
+
+#include "cpu/gates.h"
+#include "cpu/gradients.h"
+
+namespace rnnfused::RNNFUSED_ISA {
+
+template <class Cell, class T>
+class GateRebuild {
+  using V = Native<T>;
+  static constexpr Index L = kLanes<T>;
+  static constexpr Index A = Cell::accumulators, G = Cell::gates;
+
+ public:
+  GateRebuild(const BackwardArgs<T>& args, const GateGradients<Cell, T>& out, const History<Cell, T>& history,
+              int thread, int threads, Arena& arena)
+      : args_(args),
+        out_(out),
+        history_(history),
+        blocks_(share(blocks_of<T>(args.shape.hidden), threads, thread)) {
+    if (!Tape<Cell, T>::has_gates || !args.recompute) return;
+    const SequenceShape& shape = args.shape;
+    for (int t = 0; t < threads; ++t) {
+      T* input_panel = arena.take<T>(kNarrowGroup<Cell> * G * L * shape.input);
+      T* recurrent_panel = arena.take<T>(kNarrowGroup<Cell> * G * L * shape.output);
+      T* accumulators = arena.take<T>(kRows * kNarrowGroup<Cell> * A * L);
+      T* partial = arena.take<T>(kRows * kMaxWidth * L);
+      if (t != thread) continue;
+      input_panel_ = input_panel, recurrent_panel_ = recurrent_panel;
+      accumulators_ = accumulators, partial_ = partial;
+    }
+  }
+
+  // Puts what the cell tapes into the places of the rows' gate gradients. All threads meet after it.
+  void run(Range rows) {
+    const SequenceShape& shape = args_.shape;
+    for (Index block = blocks_.first; block < blocks_.last; block += kNarrowGroup<Cell>) {
+      const Index rest = blocks_.last - block, n = rest < kNarrowGroup<Cell> ? rest : kNarrowGroup<Cell>;
+      pack_gates<Cell>(args_.weights.input, shape.hidden, shape.input, Cell::x_first, block, n, input_panel_);
+      pack_gates<Cell>(args_.weights.recurrent, shape.hidden, shape.output, Cell::h_first, block, n,
+                       recurrent_panel_);
+      for (Index row = rows.first; row < rows.last; row += kRows)
+        rebuild({row, rows.last - row < kRows ? rows.last : row + kRows}, block, n);
+    }
+  }
+
+ private:
+  static constexpr Index kRows = 96;  // summed at once: their accumulators stay in the first-level cache
+
+  void rebuild(Range rows, Index block, Index n) {
+    alignas(64) T bias[kMaxWidth * L];
+    for (Index j = 0; j < n; ++j)
+      sum_biases<Cell>(args_.weights, args_.shape.hidden, block + j, bias + j * A * L);
+    const auto kept = [&](Index i, Index j) { return accumulators_ + (i * n + j) * A * L; };
+    product(
+        rows.size(), Runs{1, args_.shape.input, 0}, int(n * G), input_panel_, partial_,
+        [&](Index i) -> const T* { return args_.x[rows.first + i]; },
+        [&](Index, T* acc) {
+          for (Index j = 0; j < n; ++j) copy_vectors(bias + (j * A + Cell::x_first) * L, acc + j * G * L, G);
+        },
+        [&](Index i, const T* acc) {
+          for (Index j = 0; j < n; ++j) {
+            if (G < A) copy_vectors(bias + j * A * L, kept(i, j), A);
+            copy_vectors(acc + j * G * L, kept(i, j) + Cell::x_first * L, G);
+          }
+        });
+    product(
+        rows.size(), Runs{1, args_.shape.output, 0}, int(n * G), recurrent_panel_, partial_,
+        [&](Index i) { return history_.output(rows.first + i); },
+        [&](Index i, T* acc) {
+          for (Index j = 0; j < n; ++j) copy_vectors(kept(i, j) + Cell::h_first * L, acc + j * G * L, G);
+        },
+        [&](Index i, const T* acc) {
+          for (Index j = 0; j < n; ++j) activate(rows.first + i, block + j, kept(i, j), acc + j * G * L);
+        });
+  }
+
+  void activate(Index row, Index block, const T* kept, const T* acc) {
+    const Index at = block * L, lanes = lanes_in<T>(block, args_.shape.hidden);
+    T* gates = out_.gates_of(row) + block * A * L;
+    V accumulators[A], prev[Cell::states]{}, next[Cell::states], taped[A];
+    load_accumulators<Cell>(kept, acc, accumulators);
+    if (!args_.shape.projected()) prev[0] = load<V>(history_.output(row) + at, lanes);
+    if constexpr (Cell::states > 1) prev[1] = load<V>(history_.cell(row) + at, lanes);
+    Cell::forward(accumulators, prev, next, taped);
+    for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
+  }
+
+  const BackwardArgs<T>& args_;
+  const GateGradients<Cell, T>& out_;
+  const History<Cell, T>& history_;
+  Range blocks_;
+  T *input_panel_ = nullptr, *recurrent_panel_ = nullptr;
+  T *accumulators_ = nullptr, *partial_ = nullptr;
+};
+
+}  // namespace rnnfused::RNNFUSED_ISA

@@ -28,6 +28,7 @@ def forward_arguments(projected: bool = False) -> dict[str, Any]:
             torch.randn(P, H) if projected else None,
         ],
         "batch_sizes": None,
+        "recompute": False,
     }
 
 
@@ -107,6 +108,7 @@ def test_a_projection_needs_its_weights() -> None:
         ({"y": torch.zeros(T, B, P)}, r"output: expected size \[3, 2, 5\], got \[3, 2, 3\]"),
         ({"y": torch.zeros(T, B, H).double()}, "output: expected dtype Float, got Double"),
         ({"tape": torch.zeros(1, 7)}, r"tape: expected size \[1, \d+\], got \[1, 7\]"),
+        ({"recompute": True}, r"tape: expected size \[1, \d+\], got \[1, \d+\]"),
         ({"dy": torch.zeros(T, B, P)}, r"grad_output: expected size \[3, 2, 5\], got \[3, 2, 3\]"),
         ({"dhn": torch.zeros(1, B, P)}, r"grad_h_n: expected size \[1, 2, 5\], got \[1, 2, 3\]"),
         ({"dcn": torch.zeros(1, B, H).double()}, "grad_c_n: expected dtype Float, got Double"),

@@ -13,7 +13,7 @@ LAYER = """
 import hashlib, os, torch, rnnfused
 torch.manual_seed(0)
 layer, x = rnnfused.LSTM(256, 256), torch.randn(20, 8, 256)
-def bits():
+def bits(layer=layer):
     y, (h, c) = layer(x)
     (y.sum() + c.sum()).backward()
     tensors = [y.detach(), *(p.grad for p in layer.parameters())]
@@ -43,6 +43,35 @@ def serial() -> str:
 @pytest.mark.parametrize("threads", [2, 4, 16])
 def test_more_threads_give_the_same_bits(serial: str, threads: int) -> None:
     assert script(f"torch.set_num_threads({threads}); print(bits())") == serial
+
+
+def test_many_callers_at_once(serial: str) -> None:
+    code = """
+import copy
+from concurrent.futures import ThreadPoolExecutor
+torch.set_num_threads(2)
+with ThreadPoolExecutor(6) as callers:
+    found = list(callers.map(bits, [copy.deepcopy(layer) for _ in range(24)]))
+print(*set(found))
+"""
+    assert script(code) == serial
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libgomp is found through /proc")
+def test_inside_a_parallel_region(serial: str) -> None:
+    # As an operator of torch runs that calls a layer for each of its pieces: on one thread each, no deadlock.
+    code = """
+import copy, ctypes
+torch.set_num_threads(2)
+bits()
+with open("/proc/self/maps") as maps:
+    gomp = ctypes.CDLL(next(line.split()[-1] for line in maps if "libgomp" in line))
+found = []
+body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: found.append(bits(copy.deepcopy(layer))))
+gomp.GOMP_parallel(body, None, 2, 0)
+print(len(found), *set(found))
+"""
+    assert script(code) == f"2 {serial}"
 
 
 def test_a_forked_child_runs(serial: str) -> None:

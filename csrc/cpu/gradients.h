@@ -178,7 +178,12 @@ class ParameterGradients {
     const SequenceShape& shape = args.shape;
     Index columns = padded<T>(shape.input) + padded<T>(shape.output);
     if (shape.projected() && from.units > columns) columns = from.units;
-    right_ = arena.take<T>(kOuterDepth * columns);
+    const Index right_scalars = kOuterDepth * columns;
+    shares_right_ = threads * right_scalars * Index(sizeof(T)) > kOwnRightBytes;
+    for (int copy = 0; copy < (shares_right_ ? 1 : threads); ++copy) {
+      T* right = arena.take<T>(right_scalars);
+      if (shares_right_ || copy == thread) right_ = right;
+    }
     for (int t = 0; t < threads; ++t) {
       const Index outer_scalars = kLeftStride * kOuterVectors * L;
       const Index panel_scalars = args.dx.data ? kInputGroup * L * from.units * G : 0;
@@ -216,6 +221,10 @@ class ParameterGradients {
   static constexpr Index kInputGroup = 4;   // vectors of a row of dx
   static constexpr Index kInputRows = 256;  // rows of dx summed at once, where the panel is cut
 
+  // Of the packed right operands of all threads. Below it each packs its own, which costs less than to read
+  // what another core has written, most of all where the cores share no cache.
+  static constexpr Index kOwnRightBytes = 2 << 20;
+
   struct Chunk {
     Range rows;
     bool first;  // of those that are summed
@@ -245,9 +254,13 @@ class ParameterGradients {
     if (chunk.first) (clear(mine, targets), ...);
     for (Index k = chunk.rows.first; k < chunk.rows.last; k += kOuterDepth) {
       const Index depth = chunk.rows.last - k < kOuterDepth ? chunk.rows.last - k : kOuterDepth;
-      all.wait();  // the packed rows before are done with
-      (pack_right(k, share(depth, threads_, thread_), targets), ...);
-      all.wait();
+      if (shares_right_) {
+        all.wait();  // the packed rows before are done with
+        (pack_right(k, share(depth, threads_, thread_), targets), ...);
+        all.wait();
+      } else {
+        (pack_right(k, Range{0, depth}, targets), ...);
+      }
       for (Index first = mine.first; first < mine.last; first += per_pass) {
         const Range pass{first, mine.last - first < per_pass ? mine.last : first + per_pass};
         for (Index i = 0; i < depth; ++i) {
@@ -429,7 +442,8 @@ class ParameterGradients {
   const GateGradients<Cell, T>& from_;
   const History<Cell, T>& history_;
   int thread_, threads_;
-  T* right_ = nullptr;  // shared by the threads
+  T* right_ = nullptr;
+  bool shares_right_ = false;
   T *left_ = nullptr, *sums_ = nullptr;
   T *input_panel_ = nullptr, *partial_ = nullptr;  // where the left operand was
 };

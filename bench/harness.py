@@ -14,7 +14,7 @@ from typing import Any
 
 from bench import exact
 from bench.cases import Case
-from bench.peers import PEERS, VARIANTS
+from bench.peers import KNOWN
 
 __all__ = ["ROOT", "Row", "Worker", "measure_case", "measure_peak"]
 
@@ -92,7 +92,7 @@ class Row:
 def measure_case(case: Case, workers: list[Worker], rounds: int, seconds: float) -> Row:
     """Raises RuntimeError if a peer's outputs or gradients are wrong: no time counts before."""
     row = Row(case)
-    taking_part = [worker for worker in workers if case.mode in (PEERS | VARIANTS)[worker.peer].modes]
+    taking_part = [worker for worker in workers if case.mode in KNOWN[worker.peer].modes]
     with tempfile.TemporaryDirectory() as folder:
         exact.write(case, Path(folder))
         for worker in taking_part:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.cases import Case
 
-__all__ = ["PEERS", "VARIANTS", "Prepared", "available", "prepare"]
+__all__ = ["KNOWN", "PEERS", "Prepared", "available", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ PEERS = {
     "openvino": Peer("open_vino", "openvino", ("inference", "streaming")),
     "rnnfused": Peer("rnnfused_nn", "rnnfused", _ALL),
 }
-# rnnfused with an option, for a comparison of its own.
-VARIANTS = {"recompute": Peer("rnnfused_recompute", "rnnfused", ("training", "ragged", "stacked"))}
+# And rnnfused with an option, for a comparison of its own.
+KNOWN = PEERS | {"recompute": Peer("rnnfused_recompute", "rnnfused", ("training", "ragged", "stacked"))}
 
 
 def available() -> list[str]:
@@ -55,6 +55,6 @@ def available() -> list[str]:
 
 
 def prepare(peer: str, case: Case, threads: int) -> Prepared:
-    module = importlib.import_module(f"bench.peers.{(PEERS | VARIANTS)[peer].module}")
+    module = importlib.import_module(f"bench.peers.{KNOWN[peer].module}")
     prepared: Prepared = module.prepare(case, threads)
     return prepared

@@ -18,15 +18,15 @@ class BackwardStream {
   static constexpr bool has_cell_state = Cell::states > 1;
 
  public:
-  BackwardStream(const BackwardArgs<T>& args, const GateGradients<Cell, T>& out, Range rows, int member,
-                 int members, Arena& arena)
+  BackwardStream(const BackwardArgs<T>& args, const GateGradients<Cell, T>& out,
+                 const History<Cell, T>& history, Range rows, int member, int members, Arena& arena)
       : args_(args),
         out_(out),
+        history_(history),
         stream_{args.shape, rows.first, rows.last},
-        tape_(args.shape, args.recompute, const_cast<T*>(args.tape)) {
+        tape_(tape_of<Cell>(args)) {
     const SequenceShape& shape = args.shape;
     outputs_units_ = padded<T>(shape.output);
-    zeros_ = arena.take<T>(tape_.units);
     carry_h_ = arena.take<T>(rows.size() * outputs_units_);
     if (has_cell_state) carry_c_ = arena.take<T>(rows.size() * tape_.units);
     for (int m = 0; m < members; ++m) {
@@ -56,7 +56,6 @@ class BackwardStream {
         }
       });
     }
-    for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
     for (Index b = 0; b < stream_.batch(); ++b) {
       start_carry(0, outputs_, shape.output, b, carry_h_ + b * outputs_units_);
       if (has_cell_state) start_carry(1, blocks_, shape.hidden, b, carry_c_ + b * tape_.units);
@@ -183,10 +182,9 @@ class BackwardStream {
   RNNFUSED_HD void epilogue(Index s, Index b, Index first, Index n, const T* dh) {
     const SequenceShape& shape = stream_.shape;
     const bool projected = shape.projected();
-    const Index row = stream_.row(s, b), before = stream_.previous(s, b);
-    const T* h_prev = previous(args_.y.data + (before < 0 ? 0 : before * args_.y.stride), 0, before, b);
-    const T* c_prev =
-        has_cell_state ? previous(before < 0 ? nullptr : tape_.cell_of(before), 1, before, b) : nullptr;
+    const Index row = stream_.row(s, b);
+    const T* h_prev = history_.output(row);
+    const T* c_prev = has_cell_state ? history_.cell(row) : nullptr;
     const T* h = args_.y[row];
     T* carry_h = carry_h_ + b * outputs_units_;
     T* carry_c = has_cell_state ? carry_c_ + b * tape_.units : nullptr;
@@ -224,11 +222,6 @@ class BackwardStream {
     return load<V>(all, lanes);
   }
 
-  RNNFUSED_HD const T* previous(const T* kept, int state, Index before, Index b) const {
-    if (before >= 0) return kept;
-    return args_.initial[state].data ? args_.initial[state][stream_.first + b] : zeros_;
-  }
-
   RNNFUSED_HD void store_initial_output(Index b, Index first, Index n, const T* acc) const {
     if (!args_.dinitial[0]) return;
     T* out = args_.dinitial[0] + (stream_.first + b) * stream_.shape.output;
@@ -260,37 +253,36 @@ class BackwardStream {
 
   const BackwardArgs<T>& args_;
   const GateGradients<Cell, T>& out_;
+  const History<Cell, T>& history_;
   Stream stream_;
   Tape<Cell, T> tape_;
   Range blocks_{}, outputs_{};
   Index outputs_units_ = 0;
-  T *zeros_ = nullptr, *carry_h_ = nullptr, *carry_c_ = nullptr;  // shared by the members, each its own lanes
+  T *carry_h_ = nullptr, *carry_c_ = nullptr;  // shared by the members, each its own lanes
   T *partial_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr;
 };
 
 // What all threads do together for one direction, before and after its recurrence.
 template <class Cell, class T>
 struct BesideRecurrence {
-  History<Cell, T> history;
   GateRebuild<Cell, T> rebuild;
   ParameterGradients<Cell, T> parameters;
 
-  BesideRecurrence(const BackwardArgs<T>& args, const GateGradients<Cell, T>& gates, int thread, int threads,
-                   Arena& arena)
-      : history(args, arena),
-        rebuild(args, gates, history, thread, threads, arena),
+  BesideRecurrence(const BackwardArgs<T>& args, const GateGradients<Cell, T>& gates,
+                   const History<Cell, T>& history, int thread, int threads, Arena& arena)
+      : rebuild(args, gates, history, thread, threads, arena),
         parameters(args, gates, history, thread, threads, arena) {}
-  BesideRecurrence(const BesideRecurrence&) = delete;  // its parts refer to each other
 };
 
-// Scratch of a whole call: the gate gradients, a slab of every group for its recurrence, and what is done
-// beside it.
+// Scratch of a whole call: the gate gradients, the order of the rows, a slab of every group for its
+// recurrence, and what is done beside it.
 template <class Cell, class T>
 struct BackwardMemory {
   // Whether all threads work on the same direction, and so can take the gradients of a chunk of steps as soon
   // as the recurrence has left it. Otherwise they wait for the end of all recurrences.
   bool by_chunks;
   GateGradients<Cell, T> gates[kMaxDirections];
+  History<Cell, T> history[kMaxDirections];
   Index slab = 0, total = 0;
   char *slabs = nullptr, *beside = nullptr;
 
@@ -299,23 +291,26 @@ struct BackwardMemory {
                   layer.backward[0].shape.rows() > kGradientRows) {
     Arena arena(base);
     for (int d = 0; d < layer.directions; ++d) {
-      gates[d] = by_chunks && d > 0 ? gates[0]
-                                    : GateGradients<Cell, T>(layer.backward[d].shape, !by_chunks,
-                                                             layer.backward[d].recompute, arena);
+      const BackwardArgs<T>& args = layer.backward[d];
+      history[d] = {args, arena};
+      gates[d] = by_chunks && d > 0
+                     ? gates[0]
+                     : GateGradients<Cell, T>(args.shape, !by_chunks,
+                                              Tape<Cell, T>::rebuilds_gates_if(args.recompute), arena);
     }
     for (int group = 0; group < plan.groups; ++group) {
       for_streams(plan, layer.directions, layer.backward[0].shape.batch, group,
                   [&](int direction, Range rows) {
                     Arena counter(nullptr);
-                    BackwardStream<Cell, T>(layer.backward[direction], gates[direction], rows, 0,
-                                            plan.members, counter);
+                    BackwardStream<Cell, T>(layer.backward[direction], gates[direction], history[direction],
+                                            rows, 0, plan.members, counter);
                     slab = counter.used() > slab ? counter.used() : slab;
                   });
     }
     Index after = 0;
     for (int d = 0; d < layer.directions; ++d) {
       Arena counter(nullptr);
-      BesideRecurrence<Cell, T>(layer.backward[d], gates[d], 0, plan.threads(), counter);
+      BesideRecurrence<Cell, T>(layer.backward[d], gates[d], history[d], 0, plan.threads(), counter);
       after = counter.used() > after ? counter.used() : after;
     }
     slabs = static_cast<char*>(base) + (base ? arena.used() : 0);
@@ -343,6 +338,10 @@ class BackwardCall {
         thread_(thread) {}
 
   void run() {
+    for (int d = 0; d < layer_.directions; ++d) {
+      if (thread_ == d % plan_.threads()) memory_.history[d].find();
+    }
+    all_.wait();
     if (memory_.by_chunks) {
       for_my_streams([&](int direction, Range rows) { chunk_by_chunk(direction, rows); });
       return;
@@ -369,6 +368,7 @@ class BackwardCall {
     Arena arena(memory_.slabs + memory_.slab * group());
     return {layer_.backward[direction],
             memory_.gates[direction],
+            memory_.history[direction],
             rows,
             thread_ % plan_.members,
             plan_.members,
@@ -377,11 +377,16 @@ class BackwardCall {
 
   BesideRecurrence<Cell, T> beside(int direction) const {
     Arena arena(memory_.beside);
-    return {layer_.backward[direction], memory_.gates[direction], thread_, plan_.threads(), arena};
+    return {layer_.backward[direction],
+            memory_.gates[direction],
+            memory_.history[direction],
+            thread_,
+            plan_.threads(),
+            arena};
   }
 
   bool rebuilds(int direction) const {
-    return Tape<Cell, T>::has_gates && layer_.backward[direction].recompute;
+    return Tape<Cell, T>::rebuilds_gates_if(layer_.backward[direction].recompute);
   }
 
   void chunk_by_chunk(int direction, Range rows) {
@@ -390,7 +395,6 @@ class BackwardCall {
     auto others = beside(direction);
     recurrence.prepare();
     others.parameters.prepare();
-    if (thread_ == 0) others.history.find();
     all_.wait();
     Index rebuilt = shape.steps;  // first position of those whose gates are there
     for_chunks(shape, [&](Range positions) {
@@ -412,8 +416,6 @@ class BackwardCall {
 
   void rebuild(int direction) {
     auto others = beside(direction);
-    if (thread_ == 0) others.history.find();
-    all_.wait();
     others.rebuild.run({0, layer_.backward[direction].shape.rows()});
     all_.wait();  // the gates are there, and the memory is free
   }
@@ -429,8 +431,6 @@ class BackwardCall {
   void parameter_gradients(int direction) {
     auto others = beside(direction);
     others.parameters.prepare();
-    if (thread_ == 0) others.history.find();
-    all_.wait();
     for_chunks(layer_.backward[direction].shape,
                [&](Range positions) { others.parameters.add(positions, all_); });
     others.parameters.finish();

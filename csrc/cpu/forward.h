@@ -209,16 +209,10 @@ class ForwardStream {
       multiply<G>(
           rows, args_.weights.input, stream_.shape.input, stream_.shape.hidden, Cell::gate_of + Cell::x_first,
           first, n, input_panels_, input_panel(first), [&](Index i) { return args_.x[chunk_row_[i]]; },
-          [&](Index, T* acc) {
-            for (Index b = 0; b < n; ++b)
-              copy_vectors(bias_of(first + b) + Cell::x_first * L, acc + b * G * L, G);
-          },
+          [&](Index, T* acc) { start_projection<Cell>(bias_of(first), n, acc); },
           [&](Index i, const T* acc) {
-            for (Index b = 0; b < n; ++b) {
-              T* gates = gates_of(chunk_row_[i], i, first + b);
-              if (G < A) copy_vectors(bias_of(first + b), gates, A);
-              copy_vectors(acc + b * G * L, gates + Cell::x_first * L, G);
-            }
+            keep_projection<Cell>(bias_of(first), n, acc,
+                                  [&](Index b) { return gates_of(chunk_row_[i], i, first + b); });
           });
     });
     return s;

@@ -37,6 +37,25 @@ RNNFUSED_HD void sum_biases(const Weights<T>& w, Index hidden, Index block, T* o
   }
 }
 
+// The accumulators of `blocks` blocks pass through the tile of the input product: from their biases [blocks,
+// accumulators, lanes] ...
+template <class Cell, class T>
+RNNFUSED_HD void start_projection(const T* bias, Index blocks, T* tile) {
+  constexpr Index L = kLanes<T>, A = Cell::accumulators, G = Cell::gates;
+  for (Index b = 0; b < blocks; ++b) copy_vectors(bias + (b * A + Cell::x_first) * L, tile + b * G * L, G);
+}
+
+// ... to where they are kept: out(block). What the product does not feed keeps its bias.
+template <class Cell, class T, class OutOf>
+RNNFUSED_HD void keep_projection(const T* bias, Index blocks, const T* tile, OutOf out) {
+  constexpr Index L = kLanes<T>, A = Cell::accumulators, G = Cell::gates;
+  for (Index b = 0; b < blocks; ++b) {
+    T* kept = out(b);
+    if (G < A) copy_vectors(bias + b * A * L, kept, A);
+    copy_vectors(tile + b * G * L, kept + Cell::x_first * L, G);
+  }
+}
+
 // Those that the recurrent product feeds from the tile, the others from where they are kept.
 template <class Cell, class T>
 RNNFUSED_HD void load_accumulators(const T* kept, const T* tile, Native<T> (&out)[Cell::accumulators]) {

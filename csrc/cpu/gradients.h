@@ -74,42 +74,42 @@ struct GateGradients {
 template <class Cell, class T>
 class History {
  public:
-  History(const BackwardArgs<T>& args, Arena& arena)
-      : args_(args), tape_(args.shape, args.recompute, const_cast<T*>(args.tape)) {
+  History() = default;
+  History(const BackwardArgs<T>& args, Arena& arena) : args_(&args) {
     before_ = arena.take<Index>(args.shape.rows());
     zeros_ = arena.take<T>(padded<T>(args.shape.hidden));
   }
 
   // One thread does it; all meet after it.
   void find() {
-    const Stream stream{args_.shape, 0, args_.shape.batch};
-    for (Index s = 0; s < args_.shape.steps; ++s) {
+    const SequenceShape& shape = args_->shape;
+    const Stream stream{shape, 0, shape.batch};
+    for (Index s = 0; s < shape.steps; ++s) {
       for (Index b = 0; b < stream.active(s); ++b) {
         const Index before = stream.previous(s, b);
         before_[stream.row(s, b)] = before >= 0 ? before : -1 - b;
       }
     }
-    memset(zeros_, 0, size_t(padded<T>(args_.shape.hidden)) * sizeof(T));
+    memset(zeros_, 0, size_t(padded<T>(shape.hidden)) * sizeof(T));
   }
 
   const T* output(Index row) const {
     const Index before = before_[row];
-    return before >= 0 ? args_.y[before] : initial(0, -1 - before);
+    return before >= 0 ? args_->y[before] : initial(0, -1 - before);
   }
   const T* cell(Index row) const {
     const Index before = before_[row];
-    return before >= 0 ? tape_.cell_of(before) : initial(1, -1 - before);
+    return before >= 0 ? tape_of<Cell>(*args_).cell_of(before) : initial(1, -1 - before);
   }
 
  private:
   const T* initial(int state, Index b) const {
-    return args_.initial[state].data ? args_.initial[state][b] : zeros_;
+    return args_->initial[state].data ? args_->initial[state][b] : zeros_;
   }
 
-  const BackwardArgs<T>& args_;
-  Tape<Cell, T> tape_;
-  Index* before_;  // [rows]: a row, or -1 - b where batch row b starts
-  T* zeros_;
+  const BackwardArgs<T>* args_ = nullptr;
+  Index* before_ = nullptr;  // [rows]: a row, or -1 - b where batch row b starts
+  T* zeros_ = nullptr;
 };
 
 // Rows of the left operand that an outer-product tile holds, and vectors of the right.
@@ -119,7 +119,6 @@ template <class T>
 constexpr Index kOuterWidth = kAccumulators / kOuterRows<T> < 6 ? kAccumulators / kOuterRows<T> : 6;
 // Rows of the sequence summed in registers, and rows whose sum is added to the result.
 constexpr Index kOuterChain = 64, kOuterDepth = 256;
-constexpr Index kLeftStride = kOuterDepth + 1;
 constexpr Index kOuterVectors = 12;  // of the left operand, for which packed operands stay in cache
 
 // acc[r][j] = sum_k a[k][r] b[k][j], in chains like those of tile(). a holds a vector of every k.
@@ -185,7 +184,7 @@ class ParameterGradients {
       if (shares_right_ || copy == thread) right_ = right;
     }
     for (int t = 0; t < threads; ++t) {
-      const Index outer_scalars = kLeftStride * kOuterVectors * L;
+      const Index outer_scalars = kOuterDepth * kOuterVectors * L;
       const Index panel_scalars = args.dx.data ? kInputGroup * L * from.units * G : 0;
       const Index input_scalars = panel_scalars + kInputRows * kInputGroup * L;
       T* own = arena.take<T>(outer_scalars > input_scalars ? outer_scalars : input_scalars);
@@ -266,7 +265,7 @@ class ParameterGradients {
         for (Index i = 0; i < depth; ++i) {
           const T* row = left(k + i) + first * accumulators * L;
           for (Index v = 0; v < pass.size() * accumulators; ++v)
-            store(left_ + (v * kLeftStride + i) * L, load<V>(row + v * L));
+            store(left_ + (v * kOuterDepth + i) * L, load<V>(row + v * L));
         }
         (multiply(pass, accumulators, depth, targets), ...);
       }
@@ -328,7 +327,7 @@ class ParameterGradients {
               for (Index j = v.first; j < v.last; ++j)
                 __builtin_prefetch(out + r * target.columns + j * L, 1);
             }
-            outer_tile_of(v.size(), depth, left_ + vector * kLeftStride * L + lane, panel, acc);
+            outer_tile_of(v.size(), depth, left_ + vector * kOuterDepth * L + lane, panel, acc);
             add_tile(acc, rows, v, target.columns, out);
           }
         }
@@ -358,7 +357,7 @@ class ParameterGradients {
 
   void projection_gradient(const Chunk& chunk, Barrier& all) {
     const SequenceShape& shape = args_.shape;
-    const Tape<Cell, T> tape(shape, args_.recompute, const_cast<T*>(args_.tape));
+    const auto tape = tape_of<Cell>(args_);
     static constexpr int only[] = {0};
     outer(
         chunk, all, blocks_of<T>(shape.output), 1, [&](Index row) { return from_.output_of(row); },

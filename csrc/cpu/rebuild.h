@@ -20,7 +20,7 @@ class GateRebuild {
         out_(out),
         history_(history),
         blocks_(share(blocks_of<T>(args.shape.hidden), threads, thread)) {
-    if (!Tape<Cell, T>::has_gates || !args.recompute) return;
+    if (!Tape<Cell, T>::rebuilds_gates_if(args.recompute)) return;
     const SequenceShape& shape = args.shape;
     for (int t = 0; t < threads; ++t) {
       T* input_panel = arena.take<T>(kNarrowGroup<Cell> * G * L * shape.input);
@@ -57,14 +57,9 @@ class GateRebuild {
     product(
         rows.size(), Runs{1, args_.shape.input, 0}, int(n * G), input_panel_, partial_,
         [&](Index i) -> const T* { return args_.x[rows.first + i]; },
-        [&](Index, T* acc) {
-          for (Index j = 0; j < n; ++j) copy_vectors(bias + (j * A + Cell::x_first) * L, acc + j * G * L, G);
-        },
+        [&](Index, T* acc) { start_projection<Cell>(bias, n, acc); },
         [&](Index i, const T* acc) {
-          for (Index j = 0; j < n; ++j) {
-            if (G < A) copy_vectors(bias + j * A * L, kept(i, j), A);
-            copy_vectors(acc + j * G * L, kept(i, j) + Cell::x_first * L, G);
-          }
+          keep_projection<Cell>(bias, n, acc, [&](Index j) { return kept(i, j); });
         });
     product(
         rows.size(), Runs{1, args_.shape.output, 0}, int(n * G), recurrent_panel_, partial_,

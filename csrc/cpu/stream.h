@@ -67,8 +67,9 @@ struct Stream {
 // before it.
 template <class Cell, class T>
 struct Tape {
-  static constexpr bool has_gates = Cell::taped > 0;
   static constexpr bool keeps_cell = Cell::states > 1;
+  static constexpr bool keeps_gates_if(bool recompute) { return Cell::taped > 0 && !recompute; }
+  static constexpr bool rebuilds_gates_if(bool recompute) { return Cell::taped > 0 && recompute; }
 
   bool keeps_gates;
   Index units;     // H in whole vectors
@@ -78,13 +79,13 @@ struct Tape {
 
   static Index scalars(const SequenceShape& shape, bool recompute) {
     return shape.rows() * padded<T>(shape.hidden) *
-           ((has_gates && !recompute ? Cell::accumulators : 0) + (keeps_cell ? 1 : 0) +
+           ((keeps_gates_if(recompute) ? Cell::accumulators : 0) + (keeps_cell ? 1 : 0) +
             (shape.projected() ? 1 : 0));
   }
 
   // Without data (inference) every part is null.
   Tape(const SequenceShape& shape, bool recompute, T* data)
-      : keeps_gates(has_gates && !recompute),
+      : keeps_gates(keeps_gates_if(recompute)),
         units(padded<T>(shape.hidden)),
         gates(data),
         cell(data),
@@ -97,5 +98,11 @@ struct Tape {
   T* cell_of(Index row) const { return cell + row * units; }
   T* unprojected_of(Index row) const { return unprojected + row * units; }
 };
+
+// As backward sees it, which does not write to it.
+template <class Cell, class T>
+RNNFUSED_HD Tape<Cell, T> tape_of(const BackwardArgs<T>& args) {
+  return {args.shape, args.recompute, const_cast<T*>(args.tape)};
+}
 
 }  // namespace rnnfused::RNNFUSED_ISA

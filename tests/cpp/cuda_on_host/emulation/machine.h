@@ -1,0 +1,127 @@
+// The emulated device: threads in blocks in clusters in a grid, and who runs next.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/launch.cuh"
+#include "emulation/clock.h"
+#include "emulation/fault.h"
+#include "emulation/fiber.h"
+#include "emulation/language.h"
+#include "emulation/meeting.h"
+#include "emulation/ready_queue.h"
+#include "emulation/schedule.h"
+#include "emulation/shadow.h"
+
+namespace rnnfused {
+namespace emulation {
+
+struct Block;
+struct Cluster;
+class Grid;
+
+enum class ThreadState : uint8_t { ready, waiting, exited };
+
+struct Thread {
+  Registers registers;
+  Block* block = nullptr;
+  unsigned number = 0;  // in its block
+  ThreadState state = ThreadState::ready;
+  Fiber* fiber = nullptr;  // while it has begun and not exited
+  uint64_t priority = 0;
+  Site site;                       // of its last call into the emulator
+  const char* activity = nullptr;  // what it waits in
+  void* operands = nullptr;        // what it brought to a warp collective
+
+  ClockPtr clock;    // what it knows of others
+  uint32_t now = 1;  // its own time; what it publishes is up to here, what it does next is later
+
+  Actor actor() const;
+  bool knows(Actor other, uint32_t time) const;
+  std::string str() const;
+};
+
+// A block's dynamic shared memory.
+struct SharedMemory {
+  SharedMemory(size_t size, bool races);
+  std::unique_ptr<unsigned char[], void (*)(void*)> bytes;
+  size_t size;
+  Shadow shadow;
+};
+
+struct Block {
+  Cluster* cluster = nullptr;
+  uint32_t number = 0;  // in the grid
+  unsigned rank = 0;    // in its cluster
+  unsigned running = 0;
+  std::vector<Thread> threads;
+  std::vector<Meeting> warps;
+  Meeting everyone;
+  std::unique_ptr<SharedMemory> shared;
+
+  Meeting& warp_of(const Thread& thread) { return warps[thread.number / 32]; }
+};
+
+struct Cluster {
+  Grid* grid = nullptr;
+  unsigned running = 0;
+  std::vector<std::unique_ptr<Block>> blocks;
+  Meeting everyone;
+};
+
+class Grid {
+ public:
+  using Body = void (*)(void*);
+  Grid(const cuda::LaunchConfig& config, Body body, void* arguments, const Schedule& schedule);
+  ~Grid();
+  void run();
+  void abandon();  // after a fault: forgets the threads that wait
+
+  const cuda::LaunchConfig& config() const { return config_; }
+  const Schedule& settings() const { return schedule_; }
+  Meeting& everyone() { return everyone_; }
+
+  // From the running thread.
+  void wait(Thread& thread, const char* activity);  // until somebody calls wake
+  void wake(Thread& thread);
+  void may_switch(Thread& thread);  // a place where the order of threads matters to others
+  void poll_failed(Thread& thread, Site site);
+  void progress() { failed_polls_ = 0; }
+
+  // The thread publishes what it did, and what it knows, to whoever takes the result.
+  void publish(Thread& thread, ClockBuilder& to);
+  void learn(Thread& thread, const ClockPtr& clock);
+
+ private:
+  void start_cluster();
+  void execute(Thread& thread);
+  void yield(Thread& thread);
+  static void thread_main(void* thread);
+  void exit_thread(Thread& thread);
+  void leave(Meeting& meeting, Thread& thread);
+  [[noreturn]] void report_deadlock();
+  std::string waiting_threads() const;
+
+  cuda::LaunchConfig config_;
+  Body body_;
+  void* arguments_;
+  Schedule schedule_;
+  Random random_;
+  ReadyQueue ready_;
+  bool ranks_blocks_ = false;
+  uint32_t next_cluster_ = 0, clusters_total_ = 0;
+  std::vector<std::unique_ptr<Cluster>> clusters_;  // that run
+  Meeting everyone_;
+  std::exception_ptr error_;
+  uint64_t failed_polls_ = 0;
+  ClockPtr learned_before_, learned_from_, learned_;  // the last join: a block's threads all make the same
+};
+
+Thread& running();  // the emulated thread that calls; throws where there is none
+
+}  // namespace emulation
+}  // namespace rnnfused

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -64,6 +65,14 @@ def check_torch(requirements: list[str]) -> None:
         fail(f"{bound[0]} is needed, found torch {found[1]}")
 
 
+def cuda_options(environment: Mapping[str, str]) -> list[str]:
+    wanted, archs = environment.get("RNNFUSED_CUDA", ""), environment.get("RNNFUSED_CUDA_ARCHS", "")
+    if wanted not in ("", "0", "1"):
+        fail(f"RNNFUSED_CUDA: expected 0 or 1, got {wanted!r}")
+    options = [f"-DRNNFUSED_CUDA={({'': 'AUTO', '0': 'OFF', '1': 'ON'})[wanted]}"]
+    return [*options, f"-DRNNFUSED_CUDA_ARCHS={archs}"] if archs else options
+
+
 def run(*command: str | Path) -> None:
     words = [str(word) for word in command]
     if subprocess.run(words, check=False).returncode != 0:
@@ -73,7 +82,9 @@ def run(*command: str | Path) -> None:
 class CMakeBuild(build_ext):
     """Configures, builds and installs the CMake component `python` where setuptools expects the extension.
 
-    Environment: CXX (compiler), CMAKE_ARGS (more arguments to configure with), MAX_JOBS (parallel compiles).
+    Environment: CXX (compiler), RNNFUSED_CUDA (1 insists on CUDA kernels, 0 leaves them out; else they are
+    built where nvcc is found), RNNFUSED_CUDA_ARCHS ("90a", "80;90a": the GPUs to build for; else all),
+    CMAKE_ARGS (more arguments to configure with), MAX_JOBS (parallel compiles).
     """
 
     def run(self) -> None:
@@ -86,6 +97,7 @@ class CMakeBuild(build_ext):
         run(
             *(cmake, "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
             *(f"-DPython_EXECUTABLE={sys.executable}", "-DRNNFUSED_BUILD_CPP_TESTS=OFF"),
+            *cuda_options(os.environ),
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         )
         jobs = os.environ.get("MAX_JOBS")

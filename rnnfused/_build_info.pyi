@@ -5,3 +5,4 @@ torch: str
 compiler: str
 isas: tuple[str, ...]
 cuda: str | None
+cuda_archs: tuple[str, ...]

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# The extension whose GPU is emulated takes the place of the installed one: test_emulated.py starts such runs.
+if _path := os.environ.get("RNNFUSED_TEST_EXTENSION"):
+    _spec = importlib.util.spec_from_file_location("rnnfused._C", _path)
+    assert _spec is not None and _spec.loader is not None
+    sys.modules["rnnfused._C"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["rnnfused._C"])
 
 
 @pytest.fixture(autouse=True)

@@ -45,14 +45,25 @@ struct Reduced {
   V shifted, n, p;
 };
 
+// Horner's rule from q[K] down, onto a sum so far. Recursion, because device code can take an element of a
+// constant array only where its index is a constant too.
+template <int K, class V>
+RNNFUSED_HD V polynomial(V sum, V r) {
+  using C = ExpConstants<ScalarOf<V>>;
+  if constexpr (K < 0) {
+    return sum;
+  } else {
+    return polynomial<K - 1>(fma(sum, r, broadcast<V>(C::q[K])), r);
+  }
+}
+
 template <class V>
 RNNFUSED_HD Reduced<V> reduce(V x) {
   using C = ExpConstants<ScalarOf<V>>;
   const V shifted = fma(x, broadcast<V>(C::log2e), broadcast<V>(C::round)), n = shifted - C::round;
   const V r = fma(n, broadcast<V>(-C::ln2_low), fma(n, broadcast<V>(-C::ln2_high), x));
   constexpr int terms = sizeof(C::q) / sizeof(C::q[0]);
-  V q = broadcast<V>(C::q[terms - 1]);
-  for (int k = terms - 2; k >= 0; --k) q = fma(q, r, broadcast<V>(C::q[k]));
+  const V q = polynomial<terms - 2>(broadcast<V>(C::q[terms - 1]), r);
   return {shifted, n, fma(r * r, q, r)};
 }
 

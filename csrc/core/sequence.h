@@ -46,6 +46,7 @@ struct Rows {
 };
 
 constexpr int kMaxStates = 2;
+constexpr int kMaxDirections = 2;
 
 template <class T>
 struct ForwardArgs {

@@ -5,7 +5,7 @@
 
 #include "cpu/gates.h"
 #include "cpu/kernels.h"
-#include "cpu/stream.h"
+#include "cpu/tape.h"
 #include "cpu/tile.h"
 
 namespace rnnfused::RNNFUSED_ISA {

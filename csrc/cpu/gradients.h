@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/stream.h"
+#include "cpu/tape.h"
 #include "cpu/tile.h"
 
 namespace rnnfused::RNNFUSED_ISA {

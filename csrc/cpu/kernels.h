@@ -10,8 +10,6 @@
 
 namespace rnnfused {
 
-constexpr int kMaxDirections = 2;
-
 // Scalars a cell keeps per call, and its shape, for those who do not see its type.
 struct CellInfo {
   const char* name;

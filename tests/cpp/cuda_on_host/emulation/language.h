@@ -8,6 +8,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 #define RNNFUSED_UNROLL
 #define RNNFUSED_ARCH 0

@@ -1,0 +1,36 @@
+// The CUDA back end as its callers see it: sizes, one forward, one backward. All work is put on the stream;
+// nothing waits for it, and nothing is read back.
+#pragma once
+
+#include "cells/all.h"
+#include "cuda/layer.h"
+#include "cuda/matmul.h"
+#include "cuda/plan.h"
+
+namespace rnnfused::cuda {
+
+// The drivers of one cell and type. Scratch is asked for with a layer that lacks nothing but its scratch.
+struct CellDrivers {
+  const int* input_gates;  // the gates [G] that the input feeds, in the order of the accumulators
+  Index (*tape_bytes)(const SequenceShape& shape, int directions, bool recompute);
+  Index (*forward_scratch)(const ForwardLayer& layer);
+  void (*forward)(const ForwardLayer& layer, Matmul& matmul, StreamHandle stream);
+  Index (*backward_scratch)(const BackwardLayer& layer);
+  void (*backward)(const BackwardLayer& layer, Matmul& matmul, StreamHandle stream);
+};
+
+const CellDrivers& drivers(CellId cell, Type type);
+
+// Those of the stepwise driver, which is compiled for each type on its own.
+template <Type type>
+const CellDrivers& stepwise(CellId cell);
+template <>
+const CellDrivers& stepwise<Type::f32>(CellId cell);
+template <>
+const CellDrivers& stepwise<Type::f64>(CellId cell);
+template <>
+const CellDrivers& stepwise<Type::f16>(CellId cell);
+template <>
+const CellDrivers& stepwise<Type::bf16>(CellId cell);
+
+}  // namespace rnnfused::cuda

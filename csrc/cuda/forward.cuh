@@ -1,0 +1,102 @@
+// The kernels of a forward step: one for the gates and states of every row and both directions, and one more
+// behind a projection.
+#pragma once
+
+#include "cuda/gates.cuh"
+#include "cuda/plan.h"
+
+namespace rnnfused::cuda {
+
+// Rows of one direction at a position: how many are active there and at the position before; the first of
+// them among all rows, and among those of the current chunk.
+struct ForwardRows {
+  Index active, before, row, chunk_row;
+};
+
+template <class T>
+struct ForwardStep {
+  ForwardRows at[kMaxDirections];
+  Biases<T> biases[kMaxDirections];
+  Index batch, hidden;
+  Compute<T>* gates;            // [D, rows of the chunk, A, H]: the input's projection, then what is taped
+  Index gates_stride;           // of a direction
+  bool tapes_gates;             // whether what the cell tapes is kept
+  const Compute<T>* recurrent;  // [D, B, G, H]
+  T* h;                         // [D, B, H], not read or written behind a projection
+  Compute<T>* h_wide;           // the same before it is rounded to T, or null where T is the compute type
+  Compute<T>* c;                // [D, B, H]
+  T* y;                         // [rows, y_stride]
+  Index y_stride;
+  Compute<T>* cell;  // c of every row, [D, rows, H], or null
+  Index cell_stride;
+  T* output;       // [D, B, H]: what is projected, or null without a projection
+  T* unprojected;  // the same of every row [D, rows, H], or null
+  Index unprojected_stride;
+};
+
+template <class Cell, class T, int N>
+__global__ void __launch_bounds__(kBlockThreads) forward_step(ForwardStep<T> s) {
+  using C = Compute<T>;
+  constexpr int A = Cell::accumulators;
+  const Place<N> place;
+  const int d = place.direction;
+  const Index unit = place.first, H = s.hidden;
+  if (unit >= H) return;
+  const ForwardRows at = of_direction(s.at, d);
+  C bias[A][N];
+  load_biases<Cell>(of_direction(s.biases, d), H, unit, bias);
+
+  place.for_rows(at.active, [&](Index b) {
+    const Index state = (d * s.batch + b) * H + unit;
+    C prev[Cell::states][N] = {};
+    if (!s.output) {
+      // A row that starts here has its h only as it was given.
+      s.h_wide&& b < at.before ? load(s.h_wide + state, prev[0]) : load(s.h + state, prev[0]);
+    }
+    if constexpr (Cell::states > 1) load(s.c + state, prev[1]);
+    C* gates = s.gates + d * s.gates_stride + (at.chunk_row + b) * A * H + unit;
+    const C* recurrent = s.recurrent + (d * s.batch + b) * Cell::gates * H + unit;
+    const Activated<Cell, N, C> cell(gates, recurrent, H, bias, prev);
+    if (s.tapes_gates) cell.store_taped(gates, H);
+    if constexpr (Cell::states > 1) {
+      store(s.c + state, cell.next[1]);
+      if (s.cell) store(s.cell + d * s.cell_stride + (at.row + b) * H + unit, cell.next[1]);
+    }
+    if (s.output) {
+      store(s.output + state, cell.next[0]);
+      if (s.unprojected)
+        store(s.unprojected + d * s.unprojected_stride + (at.row + b) * H + unit, cell.next[0]);
+    } else {
+      store(s.h + state, cell.next[0]);
+      if (s.h_wide) store(s.h_wide + state, cell.next[0]);
+      store(s.y + (at.row + b) * s.y_stride + d * H + unit, cell.next[0]);
+    }
+  });
+}
+
+template <class T>
+struct ProjectedStep {
+  ForwardRows at[kMaxDirections];
+  Index batch, output;
+  const Compute<T>* product;  // [D, B, P]
+  T* h;                       // [D, B, P]
+  T* y;                       // [rows, y_stride]
+  Index y_stride;
+};
+
+template <class T, int N>
+__global__ void __launch_bounds__(kBlockThreads) store_projected(ProjectedStep<T> s) {
+  const Place<N> place;
+  const int d = place.direction;
+  if (place.first >= s.output) return;
+  const ForwardRows at = of_direction(s.at, d);
+  place.for_rows(at.active, [&](Index b) {
+    const Index state = (d * s.batch + b) * s.output + place.first;
+    Compute<T> h[N];
+    load(s.product + state, h);
+    store(s.h + state, h);
+    store(s.y + (at.row + b) * s.y_stride + d * s.output + place.first, h);
+  });
+}
+
+}  // namespace rnnfused::cuda

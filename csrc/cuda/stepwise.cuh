@@ -1,0 +1,555 @@
+// The stepwise driver: the input projection of all steps as one product, then a product and a kernel per
+// step, both directions in each; in backward the products for the weights and the input after the loop. It
+// runs on every GPU, with every size and type.
+#pragma once
+
+#include "core/stream.h"
+#include "cuda/backward.cuh"
+#include "cuda/drivers.h"
+#include "cuda/forward.cuh"
+#include "cuda/history.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/sums.cuh"
+
+namespace rnnfused::cuda {
+
+using Positions = RNNFUSED_ISA::Stream;  // of all rows of the batch, in one direction
+
+template <class T>
+struct TypeOf;
+template <>
+struct TypeOf<float> {
+  static constexpr Type value = Type::f32;
+};
+template <>
+struct TypeOf<double> {
+  static constexpr Type value = Type::f64;
+};
+template <>
+struct TypeOf<Half> {
+  static constexpr Type value = Type::f16;
+};
+template <>
+struct TypeOf<BFloat16> {
+  static constexpr Type value = Type::bf16;
+};
+
+template <class T>
+Matrix matrix(const T* data, Index row_stride, Index batch_stride = 0) {
+  return {data, TypeOf<T>::value, batch_stride, row_stride, 1};
+}
+inline Matrix transposed(Matrix m) { return {m.data, m.type, m.batch_stride, m.column_stride, m.row_stride}; }
+
+// Training's memory, of both directions: for every row what the cell tapes, c, and with a projection the
+// cell's output before it.
+template <class Cell, class T>
+struct DeviceTape {
+  using C = Compute<T>;
+  Index gates_stride, cell_stride;  // of a direction; also of `unprojected`
+  C *gates = nullptr, *cell = nullptr;
+  T* unprojected = nullptr;
+  Index bytes;
+
+  DeviceTape(const SequenceShape& shape, int directions, bool recompute, void* base)
+      : gates_stride(shape.rows() * Cell::accumulators * shape.hidden),
+        cell_stride(shape.rows() * shape.hidden) {
+    Arena arena(base);
+    if (Cell::taped > 0 && !recompute) gates = arena.take<C>(directions * gates_stride);
+    if (Cell::states > 1) cell = arena.take<C>(directions * cell_stride);
+    if (shape.projected()) unprojected = arena.take<T>(directions * cell_stride);
+    bytes = arena.used();
+  }
+};
+
+// A product that is repeated with varying numbers of rows; it is prepared anew only when the number changes.
+class RepeatedProduct {
+ public:
+  RepeatedProduct(Matmul& matmul, const Product& product) : matmul_(matmul), product_(product) {
+    product_.m = -1;
+  }
+  void operator()(Index rows) {
+    if (rows == 0) return;
+    if (rows != product_.m) {
+      product_.m = rows;
+      run_ = matmul_.prepare(product_);
+    }
+    run_();
+  }
+
+ private:
+  Matmul& matmul_;
+  Product product_;
+  std::function<void()> run_;
+};
+
+// What forward and backward have in common.
+template <class Cell, class T>
+class Stepwise {
+ protected:
+  using C = Compute<T>;
+  static constexpr int A = Cell::accumulators, G = Cell::gates;
+
+  Stepwise(const Layer& layer, Matmul* matmul, StreamHandle stream)
+      : layer_(layer), shape_(layer.shape), matmul_(matmul), stream_handle_(stream) {}
+
+  Positions positions(int direction) const {
+    Positions all{shape_, 0, shape_.batch};
+    all.shape.reverse = direction == 1;
+    return all;
+  }
+  Index most_active(Index s) const {
+    Index most = 0;
+    for (int d = 0; d < layer_.directions; ++d) {
+      const Index active = positions(d).active(s);
+      most = active > most ? active : most;
+    }
+    return most;
+  }
+  Index output_stride() const { return layer_.directions * shape_.output; }
+
+  static const T* typed(const void* p) { return static_cast<const T*>(p); }
+  static T* typed(void* p) { return static_cast<T*>(p); }
+
+  Biases<T> biases(int direction) const {
+    return {typed(layer_.input_bias[direction]), typed(layer_.bias[direction])};
+  }
+
+  // Launches kernel.template operator()<N>() ... over rows x units x `layers` of threads.
+  template <class Wide, class One, class Args>
+  void launch_over(Index rows, Index units, int layers, int per_thread, Wide wide, One one,
+                   const Args& args) const {
+    if (rows == 0 || units == 0 || layers == 0) return;
+    const Geometry g = geometry(rows, units, per_thread);
+    LaunchConfig config;
+    config.grid = {g.grid_x, g.grid_y, unsigned(layers)};
+    config.block = {g.block_x, g.block_y, 1};
+    per_thread > 1 ? launch(config, stream_handle_, wide, args) : launch(config, stream_handle_, one, args);
+  }
+
+  // The gates that the input feeds, of `rows` rows of x: gates [rows, A, H] = x W_ih^T.
+  void project_input(int direction, Range rows, C* gates) const {
+    const Index I = shape_.input, H = shape_.hidden;
+    (*matmul_)({1, rows.size(), G * H, I, matrix(gates + Cell::x_first * H, A * H),
+                matrix(typed(layer_.x) + rows.first * I, I),
+                transposed(matrix(typed(layer_.input_weights) + direction * G * H * I, I))});
+  }
+
+  static constexpr int kWide = sizeof(C) == 8 ? 2 : 4;
+
+  const Layer& layer_;
+  const SequenceShape& shape_;
+  Matmul* matmul_;
+  StreamHandle stream_handle_;
+};
+
+template <class... P>
+bool all_aligned(const P*... pointers) {
+  return (... && (reinterpret_cast<uintptr_t>(pointers) % 16 == 0));
+}
+
+template <class Cell, class T>
+class StepwiseForward : Stepwise<Cell, T> {
+  using Base = Stepwise<Cell, T>;
+  using Base::A, Base::G, Base::kWide, Base::layer_, Base::shape_, Base::typed;
+  using typename Base::C;
+
+ public:
+  StepwiseForward(const ForwardLayer& layer, Matmul* matmul, StreamHandle stream)
+      : Base(layer, matmul, stream),
+        layer_forward_(layer),
+        tape_(layer.shape, layer.tape ? layer.directions : 0, layer.recompute, layer.tape) {
+    const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
+    plan_ = make_plan({layer.type, shape_, layer.directions, A, tape_.gates != nullptr, layer.chunk_bytes,
+                       all_aligned(layer.input_bias[0], layer.input_bias[1], layer.bias[0], layer.bias[1])});
+    Arena arena(layer.scratch);
+    gates_ = tape_.gates;
+    gates_stride_ = tape_.gates_stride;
+    if (!gates_) {
+      gates_stride_ = plan_.chunk_rows * A * H;
+      gates_ = arena.take<C>(D * gates_stride_);
+    }
+    recurrent_ = arena.take<C>(D * B * G * H);
+    if (shape_.projected()) {
+      output_ = arena.take<T>(D * B * H);
+      projected_ = arena.take<C>(D * B * P);
+    } else if (sizeof(T) != sizeof(C)) {
+      h_wide_ = arena.take<C>(D * B * H);
+    }
+    scratch_bytes_ = arena.used();
+  }
+
+  Index scratch_bytes() const { return scratch_bytes_; }
+
+  void run() const {
+    const Index D = layer_.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
+    RepeatedProduct recur(
+        *this->matmul_,
+        {D, 0, G * H, P, matrix(recurrent_, G * H, B * G * H), matrix(typed(layer_forward_.h), P, B * P),
+         transposed(matrix(typed(layer_.recurrent_weights), P, G * H * P))});
+    RepeatedProduct project(*this->matmul_,
+                            {D, 0, P, H, matrix(projected_, P, B * P), matrix(output_, H, B * H),
+                             transposed(matrix(typed(layer_.projection), H, P * H))});
+    for (Index s = 0; s < shape_.steps;) {
+      Range chunk[kMaxDirections];
+      const Index end = start_chunk(s, chunk);
+      for (; s < end; ++s) {
+        const Index rows = this->most_active(s);
+        recur(rows);
+        step(s, rows, chunk);
+        if (!shape_.projected()) continue;
+        project(rows);
+        store_output(s, rows, chunk);
+      }
+    }
+  }
+
+ private:
+  // Projects the input of the positions from s on that the gates have room for; returns the first after them.
+  Index start_chunk(Index s, Range (&chunk)[kMaxDirections]) const {
+    Index end = s + 1;
+    while (end < shape_.steps && fits(s, end + 1)) ++end;
+    for (int d = 0; d < layer_.directions; ++d) {
+      chunk[d] = rows_of(d, s, end);
+      this->project_input(d, chunk[d], gates_ + d * gates_stride_);
+    }
+    return end;
+  }
+
+  bool fits(Index s, Index end) const {
+    bool all = true;
+    for (int d = 0; d < layer_.directions; ++d) all = all && rows_of(d, s, end).size() <= plan_.chunk_rows;
+    return all;
+  }
+
+  // The rows of positions [s, end) of a direction.
+  Range rows_of(int direction, Index s, Index end) const {
+    const Index first = direction == 0 ? s : shape_.steps - end;
+    return {shape_.offsets[first], shape_.offsets[first + end - s]};
+  }
+
+  void fill_rows(Index s, const Range (&chunk)[kMaxDirections], ForwardRows (&at)[kMaxDirections]) const {
+    for (int d = 0; d < layer_.directions; ++d) {
+      const Positions in = this->positions(d);
+      at[d] = {in.active(s), in.active(s - 1), in.row(s, 0), in.row(s, 0) - chunk[d].first};
+    }
+  }
+
+  void step(Index s, Index rows, const Range (&chunk)[kMaxDirections]) const {
+    ForwardStep<T> args{};
+    fill_rows(s, chunk, args.at);
+    for (int d = 0; d < layer_.directions; ++d) args.biases[d] = this->biases(d);
+    args.batch = shape_.batch;
+    args.hidden = shape_.hidden;
+    args.gates = gates_;
+    args.gates_stride = gates_stride_;
+    args.tapes_gates = tape_.gates != nullptr;
+    args.recurrent = recurrent_;
+    args.h = typed(layer_forward_.h);
+    args.h_wide = h_wide_;
+    args.c = static_cast<C*>(layer_forward_.c);
+    args.y = typed(layer_forward_.y);
+    args.y_stride = this->output_stride();
+    args.cell = tape_.cell;
+    args.cell_stride = tape_.cell_stride;
+    args.output = output_;
+    args.unprojected = tape_.unprojected;
+    args.unprojected_stride = tape_.cell_stride;
+    this->launch_over(rows, shape_.hidden, layer_.directions, plan_.units, &forward_step<Cell, T, kWide>,
+                      &forward_step<Cell, T, 1>, args);
+  }
+
+  void store_output(Index s, Index rows, const Range (&chunk)[kMaxDirections]) const {
+    ProjectedStep<T> args{};
+    fill_rows(s, chunk, args.at);
+    args.batch = shape_.batch;
+    args.output = shape_.output;
+    args.product = projected_;
+    args.h = typed(layer_forward_.h);
+    args.y = typed(layer_forward_.y);
+    args.y_stride = this->output_stride();
+    this->launch_over(rows, shape_.output, layer_.directions, plan_.units, &store_projected<T, kWide>,
+                      &store_projected<T, 1>, args);
+  }
+
+  const ForwardLayer& layer_forward_;
+  DeviceTape<Cell, T> tape_;
+  Plan plan_;
+  C* gates_;  // [D, rows of a chunk, A, H]
+  Index gates_stride_;
+  C* recurrent_;            // [D, B, G, H]
+  C* h_wide_ = nullptr;     // [D, B, H]
+  T* output_ = nullptr;     // [D, B, H], before the projection
+  C* projected_ = nullptr;  // [D, B, P]
+  Index scratch_bytes_;
+};
+
+template <class Cell, class T>
+class StepwiseBackward : Stepwise<Cell, T> {
+  using Base = Stepwise<Cell, T>;
+  using Base::A, Base::G, Base::kWide, Base::layer_, Base::shape_, Base::typed;
+  using typename Base::C;
+
+ public:
+  StepwiseBackward(const BackwardLayer& layer, Matmul* matmul, StreamHandle stream)
+      : Base(layer, matmul, stream),
+        layer_backward_(layer),
+        tape_(layer.shape, layer.directions, layer.recompute, layer.tape),
+        rebuilds_(Cell::taped > 0 && layer.recompute) {
+    const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
+    const Index rows = shape_.rows();
+    plan_ = make_plan({layer.type, shape_, layer.directions, A, true, 0,
+                       all_aligned(layer.input_bias[0], layer.input_bias[1], layer.bias[0], layer.bias[1],
+                                   layer.y, layer.dy, layer.h0, layer.c0)});
+    Arena arena(layer.scratch);
+    gates_ = tape_.gates;
+    recurrent_ = arena.take<C>(D * B * P);
+    gradients_ = arena.take<T>(D * rows * A * H);
+    now_ = arena.take<T>(D * B * A * H);
+    h_before_ = arena.take<T>(D * rows * P);
+    partial_ = arena.take<C>(D * shares_of(rows) * 2 * A * H);
+    if (shape_.projected()) {
+      output_ = arena.take<C>(D * B * H);
+      projected_ = arena.take<T>(D * rows * P);
+      projected_now_ = arena.take<T>(D * B * P);
+    }
+    if (rebuilds_) {
+      gates_ = arena.take<C>(D * rows * A * H);
+      rebuilt_products_ = arena.take<C>(rows * G * H);
+      if (Cell::states > 1) c_before_ = arena.take<C>(rows * H);
+    }
+    scratch_bytes_ = arena.used();
+  }
+
+  Index scratch_bytes() const { return scratch_bytes_; }
+
+  void run() const {
+    for (int d = 0; d < layer_.directions; ++d) {
+      if (rebuilds_ || layer_backward_.drecurrent[d]) {
+        gather(d, shape_.output, typed(layer_backward_.y) + d * shape_.output, this->output_stride(),
+               typed(layer_backward_.h0) + d * shape_.batch * shape_.output, h_before(d));
+      }
+      if (rebuilds_) rebuild(d);
+    }
+    recurrence();
+    for (int d = 0; d < layer_.directions; ++d) weight_gradients(d);
+    bias_gradients();
+    if (layer_backward_.dx) {
+      for (int d = 0; d < layer_.directions; ++d) input_gradient(d);
+    }
+  }
+
+ private:
+  T* h_before(int direction) const { return h_before_ + direction * shape_.rows() * shape_.output; }
+  C* gates_of(int direction) const { return gates_ + direction * tape_.gates_stride; }
+  T* gradients_of(int direction) const { return gradients_ + direction * tape_.gates_stride; }
+
+  template <class From, class Initial, class To>
+  void gather(int direction, Index units, const From* rows, Index stride, const Initial* initial,
+              To* out) const {
+    const Positions in = this->positions(direction);
+    for (Index s = 0; s < shape_.steps; s += kGathered) {
+      Gather<From, Initial, To> args{};
+      args.units = units;
+      args.rows = rows;
+      args.stride = stride;
+      args.initial = initial;
+      args.out = out;
+      int count = 0;
+      Index most = 0;
+      for (; count < kGathered && s + count < shape_.steps; ++count) {
+        const Index at = s + count;
+        args.at[count] = {in.row(at, 0), in.active(at), at > 0 ? in.row(at - 1, 0) : 0, in.active(at - 1)};
+        most = in.active(at) > most ? in.active(at) : most;
+      }
+      this->launch_over(most, units, count, plan_.units, &gather_previous<From, Initial, To, kWide>,
+                        &gather_previous<From, Initial, To, 1>, args);
+    }
+  }
+
+  void rebuild(int d) const {
+    const Index H = shape_.hidden, P = shape_.output, rows = shape_.rows();
+    if (c_before_) {
+      gather(d, H, tape_.cell + d * tape_.cell_stride, H,
+             static_cast<const C*>(layer_backward_.c0) + d * shape_.batch * H, c_before_);
+    }
+    this->project_input(d, {0, rows}, gates_of(d));
+    (*this->matmul_)({1, rows, G * H, P, matrix(rebuilt_products_, G * H), matrix(h_before(d), P),
+                      transposed(matrix(typed(layer_.recurrent_weights) + d * G * H * P, P))});
+    const Rebuild<T> args{rows,
+                          H,
+                          this->biases(d),
+                          gates_of(d),
+                          rebuilt_products_,
+                          shape_.projected() ? nullptr : h_before(d),
+                          c_before_};
+    this->launch_over(rows, H, 1, plan_.units, &rebuild_gates<Cell, T, kWide>, &rebuild_gates<Cell, T, 1>,
+                      args);
+  }
+
+  // Every position, last first, and what is before the first: the gradients of the initial states.
+  void recurrence() const {
+    const Index D = layer_.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
+    RepeatedProduct recur(*this->matmul_, {D, 0, P, G * H, matrix(recurrent_, P, B * P),
+                                           matrix(now_ + Cell::h_first * H, A * H, B * A * H),
+                                           matrix(typed(layer_.recurrent_weights), P, G * H * P)});
+    RepeatedProduct unproject(*this->matmul_,
+                              {D, 0, H, P, matrix(output_, H, B * H), matrix(projected_now_, P, B * P),
+                               matrix(typed(layer_.projection), H, P * H)});
+    for (Index s = shape_.steps - 1; s >= -1; --s) {
+      const Index after = this->most_active(s + 1), active = this->most_active(s);
+      recur(after);
+      if (shape_.projected()) {
+        output_gradient(s, active > after ? active : after);
+        unproject(active);
+      }
+      if (s >= 0 || !shape_.projected()) step(s, active > after ? active : after);
+    }
+  }
+
+  void fill_rows(Index s, BackwardRows (&at)[kMaxDirections]) const {
+    for (int d = 0; d < layer_.directions; ++d) {
+      const Positions in = this->positions(d);
+      at[d] = {in.active(s), in.active(s + 1), in.active(s - 1), s >= 0 ? in.row(s, 0) : 0,
+               s > 0 ? in.row(s - 1, 0) : 0};
+    }
+  }
+
+  void output_gradient(Index s, Index rows) const {
+    ProjectedGradient<T> args{};
+    fill_rows(s, args.at);
+    args.batch = shape_.batch;
+    args.output = shape_.output;
+    args.dy = typed(layer_backward_.dy);
+    args.y_stride = this->output_stride();
+    args.recurrent = recurrent_;
+    args.dh = static_cast<C*>(layer_backward_.dh);
+    args.gradients = projected_;
+    args.gradients_stride = shape_.rows() * shape_.output;
+    args.now = projected_now_;
+    this->launch_over(rows, shape_.output, layer_.directions, plan_.units, &projected_gradient<T, kWide>,
+                      &projected_gradient<T, 1>, args);
+  }
+
+  void step(Index s, Index rows) const {
+    BackwardStep<T> args{};
+    fill_rows(s, args.at);
+    args.batch = shape_.batch;
+    args.hidden = shape_.hidden;
+    args.gates = gates_;
+    args.gates_stride = args.gradients_stride = tape_.gates_stride;
+    args.cell = tape_.cell;
+    args.cell_stride = tape_.cell_stride;
+    args.y = typed(layer_backward_.y);
+    args.y_stride = this->output_stride();
+    args.h0 = typed(layer_backward_.h0);
+    args.c0 = static_cast<const C*>(layer_backward_.c0);
+    args.dy = typed(layer_backward_.dy);
+    args.recurrent = recurrent_;
+    args.output = output_;
+    args.dh = static_cast<C*>(layer_backward_.dh);
+    args.dc = static_cast<C*>(layer_backward_.dc);
+    args.gradients = gradients_;
+    args.now = now_;
+    this->launch_over(rows, shape_.hidden, layer_.directions, plan_.units, &backward_step<Cell, T, kWide>,
+                      &backward_step<Cell, T, 1>, args);
+  }
+
+  // Body(first accumulator, its gate, how many): the accumulators from `first` on, in runs that are also
+  // neighbours in torch's order of gates.
+  template <class Body>
+  static void for_runs(int first, Body body) {
+    for (int a = first, n; a < first + G; a += n) {
+      for (n = 1; a + n < first + G && Cell::gate_of[a + n] == Cell::gate_of[a] + n;) ++n;
+      body(a, Cell::gate_of[a], n);
+    }
+  }
+
+  // dW [G * H, columns] = (gate gradients)^T right, for the accumulators from `first` on.
+  void outer(int direction, int first, const T* right, Index columns, void* out) const {
+    if (!out) return;
+    const Index H = shape_.hidden;
+    for_runs(first, [&](int a, int gate, int n) {
+      (*this->matmul_)({1, n * H, columns, shape_.rows(), matrix(typed(out) + gate * H * columns, columns),
+                        transposed(matrix(gradients_of(direction) + a * H, A * H)), matrix(right, columns)});
+    });
+  }
+
+  void weight_gradients(int d) const {
+    const Index H = shape_.hidden, P = shape_.output, rows = shape_.rows();
+    outer(d, Cell::x_first, typed(layer_.x), shape_.input, layer_backward_.dinput[d]);
+    outer(d, Cell::h_first, h_before(d), P, layer_backward_.drecurrent[d]);
+    if (!layer_backward_.dprojection[d]) return;
+    (*this->matmul_)({1, P, H, rows, matrix(typed(layer_backward_.dprojection[d]), H),
+                      transposed(matrix(projected_ + d * rows * P, P)),
+                      matrix(tape_.unprojected + d * tape_.cell_stride, H)});
+  }
+
+  void bias_gradients() const {
+    BiasSums<T> args{shape_.rows(),
+                     shape_.hidden,
+                     shares_of(shape_.rows()),
+                     gradients_,
+                     tape_.gates_stride,
+                     partial_,
+                     {},
+                     {}};
+    bool wanted = false;
+    for (int d = 0; d < layer_.directions; ++d) {
+      args.input[d] = typed(layer_backward_.dinput_bias[d]);
+      args.recurrent[d] = typed(layer_backward_.dbias[d]);
+      wanted = wanted || args.input[d] || args.recurrent[d];
+    }
+    const Index columns = A * shape_.hidden;
+    if (!wanted || columns == 0) return;
+    LaunchConfig config;
+    config.block = {kBlockThreads, 1, 1};
+    config.grid = {unsigned((columns + kBlockThreads - 1) / kBlockThreads), unsigned(args.shares),
+                   unsigned(layer_.directions)};
+    if (args.shares > 0) launch(config, this->stream_handle_, &sum_shares<T>, args, columns);
+    config.grid.y = 1;
+    launch(config, this->stream_handle_, &store_bias_gradients<Cell, T>, args);
+  }
+
+  void input_gradient(int d) const {
+    const Index H = shape_.hidden, I = shape_.input;
+    (*this->matmul_)({1, shape_.rows(), I, G * H, matrix(typed(layer_backward_.dx), I),
+                      matrix(gradients_of(d) + Cell::x_first * H, A * H),
+                      matrix(typed(layer_.input_weights) + d * G * H * I, I), d > 0});
+  }
+
+  const BackwardLayer& layer_backward_;
+  DeviceTape<Cell, T> tape_;
+  bool rebuilds_;
+  Plan plan_;
+  C* gates_;             // [D, rows, A, H]
+  C* recurrent_;         // [D, B, P]
+  T *gradients_, *now_;  // of the gates: [D, rows, A, H] and of the current position [D, B, A, H]
+  T* h_before_;          // [D, rows, P]
+  C* partial_;           // [D, shares, 2, A, H]
+  C* output_ = nullptr;  // gradient of the cell's output before its projection [D, B, H]
+  T *projected_ = nullptr, *projected_now_ = nullptr;    // of the projected: [D, rows, P], [D, B, P]
+  C *rebuilt_products_ = nullptr, *c_before_ = nullptr;  // [rows, G, H], [rows, H], of one direction
+  Index scratch_bytes_;
+};
+
+template <class Cell, class T>
+constexpr CellDrivers stepwise_drivers() {
+  return {Cell::gate_of + Cell::x_first,
+          [](const SequenceShape& shape, int directions, bool recompute) {
+            return DeviceTape<Cell, T>(shape, directions, recompute, nullptr).bytes;
+          },
+          [](const ForwardLayer& layer) {
+            return StepwiseForward<Cell, T>(layer, nullptr, nullptr).scratch_bytes();
+          },
+          [](const ForwardLayer& layer, Matmul& matmul, StreamHandle stream) {
+            StepwiseForward<Cell, T>(layer, &matmul, stream).run();
+          },
+          [](const BackwardLayer& layer) {
+            return StepwiseBackward<Cell, T>(layer, nullptr, nullptr).scratch_bytes();
+          },
+          [](const BackwardLayer& layer, Matmul& matmul, StreamHandle stream) {
+            StepwiseBackward<Cell, T>(layer, &matmul, stream).run();
+          }};
+}
+
+}  // namespace rnnfused::cuda

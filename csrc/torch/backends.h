@@ -1,0 +1,30 @@
+// The seam between what a call is and where it runs: each back end's forward and backward on checked tensors.
+#pragma once
+
+#include "torch/inputs.h"
+
+namespace rnnfused {
+
+struct ForwardTensors {
+  at::Tensor y, hn, cn, tape;  // cn and tape may be undefined
+};
+
+struct BackwardTensors {
+  at::Tensor y, tape;
+  at::Tensor dy, dh, dc;  // undefined means zeros
+  // Of x, h0, c0 and every weight; absent where not wanted.
+  OptionalTensors& gradients;
+
+  const at::Tensor* gradient(size_t index) const { return gradients[index] ? &*gradients[index] : nullptr; }
+};
+
+ForwardTensors forward_on_cpu(const Inputs& in, bool save, bool recompute);
+void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
+
+ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute);
+void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
+
+// What a call may use of torch's threads.
+int threads_allowed();
+
+}  // namespace rnnfused

@@ -1,0 +1,113 @@
+#include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
+
+#include "cpu/dispatch.h"
+#include "torch/backends.h"
+
+namespace rnnfused {
+
+int threads_allowed() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+
+namespace {
+
+template <class Body>
+void for_dtype(const at::Tensor& x, Body body) {
+  x.scalar_type() == at::kFloat ? body(float{}) : body(double{});
+}
+
+template <class T>
+const T* data_or_null(const at::Tensor& t) {
+  return t.defined() ? t.const_data_ptr<T>() : nullptr;
+}
+
+template <class T>
+Weights<T> weights_of(const Inputs& in, int direction) {
+  const auto at = [&](int slot) { return data_or_null<T>(in.weight(direction, slot)); };
+  return {at(0), at(1), at(2), at(3), at(4)};
+}
+
+SequenceShape shape_of(const Inputs& in, int direction) {
+  SequenceShape shape = in.shape;
+  shape.reverse = direction == 1;
+  return shape;
+}
+
+// Slice of a [D, B, units] tensor.
+template <class T>
+Rows<const T> rows_of(const at::Tensor& states, int direction) {
+  if (!states.defined()) return {nullptr, 0};
+  return {states.const_data_ptr<T>() + direction * states.size(1) * states.size(2), states.size(2)};
+}
+
+}  // namespace
+
+ForwardTensors forward_on_cpu(const Inputs& in, bool save, bool recompute) {
+  ForwardTensors out;
+  out.y = in.empty(in.output_sizes());
+  out.hn = in.empty(in.h0.sizes());
+  if (in.c0.defined()) out.cn = in.empty(in.c0.sizes());
+  for_dtype(in.x, [&](auto type) {
+    using T = decltype(type);
+    const Index tape_size = cpu::tape_scalars<T>(in.cell, in.shape, recompute);
+    if (save) out.tape = in.empty({in.directions, tape_size});
+    Layer<T> layer{};
+    layer.directions = in.directions;
+    for (int d = 0; d < in.directions; ++d) {
+      ForwardArgs<T>& args = layer.forward[d];
+      args.shape = shape_of(in, d);
+      args.weights = weights_of<T>(in, d);
+      args.x = {in.x.const_data_ptr<T>(), in.shape.input};
+      args.initial[0] = rows_of<T>(in.h0, d);
+      args.initial[1] = rows_of<T>(in.c0, d);
+      args.y = {out.y.mutable_data_ptr<T>() + d * in.shape.output, in.directions * in.shape.output};
+      args.final[0] = {out.hn.mutable_data_ptr<T>() + d * in.shape.batch * in.shape.output, in.shape.output};
+      if (out.cn.defined()) {
+        args.final[1] = {out.cn.mutable_data_ptr<T>() + d * in.shape.batch * in.shape.hidden,
+                         in.shape.hidden};
+      }
+      args.tape = save ? out.tape.mutable_data_ptr<T>() + d * tape_size : nullptr;
+      args.recompute = recompute;
+    }
+    cpu::forward(in.cell, layer, threads_allowed());
+  });
+  return out;
+}
+
+void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute) {
+  for_dtype(in.x, [&](auto type) {
+    using T = decltype(type);
+    const auto data = [&](int i) -> T* {
+      const at::Tensor* gradient = tensors.gradient(size_t(i));
+      return gradient ? gradient->mutable_data_ptr<T>() : nullptr;
+    };
+    const Index tape_size = cpu::tape_scalars<T>(in.cell, in.shape, recompute);
+    check_tensor(tensors.tape, "tape", in.x, {in.directions, tape_size});
+    LayerGradient<T> layer{};
+    layer.directions = in.directions;
+    for (int d = 0; d < in.directions; ++d) {
+      BackwardArgs<T>& args = layer.backward[d];
+      const Index stride = in.directions * in.shape.output;
+      args.shape = shape_of(in, d);
+      args.weights = weights_of<T>(in, d);
+      args.x = {in.x.const_data_ptr<T>(), in.shape.input};
+      args.initial[0] = rows_of<T>(in.h0, d);
+      args.initial[1] = rows_of<T>(in.c0, d);
+      args.y = {tensors.y.const_data_ptr<T>() + d * in.shape.output, stride};
+      args.tape = tensors.tape.const_data_ptr<T>() + d * tape_size;
+      args.recompute = recompute;
+      if (tensors.dy.defined()) args.dy = {tensors.dy.const_data_ptr<T>() + d * in.shape.output, stride};
+      args.dfinal[0] = rows_of<T>(tensors.dh, d);
+      args.dfinal[1] = rows_of<T>(tensors.dc, d);
+      args.dx = {data(0), in.shape.input};
+      args.accumulate_dx = d > 0;
+      args.dinitial[0] = data(1) ? data(1) + d * in.shape.batch * in.shape.output : nullptr;
+      args.dinitial[1] = data(2) ? data(2) + d * in.shape.batch * in.shape.hidden : nullptr;
+      T** const slots[kSlots] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias,
+                                 &args.dprojection};
+      for (int slot = 0; slot < kSlots; ++slot) *slots[slot] = data(3 + d * kSlots + slot);
+    }
+    cpu::backward(in.cell, layer, threads_allowed());
+  });
+}
+
+}  // namespace rnnfused

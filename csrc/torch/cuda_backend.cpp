@@ -1,0 +1,157 @@
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/Exception.h>
+
+#include "cuda/drivers.h"
+#include "torch/backends.h"
+#include "torch/gpu.h"
+#include "torch/scalar_types.h"
+
+namespace rnnfused {
+namespace {
+
+at::ScalarType compute_type(const at::Tensor& x) {
+  return scalar_type(cuda::compute_type(cuda_type(x.scalar_type())));
+}
+
+const void* data(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+void* mutable_data(const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
+
+// Products and copies inside a call are neither differentiated nor cast by autocast.
+struct Plainly {
+  at::AutoDispatchBelowADInplaceOrView no_autograd;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
+
+// A call on the device: weights as the drivers read them, and everything they need beside tensors.
+struct Call {
+  const Inputs& in;
+  Plainly plainly;
+  c10::DeviceGuard guard;
+  const cuda::CellDrivers& drivers;
+  std::unique_ptr<cuda::Matmul> matmul;
+  cuda::StreamHandle stream;
+  at::Tensor input_weights, recurrent_weights, projection, scratch;
+
+  explicit Call(const Inputs& inputs)
+      : in(inputs),
+        guard(inputs.x.device()),
+        drivers(cuda::drivers(inputs.cell, cuda_type(inputs.x.scalar_type()))),
+        matmul(gpu::matmul(inputs.x.device())),
+        stream(gpu::current_stream(inputs.x.device())) {
+    // Blocks of W_ih in the order in which accumulators are, those of both directions one after the other:
+    // what lies so already is not copied.
+    std::vector<at::Tensor> blocks;
+    bool in_order = in.directions == 1;
+    for (int d = 0; d < in.directions; ++d) {
+      for (int g = 0; g < in.info.gates; ++g) {
+        const int gate = drivers.input_gates[g];
+        in_order = in_order && gate == g;
+        blocks.push_back(in.weight(d, 0).narrow(0, gate * in.shape.hidden, in.shape.hidden));
+      }
+    }
+    input_weights = in_order ? in.weight(0, 0) : at::cat(blocks);
+    recurrent_weights = side_by_side(1);
+    projection = side_by_side(4);
+  }
+
+  at::Tensor side_by_side(int slot) const {
+    if (in.directions == 1 || !in.weight(0, slot).defined()) return in.weight(0, slot);
+    return at::cat({in.weight(0, slot), in.weight(1, slot)});
+  }
+
+  void fill(cuda::Layer& layer, bool recompute) const {
+    layer.type = cuda_type(in.x.scalar_type());
+    layer.directions = in.directions;
+    layer.shape = in.shape;
+    layer.x = data(in.x);
+    layer.input_weights = data(input_weights);
+    layer.recurrent_weights = data(recurrent_weights);
+    layer.projection = data(projection);
+    for (int d = 0; d < in.directions; ++d) {
+      layer.input_bias[d] = data(in.weight(d, 2));
+      layer.bias[d] = data(in.weight(d, 3));
+    }
+    layer.recompute = recompute;
+  }
+
+  // Memory of the call. It is freed when the call returns, before the kernels have run: torch gives it to
+  // later work of the same stream only.
+  void* take_scratch(Index bytes) {
+    scratch = at::empty({bytes}, in.x.options().dtype(at::kByte));
+    return mutable_data(scratch);
+  }
+
+  // A state or its gradient, which the kernels overwrite.
+  at::Tensor running(const at::Tensor& from, at::IntArrayRef sizes, at::ScalarType type) const {
+    if (!from.defined()) return at::zeros(sizes, in.x.options().dtype(type));
+    return from.to(type, /*non_blocking=*/false, /*copy=*/true);
+  }
+
+  Index tape_bytes(bool recompute) const { return drivers.tape_bytes(in.shape, in.directions, recompute); }
+};
+
+}  // namespace
+
+ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute) {
+  Call call(in);
+  const at::ScalarType compute = compute_type(in.x);
+  ForwardTensors out;
+  out.y = in.empty(in.output_sizes());
+  out.hn = call.running(in.h0, in.h0.sizes(), in.h0.scalar_type());
+  if (in.c0.defined()) out.cn = call.running(in.c0, in.c0.sizes(), compute);
+  if (save) out.tape = at::empty({call.tape_bytes(recompute)}, in.x.options().dtype(at::kByte));
+  cuda::ForwardLayer layer{};
+  call.fill(layer, recompute);
+  layer.chunk_bytes = gpu::chunk_bytes();
+  layer.h = mutable_data(out.hn);
+  layer.c = mutable_data(out.cn);
+  layer.y = mutable_data(out.y);
+  layer.tape = mutable_data(out.tape);
+  layer.scratch = call.take_scratch(call.drivers.forward_scratch(layer));
+  call.drivers.forward(layer, *call.matmul, call.stream);
+  if (out.cn.defined()) out.cn = out.cn.to(in.x.scalar_type());
+  return out;
+}
+
+void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool recompute) {
+  Call call(in);
+  const at::ScalarType compute = compute_type(in.x);
+  const Index tape_bytes = call.tape_bytes(recompute);
+  TORCH_CHECK(tensors.tape.device() == in.x.device() && tensors.tape.scalar_type() == at::kByte &&
+                  tensors.tape.sizes() == at::IntArrayRef{tape_bytes},
+              "tape: expected ", tape_bytes, " bytes on ", in.x.device(), ", got ", tensors.tape.sizes(), " ",
+              tensors.tape.scalar_type(), " on ", tensors.tape.device());
+  const at::Tensor c0 = in.c0.defined() ? in.c0.to(compute) : at::Tensor();
+  const at::Tensor dh = call.running(tensors.dh, in.h0.sizes(), compute);
+  const at::Tensor dc = in.c0.defined() ? call.running(tensors.dc, in.c0.sizes(), compute) : at::Tensor();
+  const auto gradient = [&](int i) -> void* {
+    const at::Tensor* t = tensors.gradient(size_t(i));
+    return t ? mutable_data(*t) : nullptr;
+  };
+  cuda::BackwardLayer layer{};
+  call.fill(layer, recompute);
+  layer.h0 = data(in.h0);
+  layer.c0 = data(c0);
+  layer.y = data(tensors.y);
+  layer.tape = mutable_data(tensors.tape);
+  layer.dy = data(tensors.dy);
+  layer.dh = mutable_data(dh);
+  layer.dc = mutable_data(dc);
+  layer.dx = gradient(0);
+  for (int d = 0; d < in.directions; ++d) {
+    void** const slots[kSlots] = {&layer.dinput[d], &layer.drecurrent[d], &layer.dinput_bias[d],
+                                  &layer.dbias[d], &layer.dprojection[d]};
+    for (int slot = 0; slot < kSlots; ++slot) *slots[slot] = gradient(3 + d * kSlots + slot);
+  }
+  layer.scratch = call.take_scratch(call.drivers.backward_scratch(layer));
+  call.drivers.backward(layer, *call.matmul, call.stream);
+  if (const at::Tensor* dh0 = tensors.gradient(1)) dh0->copy_(dh);
+  if (const at::Tensor* dc0 = tensors.gradient(2)) dc0->copy_(dc);
+}
+
+}  // namespace rnnfused

@@ -1,0 +1,49 @@
+// Everything a call hands over, checked, as the kernels read it, and alive until the call ends.
+#pragma once
+
+#include "core/sequence.h"
+#include "cpu/kernels.h"
+#include "torch/ops.h"
+
+namespace rnnfused {
+
+constexpr int kSlots = 5;  // of a direction's weights: W_ih, W_hh, b_ih, b_hh, W_hr
+
+// The cell of that name; throws ValueError for another.
+CellId cell_id(const std::string& name);
+
+// As the kernels read it: in memory as it looks, without strides and without torch's lazy negation.
+at::Tensor dense(const at::Tensor& t);
+
+// Throws RuntimeError, naming the argument, unless the tensor is of the device and dtype of `like` and of
+// these sizes.
+void check_tensor(const at::Tensor& t, const char* name, const at::Tensor& like, at::IntArrayRef sizes);
+
+struct Inputs {
+  CellId cell;
+  CellInfo info;
+  bool on_gpu;  // which back end runs the call
+  int directions;
+  at::Tensor x, h0, c0;
+  std::vector<at::Tensor> weights;  // [directions * kSlots], undefined where absent
+  std::vector<Index> offsets;
+  SequenceShape shape;
+
+  // Throws RuntimeError, naming the argument, for what does not fit together.
+  Inputs(const std::string& cell_name, const at::Tensor& x_in, const at::Tensor& h0_in,
+         const std::optional<at::Tensor>& c0_in, const OptionalTensors& w,
+         const std::optional<at::Tensor>& batch_sizes);
+
+  const at::Tensor& weight(int direction, int slot) const {
+    return weights[size_t(direction * kSlots + slot)];
+  }
+  // A result like x, uninitialised.
+  at::Tensor empty(at::IntArrayRef sizes) const;
+  std::vector<int64_t> output_sizes() const;
+
+ private:
+  void set_shape(const std::optional<at::Tensor>& batch_sizes, Index hidden, Index output);
+  void add_weights(const std::optional<at::Tensor>* w);
+};
+
+}  // namespace rnnfused

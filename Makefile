@@ -27,18 +27,25 @@ endif
 CPP_SOURCES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: demo test build lint format ctest ctest-asan ctest-tsan ctest-aarch64 bench clean
+.PHONY: demo test build emulated lint format ctest ctest-asan ctest-tsan ctest-aarch64 bench clean
 
 demo: build
 	$(python) examples/char_lm.py --output demo-output
 
 # pytest comes last, so that its summary is what the output ends with.
 test: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
-test: lint ctest ctest-asan build
+test: lint ctest ctest-asan build emulated
 	$(python) -m pytest
 
 build: $(environment)
 	$(install)
+
+# The extension whose GPU is emulated, for tests/test_emulated.py.
+emulated: $(environment)
+	cmake -S . -B build/emulated -G Ninja -DCMAKE_MAKE_PROGRAM="$$(command -v ninja)" \
+	  -DPython_EXECUTABLE="$$($(python) -c 'import sys; print(sys.executable)')" -DRNNFUSED_BUILD_EMULATED=ON \
+	  -DRNNFUSED_BUILD_CPP_TESTS=OFF -DRNNFUSED_CUDA=OFF -DRNNFUSED_ISAS=scalar $(CMAKE_ARGS)
+	cmake --build build/emulated --target rnnfused_emulated
 
 lint: $(environment)
 	$(lint)

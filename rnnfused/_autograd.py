@@ -8,7 +8,7 @@ second and higher derivatives exist: they are those of the decomposed layer, as 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from rnnfused._load import _C
 __all__ = ["layer"]
 
 MaybeTensors = Sequence[Tensor | None]
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 def layer(
@@ -39,12 +40,21 @@ def layer(
     """
     if forward_ad._current_level >= 0 and _has_tangent(x, *initial, *weights):
         return _decomposed.layer(cell, x, initial, weights, batch_sizes)
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        x, initial, weights = _autocast(x), tuple(map(_autocast, initial)), tuple(map(_autocast, weights))
     h0, c0 = initial[0], initial[1] if len(initial) > 1 else None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *initial, *weights)):
         y, hn, cn = _Layer.apply(cell, recompute, batch_sizes, x, h0, c0, *weights)
     else:
         y, hn, cn, _ = _C.layer_forward(cell, x, h0, c0, weights, batch_sizes, False, False)
     return y, (hn,) if cn is None else (hn, cn)
+
+
+def _autocast(t: MaybeTensor) -> MaybeTensor:
+    """As torch.autocast casts what a matrix product takes: all floating point but float64."""
+    if t is None or not t.is_floating_point() or t.dtype == torch.float64:
+        return t
+    return t.to(torch.get_autocast_dtype("cuda"))
 
 
 def _has_tangent(*tensors: Tensor | None) -> bool:

@@ -9,33 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from rnnfused._load import _C
 from rnnfused.cells import CellSpec
 
 __all__ = [
     "SLOTS",
     "check_cell",
-    "check_device",
     "check_dimensions",
     "check_dropout",
+    "check_input",
     "check_params",
     "check_sequence",
 ]
 
-DTYPES = (torch.float32, torch.float64)
 SLOTS = 5  # of a layer's weights in one direction; absent ones are None
 
 
-def check_device(name: str, t: Tensor) -> None:
+def check_input(input: Tensor) -> None:
     """Raises RuntimeError unless kernels exist for the tensor's device and dtype."""
-    if not t.is_cpu:
-        raise RuntimeError(
-            f"{name}: expected a tensor on the cpu, got one on {t.device} (this build has CPU kernels only)"
-        )
-    if t.dtype not in DTYPES:
-        raise RuntimeError(f"{name}: expected dtype torch.float32 or torch.float64, got {t.dtype}")
+    _C.check_input(input)
 
 
 def check_dropout(dropout: float) -> None:
@@ -53,7 +47,7 @@ def check_sequence(
     spec: CellSpec, input: Tensor, hx: tuple[Tensor, ...], layers: int, batch_sizes: Tensor | None
 ) -> None:
     """Checks what one layer cannot see; `input` is [T, B, I], or [rows, I] with batch_sizes."""
-    check_device("input", input)
+    check_input(input)
     if len(hx) != len(spec.states):
         raise RuntimeError(
             f"hx: expected {len(spec.states)} states ({', '.join(spec.states)}), got {len(hx)}"
@@ -88,7 +82,7 @@ def check_cell(
     spec: CellSpec, input: Tensor, hx: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]
 ) -> None:
     """Raises what torch's cells raise for sizes that do not match."""
-    check_device("input", input)
+    check_input(input)
     w_ih, w_hh = weights[:2]
     assert w_ih is not None and w_hh is not None
     if input.size(1) != w_ih.size(1):

@@ -18,6 +18,16 @@ def empty_cache() -> None:
     _C.empty_cache()
 
 
+def _cuda() -> str:
+    if build_info.cuda is None:
+        return "not built (nvcc was not found, or RNNFUSED_CUDA=0)"
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return (
+        f"stepwise driver (nvcc {build_info.cuda} for {', '.join(build_info.cuda_archs)}); "
+        f"{', '.join(devices) or 'no device'}"
+    )
+
+
 def show_config() -> str:
     """Describes the build and the choices made at run time, one per line."""
     lines = {
@@ -26,8 +36,8 @@ def show_config() -> str:
         "cpu isa": f"{_C.isa()} (usable: {', '.join(_C.available_isas())}; RNNFUSED_ISA chooses)",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads; at most one a processor, 1 if forked)",
         "cells": ", ".join(_C.cell_names()),
-        "dtypes": "float32, float64",
-        "cuda": build_info.cuda or "not built",
+        "dtypes": "float32, float64" + (", on CUDA also float16, bfloat16" if build_info.cuda else ""),
+        "cuda": _cuda(),
         "drivers": "native forward and backward; higher and forward-mode derivatives decomposed",
         "memory": f"{_C.kept_bytes() / 2**20:.0f} MiB of freed results kept (at most 256; empty_cache)",
         "plans": "RNNFUSED_LOG=plan prints how each call shares out its work",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfused import functional
-from rnnfused._checks import check_device
+from rnnfused._checks import check_input
 from rnnfused.cells import CELLS
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -108,7 +108,7 @@ class _Sequence(torch.nn.RNNBase):
         if not batched:
             input = input.unsqueeze(batch_dim)
             hx = None if hx is None else self._hx(tuple(s.unsqueeze(1) for s in self._states(hx)))
-        check_device("input", input)
+        check_input(input)
         if hx is None:
             hx = self._zeros(input, input.size(batch_dim))
         self.check_forward_args(input, hx, None)
@@ -122,7 +122,7 @@ class _Sequence(torch.nn.RNNBase):
 
     def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
-        check_device("input", data)
+        check_input(data)
         batch = int(batch_sizes[0])
         hx = self._zeros(data, batch) if hx is None else self.permute_hidden(hx, sorted_indices)
         self.check_forward_args(data, hx, batch_sizes)
@@ -235,7 +235,7 @@ class _Cell(torch.nn.RNNCellBase):
         if input.dim() not in (1, 2):
             kind = type(self).__name__
             raise ValueError(f"{kind}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        check_device("input", input)
+        check_input(input)
 
     def _check_state(self, name: str, state: Tensor) -> None:
         if state.dim() not in (1, 2):

@@ -18,6 +18,38 @@ if _path := os.environ.get("RNNFUSED_TEST_EXTENSION"):
     _spec.loader.exec_module(sys.modules["rnnfused._C"])
 
 
+# cuBLAS is deterministic only if it is told so before it starts (torch.use_deterministic_algorithms asks).
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a GPU, an emulated one will not do")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not has_gpu():
+        pytest.skip(NO_GPU)
+
+
+NO_GPU = "there is no CUDA device, or rnnfused was built without CUDA kernels"
+
+
+def has_gpu() -> bool:
+    from rnnfused._load import build_info
+
+    return torch.cuda.is_available() and build_info.cuda is not None
+
+
+@pytest.fixture
+def gpu() -> str:
+    """The device of the CUDA drivers: the first GPU, or the CPU where it plays one."""
+    if "RNNFUSED_TEST_EXTENSION" in os.environ:
+        return "cpu"
+    if not has_gpu():
+        pytest.skip(NO_GPU)
+    return "cuda"
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("layer_backward", &rnnfused::layer_backward, release(), py::arg("cell"), py::arg("x"), py::arg("h0"),
         py::arg("c0"), py::arg("weights"), py::arg("batch_sizes"), py::arg("y"), py::arg("tape"),
         py::arg("dy"), py::arg("dhn"), py::arg("dcn"), py::arg("wanted"), py::arg("recompute"));
+  m.def("check_input", &rnnfused::check_input, py::arg("x"));
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);
   m.def("available_isas", &rnnfused::available_isas);

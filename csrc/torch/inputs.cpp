@@ -28,9 +28,8 @@ void check_tensor(const at::Tensor& t, const char* name, const at::Tensor& like,
   TORCH_CHECK(t.sizes() == sizes, name, ": expected size ", sizes, ", got ", t.sizes());
 }
 
-namespace {
-
-void check_place(const at::Tensor& x, bool on_gpu) {
+void check_input(const at::Tensor& x) {
+  const bool on_gpu = gpu::serves(x.device());
   TORCH_CHECK(x.device().is_cpu() || on_gpu, "input: expected a tensor on ", gpu::places(), ", got ",
               x.device());
   const at::ScalarType type = x.scalar_type();
@@ -40,13 +39,11 @@ void check_place(const at::Tensor& x, bool on_gpu) {
               type);
 }
 
-}  // namespace
-
 Inputs::Inputs(const std::string& cell_name, const at::Tensor& x_in, const at::Tensor& h0_in,
                const std::optional<at::Tensor>& c0_in, const OptionalTensors& w,
                const std::optional<at::Tensor>& batch_sizes)
     : cell(cell_id(cell_name)), info(cpu::kernels().info[int(cell)]), on_gpu(gpu::serves(x_in.device())) {
-  check_place(x_in, on_gpu);
+  check_input(x_in);
   TORCH_CHECK(x_in.dim() == (batch_sizes ? 2 : 3), "input: expected ", batch_sizes ? 2 : 3,
               " dimensions, got ", x_in.dim());
   TORCH_CHECK(w.size() == kSlots || w.size() == 2 * kSlots, "weights: expected ", kSlots, " or ", 2 * kSlots,

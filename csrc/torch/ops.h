@@ -32,6 +32,9 @@ OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, con
                                const std::optional<at::Tensor>& dhn, const std::optional<at::Tensor>& dcn,
                                const std::vector<bool>& wanted, bool recompute);
 
+// Throws RuntimeError unless there are kernels for the tensor's device and dtype.
+void check_input(const at::Tensor& x);
+
 // Which cells there are, which machine code runs, and how a layer would be run.
 std::vector<std::string> cell_names();
 std::string isa();

@@ -10,11 +10,9 @@
 namespace rnnfused::gpu {
 namespace {
 
-// Every sum runs over k in order, so that a result's bits do not depend on the sizes of the product.
-template <class C>
-void multiply(const cuda::Product& p, const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
-  const C *left = a.const_data_ptr<C>(), *right = b.const_data_ptr<C>();
-  C* sums = out.mutable_data_ptr<C>();
+// sums += left right in double, every sum over k in order: the bits of a result do not depend on the sizes of
+// the product.
+void multiply(const cuda::Product& p, const double* left, const double* right, double* sums) {
   for (Index entry = 0; entry < p.batch; ++entry) {
     for (Index i = 0; i < p.m; ++i, left += p.k, sums += p.n) {
       for (Index k = 0; k < p.k; ++k) {
@@ -32,11 +30,11 @@ class PlainMatmul : public cuda::Matmul {
     const at::Tensor a = view_of(p.a, p.batch, p.m, p.k, at::kCPU);
     const at::Tensor b = view_of(p.b, p.batch, p.k, p.n, at::kCPU);
     return [=] {
-      const at::ScalarType type = scalar_type(cuda::compute_type(p.a.type));
-      const at::Tensor left = a.to(type).contiguous(), right = b.to(type).contiguous();
-      at::Tensor sums =
-          (p.accumulate ? out.to(type, false, true) : at::zeros(out.sizes(), type)).contiguous();
-      type == at::kDouble ? multiply<double>(p, left, right, sums) : multiply<float>(p, left, right, sums);
+      const at::Tensor left = a.to(at::kDouble).contiguous(), right = b.to(at::kDouble).contiguous();
+      const at::Tensor sums =
+          p.accumulate ? out.to(at::kDouble, false, true).contiguous() : at::zeros(out.sizes(), at::kDouble);
+      multiply(p, left.const_data_ptr<double>(), right.const_data_ptr<double>(),
+               sums.mutable_data_ptr<double>());
       out.copy_(sums);
     };
   }

@@ -1,0 +1,251 @@
+"""The CUDA drivers: on a GPU, or on the CPU where that plays one. Tests marked `gpu` ask for more of torch
+than the emulation has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_sequence import SIZES, VARIANTS, Problem, check_errors
+from tolerances import FLOAT64, FLOOR_ULPS, TORCH_ERRORS
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import rnnfused
+from rnnfused._autograd import layer
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+KINDS = ("RNN", "GRU", "LSTM")
+# Beside those of the CPU's tiles: units that a thread takes four at a time, and a batch beyond one block.
+WIDE_SIZES = [(6, 5, 12, 64), (3, 70, 8, 132), (2, 3, 4, 516)]
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Any:
+    """torch's own rounding of float32 and of 16-bit sums, off."""
+    settings = torch.backends.cuda.matmul
+    names = ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    before = {name: getattr(settings, name) for name in names}
+    for name in names:
+        setattr(settings, name, False)
+    yield
+    for name, value in before.items():
+        setattr(settings, name, value)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one-way", "both-ways"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["padded", "ragged"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell, projected", VARIANTS, ids=lambda v: {True: "proj", False: ""}.get(v, v))
+def test_every_output_and_gradient(
+    cell: str, projected: bool, dtype: torch.dtype, ragged: bool, bidirectional: bool, bias: bool, gpu: str
+) -> None:
+    options = {"dtype": np.float64, "ragged": ragged, "bidirectional": bidirectional, "bias": bias}
+    for size in SIZES + WIDE_SIZES:
+        if projected and size[3] == 1:
+            continue
+        problem = Problem(cell, projected, size, **options).rounded(dtype)
+        terms = max(8, size[0] * size[1] + size[3])
+        bound = FLOAT64 if dtype == torch.float64 else FLOOR_ULPS * np.sqrt(terms) * torch.finfo(dtype).eps
+        check_errors(problem.native(gpu, dtype), problem.exact(), bound, size)
+
+
+def run(module: Any, x: Tensor, lengths: list[int] | None = None) -> dict[str, Tensor]:
+    x = x.detach().clone().requires_grad_()
+    module.zero_grad()
+    y, states = module(pack_padded_sequence(x, lengths) if lengths else x)
+    y = y.data if lengths else y
+    states = states if isinstance(states, tuple) else (states,)
+    (y.float().sin().sum() + sum((i + 2) * s.float().cos().sum() for i, s in enumerate(states))).backward()
+    found = {"y": y.detach(), "dx": x.grad, **{f"state{i}": s.detach() for i, s in enumerate(states)}}
+    return found | {f"d{name}": p.grad for name, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lengths", [None, [9, 9, 4, 1]], ids=["padded", "ragged"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_in_every_dtype(kind: str, lengths: list[int] | None, dtype: torch.dtype, gpu: str) -> None:
+    """Two layers, both directions; recomputed gates; the same bits on every run."""
+    options = {"num_layers": 2, "bidirectional": True, "dtype": dtype, "device": gpu}
+    usual = getattr(rnnfused, kind)(12, 20, **options)
+    lean = getattr(rnnfused, kind)(12, 20, recompute=True, **options)
+    lean.load_state_dict(usual.state_dict())
+    x = torch.randn(9, 4, 12, dtype=dtype, device=gpu)
+    want, again, rebuilt = run(usual, x, lengths), run(usual, x, lengths), run(lean, x, lengths)
+    tolerance = 100 * torch.finfo(dtype).eps
+    for name, value in want.items():
+        assert value.dtype == dtype and value.device.type == gpu
+        assert torch.equal(again[name], value), name
+        torch.testing.assert_close(rebuilt[name], value, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_pointers_that_are_not_aligned(gpu: str) -> None:
+    """Units are then loaded one by one: the same numbers."""
+    random = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random).to(gpu)
+
+    def shifted(t: Tensor) -> Tensor:
+        room = torch.zeros(t.numel() + 1, device=gpu)
+        room[1:] = t.flatten()
+        return room[1:].view(t.shape)
+
+    given = [draw(5, 3, 8), draw(1, 3, 16), draw(1, 3, 16), draw(64, 8), draw(64, 16), draw(64), draw(64)]
+    found = []
+    for prepare in (Tensor.clone, shifted):
+        x, h0, c0, *weights = (prepare(t).requires_grad_() for t in given)
+        y, (h, c) = layer("lstm", x, (h0, c0), (*weights, None))
+        gradients = torch.autograd.grad(
+            (y, h, c), (x, h0, c0, *weights), (prepare(y.detach().sin()), h.detach(), c.detach())
+        )
+        found.append((y, h, c, *gradients))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_derivatives(kind: str, gpu: str) -> None:
+    module = getattr(rnnfused, kind)(2, 3, dtype=torch.float64, device=gpu)
+    x = torch.randn(3, 2, 2, dtype=torch.float64, device=gpu, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: module(t)[0], x)
+    assert torch.autograd.gradgradcheck(lambda t: module(t)[0], x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_wanted_is_not_there(kind: str, gpu: str) -> None:
+    module = getattr(rnnfused, kind)(4, 8, device=gpu).eval()  # backward in eval mode, where cuDNN refuses it
+    module.weight_hh_l0.requires_grad_(False)
+    module.bias_ih_l0.requires_grad_(False)
+    module(torch.ones(3, 2, 4, device=gpu))[0].sum().backward()
+    assert module.weight_hh_l0.grad is None and module.bias_ih_l0.grad is None
+    assert module.weight_ih_l0.grad.abs().sum() > 0 and module.bias_hh_l0.grad.abs().sum() > 0
+
+
+def test_words_for_what_is_wrong(gpu: str) -> None:
+    module = rnnfused.LSTM(2, 3, device=gpu)
+    with pytest.raises(
+        RuntimeError, match="expected dtype float32 or float64, float16 or bfloat16, got Complex"
+    ):
+        module(torch.zeros(1, 1, 2, device=gpu, dtype=torch.complex64))
+    y, *_, tape = rnnfused._load._C.layer_forward(*arguments(gpu), True, False)
+    with pytest.raises(RuntimeError, match=r"tape: expected \d+ bytes on .*, got \[3\] Byte"):
+        rnnfused._load._C.layer_backward(*arguments(gpu), y, tape[:3], y, None, None, [True] * 8, False)
+
+
+def arguments(device: str) -> list[Any]:
+    """x, states, weights and batch_sizes of a small LSTM."""
+    x, state = torch.zeros(2, 1, 4, device=device), torch.zeros(1, 1, 4, device=device)
+    return ["lstm", x, state, state, [*torch.zeros(2, 16, 4, device=device), None, None, None], None]
+
+
+# ---- What only a GPU shows
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("shape", [(30, 1, 64), (20, 8, 100), (10, 64, 16), (6, 5, 512)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_at_most_twice_torchs(kind: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    t, b, h = shape
+    options = {"bidirectional": True, "device": "cuda"}
+    theirs = getattr(torch.nn, kind)(h, h, dtype=dtype, **options)
+    ours = getattr(rnnfused, kind)(h, h, dtype=dtype, **options)
+    exact = getattr(torch.nn, kind)(h, h, dtype=torch.float64, **options)
+    for module in (ours, exact):
+        module.load_state_dict(theirs.state_dict())
+    x = torch.randn(t, b, h, device="cuda", dtype=dtype)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        want, got, torchs = run(exact, x.double()), run(ours, x), run(theirs, x)
+    for name, truth in want.items():
+        error, their_error = ((found[name] - truth).abs().max() for found in (got, torchs))
+        floor = FLOOR_ULPS * torch.finfo(dtype).eps * truth.abs().max()
+        assert error <= max(TORCH_ERRORS * their_error, floor), (
+            f"{name}: {error:.2e}, torch {their_error:.2e}"
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast(kind: str, dtype: torch.dtype) -> None:
+    module = getattr(rnnfused, kind)(8, 16, num_layers=2, device="cuda")
+    x = torch.randn(5, 3, 8, device="cuda", requires_grad=True)
+    with torch.autocast("cuda", dtype):
+        y, _ = module(x)
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert x.grad is not None and x.grad.dtype == torch.float32
+    exact, _ = module.double()(x.double())
+    torch.testing.assert_close(
+        y.double(), exact, rtol=0, atol=FLOOR_ULPS * torch.finfo(dtype).eps, check_dtype=False
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_another_stream(kind: str) -> None:
+    module = getattr(rnnfused, kind)(32, 64, device="cuda")
+    x = torch.randn(50, 16, 32, device="cuda")
+    want = run(module, x)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = [run(module, x) for _ in range(5)]  # memory goes round within the stream
+    torch.cuda.current_stream().wait_stream(stream)
+    for got in found:
+        for name, value in want.items():
+            assert torch.equal(got[name], value), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [None, [7, 5, 5, 2]], ids=["padded", "ragged"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_captured_in_a_graph(kind: str, lengths: list[int] | None) -> None:
+    module = getattr(rnnfused, kind)(8, 16, bidirectional=True, device="cuda")
+    static, fresh = torch.randn(7, 4, 8, device="cuda"), torch.randn(7, 4, 8, device="cuda")
+    packed = pack_padded_sequence(static, lengths or [7] * 4)
+    data = packed.data.clone().requires_grad_()
+
+    def step() -> tuple[Tensor, ...]:
+        y = module(packed._replace(data=data))[0].data
+        return (y, *torch.autograd.grad(y.sin().sum(), (data, *module.parameters())))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    data.data.copy_(pack_padded_sequence(fresh, lengths or [7] * 4).data)
+    want = [t.clone() for t in step()]
+    graph.replay()
+    for got, value in zip(captured, want, strict=True):
+        assert torch.equal(got, value)
+
+
+@pytest.mark.gpu
+def test_tensors_of_two_devices() -> None:
+    module = rnnfused.GRU(2, 3, device="cuda")
+    with pytest.raises(RuntimeError, match="h0: expected a tensor on cuda:0, got cpu"):
+        module(torch.zeros(1, 1, 2, device="cuda"), torch.zeros(1, 1, 3))
+    with pytest.raises(RuntimeError, match="weight_ih: expected a tensor on cpu, got cuda:0"):
+        module(torch.zeros(1, 1, 2))
+
+
+@pytest.mark.gpu
+def test_a_device_that_is_not_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is only one GPU")
+    module = rnnfused.LSTM(4, 8, device="cuda:1")
+    x = torch.randn(3, 2, 4, device="cuda:1")
+    assert torch.cuda.current_device() == 0
+    want = run(module.cpu(), x.cpu())
+    for name, value in run(module.to("cuda:1"), x).items():
+        torch.testing.assert_close(value.cpu(), want[name], rtol=1e-4, atol=1e-5)

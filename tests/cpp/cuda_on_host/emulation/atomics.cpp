@@ -42,7 +42,7 @@ void store_word(void* address, const void* value, size_t bytes, Order order, Sit
   Grid& grid = grid_of(thread);
   if (order == Order::synchronising) {
     ClockBuilder clock;
-    grid.publish(thread, clock);
+    grid.publish(thread).add_to(clock);
     grid.clock_at(address) = clock.finish();
   } else {
     grid.clock_at(address) = thread.fenced;
@@ -62,7 +62,7 @@ uint32_t add_word(uint32_t* address, uint32_t value, Order order, Site site) {
     grid.learn(thread, clock);
     ClockBuilder builder;
     builder.join(clock);
-    grid.publish(thread, builder);
+    grid.publish(thread).add_to(builder);
     clock = builder.finish();
   } else {
     thread.seen = join(thread.seen, clock);
@@ -79,7 +79,7 @@ void fence(Site site) {
   grid.learn(thread, thread.seen);
   thread.seen = nullptr;
   ClockBuilder builder;
-  grid.publish(thread, builder);
+  grid.publish(thread).add_to(builder);
   thread.fenced = builder.finish();
 }
 

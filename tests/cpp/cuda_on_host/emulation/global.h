@@ -67,17 +67,17 @@ template <class T>
 class GlobalBuffer {
  public:
   explicit GlobalBuffer(size_t count, std::string name = "buffer", Contents contents = Contents::written)
-      : count_(count), memory_(count * sizeof(T), std::move(name), contents) {}
-  T* data() const { return reinterpret_cast<T*>(memory_.begin()); }
+      : count_(count), memory_(new GlobalMemory(count * sizeof(T), std::move(name), contents)) {}
+  T* data() const { return reinterpret_cast<T*>(memory_->begin()); }
   T* begin() const { return data(); }
   T* end() const { return data() + count_; }
   size_t size() const { return count_; }
   T& operator[](size_t i) const { return data()[i]; }
-  GlobalMemory& memory() { return memory_; }
+  GlobalMemory& memory() const { return *memory_; }
 
  private:
   size_t count_;
-  GlobalMemory memory_;
+  std::unique_ptr<GlobalMemory> memory_;
 };
 
 struct GlobalPlace {

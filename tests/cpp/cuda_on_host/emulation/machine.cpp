@@ -261,7 +261,7 @@ void Grid::exit_thread(Thread& thread) {
   block.everyone.leave(thread);
   block.cluster->everyone.leave(thread);
   if (config_.cooperative) everyone_.leave(thread);
-  publish(thread, block.exits);
+  publish(thread).add_to(block.exits);
   if (--block.running == 0) {
     exit_block(block, thread);
     cluster_ended_ = --block.cluster->running == 0;
@@ -325,16 +325,14 @@ void Grid::poll_failed(Thread& thread, Site site) {
     throw Fault(FaultKind::livelock, thread.str() + " polls at " + site.str() +
                                          " and nothing that runs can end it\n" + waiting_threads());
   }
-  // Whoever has the highest priority would else poll for ever.
-  if (schedule_.policy == Policy::priorities) thread.priority = random_.next() >> 40;
+  // Behind all others: whoever has the highest priority would else poll for ever.
+  if (schedule_.policy == Policy::priorities) thread.priority = --lowest_priority_;
   yield(thread);
 }
 
-void Grid::publish(Thread& thread, ClockBuilder& to) {
-  if (!schedule_.races) return;
-  to.join(thread.clock);
-  to.set(thread.actor(), thread.now++);
-  if (thread.copies.known() != 0) to.set(thread.engine(), thread.copies.known());
+Published Grid::publish(Thread& thread) {
+  if (!schedule_.races) return {};
+  return {thread.clock, thread.actor(), thread.engine(), thread.now++, thread.copies.known()};
 }
 
 void Grid::learn(Thread& thread, const ClockPtr& clock) {

@@ -124,8 +124,8 @@ class Grid {
   ClockPtr& clock_at(const void* address) { return clocks_[address]; }  // of a word of global memory
   Statistics& statistics() { return statistics_; }
 
-  // The thread publishes what it did, and what it knows, to whoever takes the result.
-  void publish(Thread& thread, ClockBuilder& to);
+  // The thread lets others know what it did so far, and what it knows.
+  Published publish(Thread& thread);
   void learn(Thread& thread, const ClockPtr& clock);
 
  private:
@@ -152,7 +152,8 @@ class Grid {
   Meeting everyone_;
   std::exception_ptr error_;
   uint64_t failed_polls_ = 0;
-  std::vector<RemoteStore> stores_;  // in flight
+  uint64_t lowest_priority_ = 1u << 31;  // random ones are above, but for very few
+  std::vector<RemoteStore> stores_;      // in flight
   std::unordered_map<const void*, ClockPtr> clocks_;
   Statistics statistics_;
   ClockPtr learned_before_, learned_from_, learned_;  // the last join: a block's threads all make the same

@@ -71,6 +71,12 @@ std::string Mbarrier::str() const {
          std::to_string(count) + " arrivals pending, tx-count " + std::to_string(tx) + " bytes";
 }
 
+void Published::add_to(ClockBuilder& builder) const {
+  builder.join(clock);
+  if (time != 0) builder.set(actor, time);
+  if (copies != 0) builder.set(engine, copies);
+}
+
 void init_mbarrier(MbarrierPlace place, unsigned count, Site site) {
   Thread& thread = running();
   SharedMemory& memory =
@@ -107,7 +113,7 @@ void arrive(MbarrierPlace place, uint32_t arrivals, uint32_t bytes, const char* 
   mbarrier.tx += bytes;
   mbarrier.pending -= arrivals;
   if (arrivals != 0) {
-    grid.publish(thread, mbarrier.arriving);
+    grid.publish(thread).add_to(mbarrier.arriving);
     end_phase_if_complete(grid, *place.block(), mbarrier);
   }
   grid.may_switch(thread);
@@ -148,7 +154,8 @@ void store_async(Block* target, std::ptrdiff_t offset, const void* value, size_t
   target->remote[access.actor] = access;
   thread.block->remote[access.actor] = access;
 
-  RemoteStore store = {thread.block, target, offset, place.offset(), {}, bytes, mbarrier.phase, access};
+  RemoteStore store = {thread.block, target, offset, place.offset(), {}, bytes, mbarrier.phase, access, {}};
+  if (grid.settings().stores_publish) store.published = grid.publish(thread);
   std::memcpy(store.value, value, bytes);
   grid.store_later(store);
   grid.may_switch(thread);
@@ -163,6 +170,7 @@ void RemoteStore::deliver(Grid& grid) const {
                                          " began in phase " + std::to_string(phase) +
                                          " and its bytes come in another (" + completes.str() + ")");
   completes.tx -= int64_t(bytes);
+  published.add_to(completes.arriving);
   end_phase_if_complete(grid, *target, completes);
 }
 

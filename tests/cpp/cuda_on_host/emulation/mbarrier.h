@@ -25,6 +25,15 @@ struct Block;
 struct Thread;
 class Grid;
 
+// What a thread lets others know, before it is joined with what else they learn.
+struct Published {
+  ClockPtr clock;
+  Actor actor = 0, engine = 0;
+  uint32_t time = 0, copies = 0;
+
+  void add_to(ClockBuilder& builder) const;
+};
+
 struct Mbarrier {
   uint32_t number = 0;  // in its block
   uint32_t count = 0, pending = 0;
@@ -47,6 +56,7 @@ struct RemoteStore {
   size_t bytes;
   uint32_t phase;  // of the mbarrier at issue
   Access access;
+  Published published;  // by its thread at issue
 
   void deliver(Grid& grid) const;
 };

@@ -11,8 +11,8 @@ namespace {
 
 // A peer's memory exists from when it surely runs until it exits.
 void check_peer(Thread& thread, Block& peer, Site site) {
-  const bool started = !thread.block->cluster->grid->settings().races ||
-                       (thread.clock && thread.clock->knows_block(peer.number));
+  const bool started =
+      !thread.block->cluster->grid->settings().races || (thread.clock && thread.clock->chunk(peer.number));
   if (!started || peer.running == 0) {
     throw Fault(FaultKind::peer_not_running,
                 thread.str() + " accesses the shared memory of block " + std::to_string(peer.number) +

@@ -37,7 +37,10 @@ uint32_t Clock::of(Actor actor) const {
   return entry && slot_of(actor) < entry->second->size() ? (*entry->second)[slot_of(actor)] : 0;
 }
 
-bool Clock::knows_block(uint32_t block) const { return find(*this, block) != nullptr; }
+const Clock::Chunk* Clock::chunk(uint32_t block) const {
+  const Entry* entry = find(*this, block);
+  return entry ? &entry->second : nullptr;
+}
 
 ClockPtr join(const ClockPtr& a, const ClockPtr& b) {
   if (!b || a == b) return a;
@@ -60,9 +63,8 @@ ClockPtr join(const ClockPtr& a, const ClockPtr& b) {
 }
 
 void ClockBuilder::join(const ClockPtr& clock) {
-  if (clock == last_) return;
-  last_ = clock;
-  joined_ = emulation::join(joined_, clock);
+  // From the back: threads of one block come with the same clock, one after another.
+  if (clock && std::find(clocks_.rbegin(), clocks_.rend(), clock) == clocks_.rend()) clocks_.push_back(clock);
 }
 
 void ClockBuilder::set(Actor actor, uint32_t time) { times_.emplace_back(actor, time); }
@@ -78,9 +80,10 @@ ClockPtr ClockBuilder::finish() {
     for (; i < end; ++i) chunk[slot_of(times_[i].first)] = times_[i].second;  // sorted: the latest time stays
     own->blocks.emplace_back(block, std::make_shared<const std::vector<uint32_t>>(std::move(chunk)));
   }
-  ClockPtr result = emulation::join(joined_, own->blocks.empty() ? nullptr : ClockPtr(own));
+  ClockPtr result = own->blocks.empty() ? nullptr : ClockPtr(own);
+  for (const ClockPtr& clock : clocks_) result = emulation::join(result, clock);
   times_.clear();
-  joined_ = last_ = nullptr;
+  clocks_.clear();
   return result;
 }
 

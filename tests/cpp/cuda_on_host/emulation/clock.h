@@ -26,7 +26,7 @@ struct Clock {
   std::vector<std::pair<uint32_t, Chunk>> blocks;              // by block number
 
   uint32_t of(Actor actor) const;
-  bool knows_block(uint32_t block) const;
+  const Chunk* chunk(uint32_t block) const;  // or null, where nothing is known of it
 };
 using ClockPtr = std::shared_ptr<const Clock>;  // null knows nothing
 
@@ -40,7 +40,7 @@ class ClockBuilder {
   ClockPtr finish();  // and begins anew
 
  private:
-  ClockPtr joined_, last_;
+  std::vector<ClockPtr> clocks_;  // each once
   std::vector<std::pair<Actor, uint32_t>> times_;
 };
 

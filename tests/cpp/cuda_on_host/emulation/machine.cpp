@@ -7,6 +7,9 @@
 #include <mutex>
 #include <new>
 
+#include "emulation/global.h"
+#include "emulation/page_faults.h"
+
 namespace rnnfused {
 namespace emulation {
 
@@ -15,6 +18,7 @@ thread_local const Registers* registers = nullptr;
 namespace {
 
 thread_local Thread* current = nullptr;
+thread_local Statistics last_statistics;
 
 FiberPool& fibers() {
   static thread_local FiberPool pool;
@@ -56,14 +60,25 @@ void check(const cuda::LaunchConfig& config) {
 
 }  // namespace
 
+Thread* running_or_null() { return current; }
+
 Thread& running() {
   if (!current) throw std::logic_error("a device function was called outside of an emulated launch");
   return *current;
 }
 
+const Statistics& last_launch() { return last_statistics; }
+
 Actor Thread::actor() const { return actor_of(block->number, number); }
 
+Actor Thread::engine() const { return actor_of(block->number, uint32_t(block->threads.size()) + number); }
+
+Actor Block::actor_of_mbarrier(const Mbarrier& mbarrier) const {
+  return actor_of(number, uint32_t(2 * threads.size()) + mbarrier.number);
+}
+
 bool Thread::knows(Actor other, uint32_t time) const {
+  if (other == engine()) return time <= copies.known();
   return other == actor() || (clock && clock->of(other) >= time);
 }
 
@@ -146,16 +161,44 @@ void Grid::start_cluster() {
 void Grid::run() {
   const size_t resident =
       config_.cooperative ? clusters_total_ : size_t(std::max(schedule_.resident_clusters, 1));
-  while (next_cluster_ < clusters_total_ || !clusters_.empty()) {
+  for (;;) {
     while (clusters_.size() < resident && next_cluster_ < clusters_total_) start_cluster();
-    while (!clusters_.empty() && (clusters_.size() == resident || next_cluster_ == clusters_total_)) {
-      if (ready_.empty()) report_deadlock();
-      execute(*ready_.pop(random_));
-      const auto finished = std::find_if(clusters_.begin(), clusters_.end(),
-                                         [](const auto& cluster) { return cluster->running == 0; });
-      if (finished != clusters_.end()) clusters_.erase(finished);
-    }
+    if (clusters_.empty()) break;
+    if (ready_.empty() && stores_.empty()) report_deadlock();
+    // Where all that is ready only polls, what is in flight is all that can change anything.
+    const bool stuck = ready_.empty() || failed_polls_ > 2 * ready_.size();
+    if (!stores_.empty() && (stuck || (schedule_.delivery == Delivery::random && random_.one_in(4))))
+      deliver_one();
+    if (ready_.empty()) continue;
+    execute(*ready_.pop(random_));
+    if (!cluster_ended_) continue;
+    cluster_ended_ = false;
+    clusters_.erase(std::find_if(clusters_.begin(), clusters_.end(),
+                                 [](const auto& cluster) { return cluster->running == 0; }));
   }
+  last_statistics = statistics_;
+}
+
+void Grid::store_later(const RemoteStore& store) {
+  if (schedule_.delivery == Delivery::eager) {
+    store.deliver(*this);
+  } else {
+    stores_.push_back(store);
+  }
+}
+
+void Grid::deliver_one() {
+  std::swap(stores_[random_.below(stores_.size())], stores_.back());
+  const RemoteStore store = stores_.back();
+  stores_.pop_back();
+  progress();
+  store.deliver(*this);
+}
+
+Meeting& Grid::meeting_of_all(Site site) {
+  if (!config_.cooperative)
+    throw Fault(FaultKind::launch, "grid_sync at " + site.str() + " in a launch that is not cooperative");
+  return everyone_;
 }
 
 void Grid::execute(Thread& thread) {
@@ -165,6 +208,7 @@ void Grid::execute(Thread& thread) {
   }
   current = &thread;
   registers = &thread.registers;
+  ++statistics_.switches;
   thread.fiber->resume();
   current = nullptr;
   registers = nullptr;
@@ -200,14 +244,46 @@ void Grid::thread_main(void* argument) {
   thread.state = ThreadState::exited;
 }
 
+void Grid::end_by_fault(Thread& thread, const Fault& fault) {
+  error_ = std::make_exception_ptr(fault);
+  thread.fiber->suspend();
+  std::abort();  // nobody resumes it
+}
+
 void Grid::exit_thread(Thread& thread) {
   Block& block = *thread.block;
   progress();
+  if (const Copy* copy = thread.copies.oldest_in_flight()) {
+    throw Fault(FaultKind::writes_in_flight,
+                thread.str() + " exits before the cp.async at " + copy->site.str() + " was waited for");
+  }
   block.warp_of(thread).leave(thread);
   block.everyone.leave(thread);
   block.cluster->everyone.leave(thread);
-  everyone_.leave(thread);
-  if (--block.running == 0) --block.cluster->running;
+  if (config_.cooperative) everyone_.leave(thread);
+  publish(thread).add_to(block.exits);
+  if (--block.running == 0) {
+    exit_block(block, thread);
+    cluster_ended_ = --block.cluster->running == 0;
+  }
+}
+
+void Grid::exit_block(Block& block, const Thread& last) {
+  const auto refuse = [&](const char* what, Site site) {
+    throw Fault(FaultKind::writes_in_flight, "block " + std::to_string(block.number) + " exits (" +
+                                                 last.str() + " after " + last.site.str() + ") while " +
+                                                 what + " at " + site.str() + " may be in flight");
+  };
+  for (const RemoteStore& store : stores_) {
+    if (store.target == &block) refuse("a st.async to it", store.access.site);
+    if (store.issuer == &block) refuse("its st.async", store.access.site);
+  }
+  if (!schedule_.races) return;
+  const ClockPtr known = block.exits.finish();
+  for (const auto& entry : block.remote) {
+    if (known->of(entry.first) < entry.second.time)
+      refuse("an access to or from a peer's shared memory", entry.second.site);
+  }
 }
 
 void Grid::wait(Thread& thread, const char* activity) {
@@ -249,15 +325,14 @@ void Grid::poll_failed(Thread& thread, Site site) {
     throw Fault(FaultKind::livelock, thread.str() + " polls at " + site.str() +
                                          " and nothing that runs can end it\n" + waiting_threads());
   }
-  // Whoever has the highest priority would else poll for ever.
-  if (schedule_.policy == Policy::priorities) thread.priority = random_.next() >> 40;
+  // Behind all others: whoever has the highest priority would else poll for ever.
+  if (schedule_.policy == Policy::priorities) thread.priority = --lowest_priority_;
   yield(thread);
 }
 
-void Grid::publish(Thread& thread, ClockBuilder& to) {
-  if (!schedule_.races) return;
-  to.join(thread.clock);
-  to.set(thread.actor(), thread.now++);
+Published Grid::publish(Thread& thread) {
+  if (!schedule_.races) return {};
+  return {thread.clock, thread.actor(), thread.engine(), thread.now++, thread.copies.known()};
 }
 
 void Grid::learn(Thread& thread, const ClockPtr& clock) {
@@ -288,14 +363,38 @@ std::string Grid::waiting_threads() const {
     result += "  " + place.first + ": " + std::to_string(place.second.second) + " threads, the first " +
               place.second.first + "\n";
   }
+  for (const auto& cluster : clusters_) {
+    for (const auto& block : cluster->blocks) {
+      for (const auto& entry : block->mbarriers) {
+        result += "  block " + std::to_string(block->number) + ", mbarrier at byte " +
+                  std::to_string(entry.first) + ": " + entry.second.str() + "\n";
+      }
+    }
+  }
   return result;
 }
 
-void Grid::report_deadlock() { throw Fault(FaultKind::deadlock, "every thread waits\n" + waiting_threads()); }
+void Grid::report_deadlock() {
+  for (const auto& cluster : clusters_) {
+    for (const auto& block : cluster->blocks) {
+      for (const auto& entry : block->mbarriers) {
+        const Mbarrier& mbarrier = entry.second;
+        if (mbarrier.pending == 0 && mbarrier.tx != 0 && !mbarrier.waiting.empty())
+          throw Fault(FaultKind::tx_count,
+                      "every thread waits, all arrived at an mbarrier whose bytes never "
+                      "come out even\n" +
+                          waiting_threads());
+      }
+    }
+  }
+  throw Fault(FaultKind::deadlock, "every thread waits\n" + waiting_threads());
+}
 
 void run_launch(const cuda::LaunchConfig& config, Grid::Body body, void* arguments) {
   if (current) throw std::logic_error("a launch from within an emulated kernel");
   std::lock_guard<std::mutex> lock(launch_mutex());
+  prepare_signal_stack();
+  GlobalMemory::start_launch();
   Grid grid(config, body, arguments, schedule());
   try {
     grid.run();

@@ -24,7 +24,7 @@ void Meeting::meet(Thread& thread, const char* reason, Site site, bool orders, E
                                                    ", but " + waiting_.front()->str() + " is in " + reason_ +
                                                    " at " + site_.str());
   }
-  if (orders) grid.publish(thread, clocks_);
+  if (orders) grid.publish(thread).add_to(clocks_);
   waiting_.push_back(&thread);
   if (waiting_.size() < members_.size()) {
     grid.wait(thread, reason);

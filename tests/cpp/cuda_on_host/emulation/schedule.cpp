@@ -41,6 +41,7 @@ Schedule Schedule::from_environment() {
       Delivery(choice("RNNFUSED_EMULATION_DELIVERY", int(result.delivery), "eager", "random", "late"));
   result.resident_clusters = int(number("RNNFUSED_EMULATION_RESIDENT", uint64_t(result.resident_clusters)));
   result.races = number("RNNFUSED_EMULATION_RACES", result.races) != 0;
+  result.stores_publish = number("RNNFUSED_EMULATION_STORES_PUBLISH", result.stores_publish) != 0;
   return result;
 }
 

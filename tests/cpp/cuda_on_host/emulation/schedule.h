@@ -24,9 +24,12 @@ struct Schedule {
   Delivery delivery = Delivery::random;
   int resident_clusters = 2;  // of a launch that is not cooperative; no kernel may rely on it
   bool races = true;          // look for accesses that no synchronisation orders
+  // Whether the end of a st.async orders what its thread did before it. Two buffers without "empty" barriers
+  // rest on that; without it, such a protocol is a race.
+  bool stores_publish = true;
 
   // RNNFUSED_EMULATION_SEED=<number>, _POLICY=round_robin|random|priorities, _DELIVERY=eager|random|late,
-  // _RESIDENT=<number>, _RACES=0|1
+  // _RESIDENT=<number>, _RACES=0|1, _STORES_PUBLISH=0|1
   static Schedule from_environment();
 };
 

@@ -40,6 +40,9 @@ class Shadow {
 
  private:
   struct Cell;
+  struct Readers;  // of a cell that several threads read at once
+  Readers& readers_of(Cell& cell);
+  uint32_t number_of(Site site);
   [[noreturn]] void report_race(const Thread& by, size_t offset, const char* is, const Access& access,
                                 const char* was, const Access& other) const;
   std::string place(size_t offset) const;
@@ -49,8 +52,9 @@ class Shadow {
   std::string name_;
   std::vector<uint8_t> written_;
   std::unique_ptr<Cell[], void (*)(void*)> cells_;  // zeroed pages until touched
-  std::vector<std::vector<Access>> more_readers_;   // for cells with several readers at once
-  std::vector<uint32_t> free_more_;
+  std::vector<Readers> readers_;
+  std::vector<uint32_t> free_readers_;
+  std::vector<Site> sites_;
 };
 
 }  // namespace emulation

@@ -1,0 +1,161 @@
+#include "emulation/global.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "emulation/machine.h"
+#include "emulation/page_faults.h"
+
+namespace rnnfused {
+namespace emulation {
+namespace {
+
+// Read by a signal handler, so that it is an array of atomics and not a container.
+constexpr size_t kMaxMemories = 4096;
+std::atomic<GlobalMemory*> memories[kMaxMemories];
+
+void add(GlobalMemory* memory) {
+  for (auto& slot : memories) {
+    GlobalMemory* empty = nullptr;
+    if (slot.compare_exchange_strong(empty, memory)) return;
+  }
+  throw std::length_error("more than 4096 registered buffers");
+}
+
+void remove(GlobalMemory* memory) {
+  for (auto& slot : memories) {
+    GlobalMemory* expected = memory;
+    if (slot.compare_exchange_strong(expected, nullptr)) return;
+  }
+}
+
+size_t page_bytes() {
+  static const auto bytes = size_t(sysconf(_SC_PAGESIZE));
+  return bytes;
+}
+
+}  // namespace
+
+GlobalMemory::GlobalMemory(const void* begin, size_t bytes, std::string name, Contents contents)
+    : begin_(const_cast<unsigned char*>(static_cast<const unsigned char*>(begin))),
+      bytes_(bytes),
+      name_(std::move(name)),
+      shadow_(std::make_unique<Shadow>(bytes, true)) {
+  shadow_->name("global buffer '" + name_ + "'");
+  set_contents(contents);
+  add(this);
+}
+
+GlobalMemory::GlobalMemory(size_t bytes, std::string name, Contents contents)
+    : bytes_(bytes), name_(std::move(name)), shadow_(std::make_unique<Shadow>(bytes, true)) {
+  const size_t page = page_bytes(), aligned = (bytes + 15) / 16 * 16;
+  const size_t inner = std::max((aligned + page - 1) / page, size_t(1)) * page;
+  mapping_bytes_ = inner + 2 * page;
+  mapping_ = mmap(nullptr, mapping_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapping_ == MAP_FAILED) throw std::bad_alloc();
+  auto* first = static_cast<unsigned char*>(mapping_) + page;
+  mprotect(first, inner, PROT_READ | PROT_WRITE);
+  std::memset(first, 0xff, inner);
+  begin_ = first + inner - aligned;
+  shadow_->name("global buffer '" + name_ + "'");
+  set_contents(contents);
+  catch_page_faults();
+  add(this);
+}
+
+GlobalMemory::~GlobalMemory() {
+  remove(this);
+  if (mapping_) munmap(mapping_, mapping_bytes_);
+}
+
+void GlobalMemory::set_contents(Contents contents) {
+  if (bytes_) shadow_->set_written(0, bytes_, contents == Contents::written);
+}
+
+bool GlobalMemory::guards(const void* address) const {
+  const auto* at = static_cast<const unsigned char*>(address);
+  const auto* first = static_cast<const unsigned char*>(mapping_);
+  return mapping_ && at >= first && at < first + mapping_bytes_ &&
+         (at < first + page_bytes() || at >= first + mapping_bytes_ - page_bytes());
+}
+
+GlobalMemory* GlobalMemory::of(const void* address) {
+  const auto* at = static_cast<const unsigned char*>(address);
+  for (auto& slot : memories) {
+    GlobalMemory* memory = slot.load(std::memory_order_acquire);
+    // One past the end is a pointer into it, and empty buffers have one as well.
+    if (memory && ((at >= memory->begin_ && at < memory->begin_ + std::max<size_t>(memory->bytes_, 1)) ||
+                   memory->guards(address)))
+      return memory;
+  }
+  return nullptr;
+}
+
+void GlobalMemory::start_launch() {
+  for (auto& slot : memories) {
+    GlobalMemory* memory = slot.load(std::memory_order_acquire);
+    if (!memory || !memory->accessed_) continue;
+    memory->shadow_->forget_accesses();
+    memory->accessed_ = false;
+  }
+}
+
+void GlobalMemory::access(const Thread& thread, const void* address, size_t bytes, Site site, AccessMode mode,
+                          bool atomic) {
+  const auto* at = static_cast<const unsigned char*>(address);
+  const std::ptrdiff_t offset = at - begin_;
+  if (offset < 0 || size_t(offset) + bytes > bytes_)
+    throw Fault(FaultKind::global_bounds, thread.str() + (mode == AccessMode::read ? " reads " : " writes ") +
+                                              std::to_string(bytes) + " bytes at byte " +
+                                              std::to_string(offset) + " of " + std::to_string(bytes_) +
+                                              " of global buffer '" + name_ + "' at " + site.str());
+  accessed_ = true;
+  Access access = thread.access(site);
+  access.atomic = atomic;
+  if (mode == AccessMode::read) {
+    shadow_->read(thread, size_t(offset), bytes, access);
+  } else {
+    shadow_->write(thread, size_t(offset), bytes, access);
+  }
+}
+
+void check_global(Thread& thread, const void* address, size_t bytes, Site site, AccessMode mode,
+                  bool atomic) {
+  thread.site = site;
+  if (bytes == 0) return;
+  if (GlobalMemory* memory = GlobalMemory::of(address))
+    memory->access(thread, address, bytes, site, mode, atomic);
+}
+
+namespace {
+
+void check(const GlobalPlace& place, size_t bytes, Site site, AccessMode mode) {
+  Thread& thread = running();
+  thread.site = site;
+  if (reinterpret_cast<uintptr_t>(place.address) % bytes != 0 && (bytes & (bytes - 1)) == 0)
+    throw Fault(FaultKind::misaligned, thread.str() + " accesses " + std::to_string(bytes) +
+                                           " bytes at a misaligned global address at " + site.str());
+  if (place.memory) place.memory->access(thread, place.address, bytes, site, mode, false);
+}
+
+}  // namespace
+
+void GlobalPlace::read(void* value, size_t bytes, Site site) const {
+  check(*this, bytes, site, AccessMode::read);
+  std::memcpy(value, address, bytes);
+}
+
+void GlobalPlace::write(const void* value, size_t bytes, Site site) const {
+  check(*this, bytes, site, AccessMode::write);
+  std::memcpy(address, value, bytes);
+}
+
+}  // namespace emulation
+}  // namespace rnnfused

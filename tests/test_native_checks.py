@@ -1,4 +1,4 @@
-"""The native boundary trusts nobody: every check of csrc/torch/ops.cpp, tripped."""
+"""The native boundary trusts nobody: every check of csrc/torch/inputs.cpp, tripped."""
 
 from __future__ import annotations
 

@@ -181,8 +181,9 @@ TEST_CASE("mistakes between the blocks of a grid are reported") {
 TEST_CASE("mistakes between producer and consumer are reported") {
   using Kind = FaultKind;
   const char* file = "kernels.h";
-  must_report({Kind::mbarrier_state, Kind::race}, file, 0, run_hand_over<Plant::no_sync>);
-  must_report({Kind::race}, file, 2, run_hand_over<Plant::ignores_release>);
+  must_report({Kind::mbarrier_state, Kind::race}, file, 1, run_hand_over<Plant::no_sync>);
+  must_report({Kind::race, Kind::mbarrier_phase, Kind::unwritten}, file, 1,
+              run_hand_over<Plant::ignores_release>);
   must_report({Kind::deadlock}, file, 1, run_hand_over<Plant::never_releases>);
 }
 

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "emulation/machine.h"
-#include "emulation/page_faults.h"
 
 namespace rnnfused {
 namespace emulation {
@@ -36,10 +35,8 @@ void remove(GlobalMemory* memory) {
   }
 }
 
-size_t page_bytes() {
-  static const auto bytes = size_t(sysconf(_SC_PAGESIZE));
-  return bytes;
-}
+// Inaccessible on either side, for indices that are off by more than one; address space costs nothing.
+constexpr size_t kGuardBytes = 1 << 20;
 
 }  // namespace
 
@@ -55,18 +52,18 @@ GlobalMemory::GlobalMemory(const void* begin, size_t bytes, std::string name, Co
 
 GlobalMemory::GlobalMemory(size_t bytes, std::string name, Contents contents)
     : bytes_(bytes), name_(std::move(name)), shadow_(std::make_unique<Shadow>(bytes, true)) {
-  const size_t page = page_bytes(), aligned = (bytes + 15) / 16 * 16;
+  const auto page = size_t(sysconf(_SC_PAGESIZE));
+  const size_t aligned = (bytes + 15) / 16 * 16;
   const size_t inner = std::max((aligned + page - 1) / page, size_t(1)) * page;
-  mapping_bytes_ = inner + 2 * page;
-  mapping_ = mmap(nullptr, mapping_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  mapping_bytes_ = inner + 2 * kGuardBytes;
+  mapping_ = mmap(nullptr, mapping_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping_ == MAP_FAILED) throw std::bad_alloc();
-  auto* first = static_cast<unsigned char*>(mapping_) + page;
+  auto* first = static_cast<unsigned char*>(mapping_) + kGuardBytes;
   mprotect(first, inner, PROT_READ | PROT_WRITE);
   std::memset(first, 0xff, inner);
   begin_ = first + inner - aligned;
   shadow_->name("global buffer '" + name_ + "'");
   set_contents(contents);
-  catch_page_faults();
   add(this);
 }
 
@@ -83,7 +80,7 @@ bool GlobalMemory::guards(const void* address) const {
   const auto* at = static_cast<const unsigned char*>(address);
   const auto* first = static_cast<const unsigned char*>(mapping_);
   return mapping_ && at >= first && at < first + mapping_bytes_ &&
-         (at < first + page_bytes() || at >= first + mapping_bytes_ - page_bytes());
+         (at < first + kGuardBytes || at >= first + mapping_bytes_ - kGuardBytes);
 }
 
 GlobalMemory* GlobalMemory::of(const void* address) {

@@ -73,7 +73,7 @@ Actor Thread::actor() const { return actor_of(block->number, number); }
 
 Actor Thread::engine() const { return actor_of(block->number, uint32_t(block->threads.size()) + number); }
 
-Actor Block::actor_of_mbarrier(const Mbarrier& mbarrier) const {
+Actor Block::actor_of_mbarrier(const MbarrierState& mbarrier) const {
   return actor_of(number, uint32_t(2 * threads.size()) + mbarrier.number);
 }
 
@@ -378,7 +378,7 @@ void Grid::report_deadlock() {
   for (const auto& cluster : clusters_) {
     for (const auto& block : cluster->blocks) {
       for (const auto& entry : block->mbarriers) {
-        const Mbarrier& mbarrier = entry.second;
+        const MbarrierState& mbarrier = entry.second;
         if (mbarrier.pending == 0 && mbarrier.tx != 0 && !mbarrier.waiting.empty())
           throw Fault(FaultKind::tx_count,
                       "every thread waits, all arrived at an mbarrier whose bytes never "
@@ -393,7 +393,7 @@ void Grid::report_deadlock() {
 void run_launch(const cuda::LaunchConfig& config, Grid::Body body, void* arguments) {
   if (current) throw std::logic_error("a launch from within an emulated kernel");
   std::lock_guard<std::mutex> lock(launch_mutex());
-  prepare_signal_stack();
+  const PageFaultHandler handler;
   GlobalMemory::start_launch();
   Grid grid(config, body, arguments, schedule());
   try {

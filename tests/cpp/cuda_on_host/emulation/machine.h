@@ -80,14 +80,14 @@ struct Block {
   std::vector<Meeting> warps;
   Meeting everyone;
   std::unique_ptr<SharedMemory> shared;
-  std::map<std::ptrdiff_t, Mbarrier> mbarriers;  // by offset in shared memory
+  std::map<std::ptrdiff_t, MbarrierState> mbarriers;  // by offset in shared memory
 
   // What must be known to have ended when the block exits: the last access of each peer to its memory, and
   // asynchronous stores to it and from it.
   std::unordered_map<Actor, Access> remote;
   ClockBuilder exits;
 
-  Actor actor_of_mbarrier(const Mbarrier& mbarrier) const;
+  Actor actor_of_mbarrier(const MbarrierState& mbarrier) const;
   Meeting& warp_of(const Thread& thread) { return warps[thread.number / 32]; }
 };
 

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "emulation/global.h"
@@ -83,19 +82,7 @@ std::string instruction_name(const void* instruction) {
   return text;
 }
 
-}  // namespace
-
-void catch_page_faults() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    struct sigaction action = {};
-    action.sa_sigaction = handle;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGSEGV, &action, &previous_segv);
-    sigaction(SIGBUS, &action, &previous_bus);
-  });
-}
-
+// Of this OS thread: a fiber whose stack has overflowed has none to handle it on.
 void prepare_signal_stack() {
   static thread_local std::unique_ptr<char[]> memory;
   stack_t stack = {};
@@ -106,6 +93,22 @@ void prepare_signal_stack() {
   stack.ss_size = kBytes;
   stack.ss_flags = 0;
   sigaltstack(&stack, nullptr);
+}
+
+}  // namespace
+
+PageFaultHandler::PageFaultHandler() {
+  prepare_signal_stack();
+  struct sigaction action = {};
+  action.sa_sigaction = handle;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  sigaction(SIGSEGV, &action, &previous_segv);
+  sigaction(SIGBUS, &action, &previous_bus);
+}
+
+PageFaultHandler::~PageFaultHandler() {
+  sigaction(SIGSEGV, &previous_segv, nullptr);
+  sigaction(SIGBUS, &previous_bus, nullptr);
 }
 
 void end_thread_by_fault() {

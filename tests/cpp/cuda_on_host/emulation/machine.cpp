@@ -244,12 +244,6 @@ void Grid::thread_main(void* argument) {
   thread.state = ThreadState::exited;
 }
 
-void Grid::end_by_fault(Thread& thread, const Fault& fault) {
-  error_ = std::make_exception_ptr(fault);
-  thread.fiber->suspend();
-  std::abort();  // nobody resumes it
-}
-
 void Grid::exit_thread(Thread& thread) {
   Block& block = *thread.block;
   progress();

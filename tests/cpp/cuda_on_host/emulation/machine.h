@@ -118,7 +118,7 @@ class Grid {
   void poll_failed(Thread& thread, Site site);
   void progress() { failed_polls_ = 0; }
 
-  [[noreturn]] void end_by_fault(Thread& thread, const Fault& fault);  // where no exception can be thrown
+  void set_error(const Fault& fault) { error_ = std::make_exception_ptr(fault); }  // instead of a throw
   void store_later(const RemoteStore& store);
   Meeting& meeting_of_all(Site site);
   ClockPtr& clock_at(const void* address) { return clocks_[address]; }  // of a word of global memory

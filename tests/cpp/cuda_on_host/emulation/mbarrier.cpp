@@ -154,10 +154,12 @@ void store_async(Block* target, std::ptrdiff_t offset, const void* value, size_t
   target->remote[access.actor] = access;
   thread.block->remote[access.actor] = access;
 
-  RemoteStore store = {thread.block, target, offset, place.offset(), {}, bytes, mbarrier.phase, access, {}};
-  if (grid.settings().stores_publish) store.published = grid.publish(thread);
-  std::memcpy(store.value, value, bytes);
-  grid.store_later(store);
+  {
+    RemoteStore store = {thread.block, target, offset, place.offset(), {}, bytes, mbarrier.phase, access, {}};
+    if (grid.settings().stores_publish) store.published = grid.publish(thread);
+    std::memcpy(store.value, value, bytes);
+    grid.store_later(store);
+  }
   grid.may_switch(thread);
 }
 

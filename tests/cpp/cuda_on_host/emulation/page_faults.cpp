@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
 
@@ -113,13 +114,19 @@ PageFaultHandler::~PageFaultHandler() {
 
 void end_thread_by_fault() {
   Thread& thread = running();
-  const auto offset = static_cast<const unsigned char*>(fault_address) - fault_memory->begin();
-  thread.block->cluster->grid->end_by_fault(
-      thread, Fault(FaultKind::global_bounds,
-                    thread.str() + " accesses byte " + std::to_string(offset) + " of " +
-                        std::to_string(fault_memory->bytes()) + " of global buffer '" + fault_memory->name() +
-                        "' by the instruction at " + instruction_name(fault_instruction) +
-                        "; its last emulated call was at " + thread.site.str()));
+  Grid& grid = *thread.block->cluster->grid;
+  {
+    // Destroyed here: nobody comes back to this stack.
+    const auto offset = static_cast<const unsigned char*>(fault_address) - fault_memory->begin();
+    grid.set_error(
+        Fault(FaultKind::global_bounds, thread.str() + " accesses byte " + std::to_string(offset) + " of " +
+                                            std::to_string(fault_memory->bytes()) + " of global buffer '" +
+                                            fault_memory->name() + "' by the instruction at " +
+                                            instruction_name(fault_instruction) +
+                                            "; its last emulated call was at " + thread.site.str()));
+  }
+  thread.fiber->suspend();
+  std::abort();  // nobody resumes it
 }
 
 }  // namespace emulation

@@ -69,9 +69,21 @@ TEST_CASE("plain accesses beyond a guarded buffer are reported") {
     CHECK((fault_of([&] { run(0, 2); }, &report) == FaultKind::global_bounds));
     CHECK(contains(report, "global buffer 'the output'"));
     // Before the buffer is what is left of its first page, and then the other guard.
+    CHECK((fault_of([&] { run(0, -1); }, &report) == FaultKind::global_bounds));
+    CHECK(contains(report, "wrote at byte -4 of 256 of global buffer 'the output'"));
     CHECK((fault_of([&] { run(0, -4096); }, &report) == FaultKind::global_bounds));
     CHECK(contains(report, "global buffer 'the output'"));
   });
+}
+
+TEST_CASE("a buffer that ends between two vectors is guarded as well") {
+  const GlobalBuffer<float> in(6, "in"), out(6, "out");
+  launch(one_block(6), nullptr, copy_plain, in.data(), out.data(), 0, 0);
+  std::string report;
+  const auto run = [&] { launch(one_block(6), nullptr, copy_plain, in.data(), out.data(), -1, 1); };
+  in[4] = 1;
+  CHECK((fault_of(run, &report) == FaultKind::global_bounds));
+  CHECK(contains(report, "wrote at byte 24 of 24 of global buffer 'out'"));
 }
 
 template <class Body>
@@ -233,8 +245,9 @@ __global__ void reverse(float* data) {
   const unsigned i = threadIdx.x;
   shared[i] = data[i];
   block_sync();
-  const float value = shared[blockDim.x - 1 - i];
-  data[i] = value;
+  shared[blockDim.x + i] = shared[blockDim.x - 1 - i];
+  shared[blockDim.x + i] += 1;
+  data[i] = shared[blockDim.x + i] - 1.0f;
 }
 
 TEST_CASE("several threads of the operating system launch at once") {
@@ -243,7 +256,7 @@ TEST_CASE("several threads of the operating system launch at once") {
   for (auto& own : data) {
     std::iota(own.begin(), own.end(), 0.0f);
     threads.emplace_back([&own] {
-      for (int k = 0; k < 21; ++k) launch(one_block(256, 1024), nullptr, reverse, own.data());
+      for (int k = 0; k < 21; ++k) launch(one_block(256, 2048), nullptr, reverse, own.data());
     });
   }
   for (auto& thread : threads) thread.join();

@@ -104,6 +104,30 @@ void GlobalMemory::start_launch() {
   }
 }
 
+void GlobalMemory::end_launch() {
+  for (auto& slot : memories) {
+    const GlobalMemory* memory = slot.load(std::memory_order_acquire);
+    if (memory && memory->mapping_) memory->check_surroundings();
+  }
+}
+
+// What is accessible beside the buffer, since pages are larger and vectors are aligned, has kept its pattern.
+void GlobalMemory::check_surroundings() const {
+  auto* first = static_cast<unsigned char*>(mapping_) + kGuardBytes;
+  auto* end = static_cast<unsigned char*>(mapping_) + mapping_bytes_ - kGuardBytes;
+  const auto check = [&](unsigned char* from, unsigned char* to) {
+    for (unsigned char* at = from; at < to; ++at) {
+      if (*at == 0xff) continue;
+      std::memset(from, 0xff, size_t(to - from));  // reported once
+      throw Fault(FaultKind::global_bounds, "a thread wrote at byte " + std::to_string(at - begin_) + " of " +
+                                                std::to_string(bytes_) + " of global buffer '" + name_ +
+                                                "'; found when the launch had ended");
+    }
+  };
+  check(first, begin_);
+  check(begin_ + bytes_, end);
+}
+
 void GlobalMemory::access(const Thread& thread, const void* address, size_t bytes, Site site, AccessMode mode,
                           bool atomic) {
   const auto* at = static_cast<const unsigned char*>(address);

@@ -43,6 +43,7 @@ class GlobalMemory {
 
   static GlobalMemory* of(const void* address);  // registered, or null
   static void start_launch();                    // a launch waits for all accesses before it
+  static void end_launch();                      // a fault where somebody wrote beside a guarded allocation
 
   // Checks; the caller moves the bytes.
   void access(const Thread& thread, const void* address, size_t bytes, Site site, AccessMode mode,
@@ -56,6 +57,8 @@ class GlobalMemory {
   size_t mapping_bytes_ = 0;
   std::unique_ptr<Shadow> shadow_;
   bool accessed_ = false;
+
+  void check_surroundings() const;
 };
 
 // Checks an access that may be to registered memory.

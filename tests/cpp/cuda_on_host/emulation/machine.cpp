@@ -13,7 +13,7 @@
 namespace rnnfused {
 namespace emulation {
 
-thread_local const Registers* registers = nullptr;
+__thread const Registers* registers = nullptr;
 
 namespace {
 
@@ -392,6 +392,7 @@ void run_launch(const cuda::LaunchConfig& config, Grid::Body body, void* argumen
   Grid grid(config, body, arguments, schedule());
   try {
     grid.run();
+    GlobalMemory::end_launch();
   } catch (...) {
     grid.abandon();
     throw;

@@ -240,6 +240,19 @@ TEST_CASE("whether a protocol rests on st.async ordering what was before it") {
   });
 }
 
+__global__ void store_to_itself() {
+  const Shared<float> value = shared_memory<float>(0);
+  const Shared<Mbarrier> full = shared_memory<Mbarrier>(16);
+  mbarrier_init(full, 1);
+  fence_mbarrier_init();
+  cluster_sync();
+  PLANTED(st_async(cluster_map(value, 0), 1.0f, cluster_map(full, 0)));
+}
+
+TEST_CASE("asynchronous stores need a cluster") {
+  must_report_here(FaultKind::launch, 1, [] { launch(one_block(1, 32), nullptr, store_to_itself); });
+}
+
 __global__ void reverse(float* data) {
   const Shared<float> shared = shared_memory<float>(0);
   const unsigned i = threadIdx.x;

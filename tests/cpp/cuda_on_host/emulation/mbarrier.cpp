@@ -148,6 +148,9 @@ void store_async(Block* target, std::ptrdiff_t offset, const void* value, size_t
   if (place.block() != target)
     misuse(FaultKind::mbarrier_state, thread, *place.block(), place.offset(), site,
            "is not in the block that is stored to");
+  if (thread.block->cluster->blocks.size() == 1)
+    throw Fault(FaultKind::launch, thread.str() + " calls st_async at " + site.str() +
+                                       ", which PTX leaves undefined in a cluster of one block");
   const Access access = {target->actor_of_mbarrier(mbarrier), mbarrier.phase + 1, site, false};
   memory.shadow.write_later(thread, size_t(offset), bytes, access);
   // Neither end may exit before it knows the end of this phase.

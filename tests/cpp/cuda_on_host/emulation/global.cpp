@@ -19,17 +19,27 @@ namespace {
 // Read by a signal handler, so that it is an array of atomics and not a container.
 constexpr size_t kMaxMemories = 4096;
 std::atomic<GlobalMemory*> memories[kMaxMemories];
+std::atomic<size_t> memories_used{0};  // slots from here on were never used
+
+// For loops over the slots that may hold something.
+struct Slots {
+  std::atomic<GlobalMemory*>* begin() const { return memories; }
+  std::atomic<GlobalMemory*>* end() const { return memories + memories_used.load(); }
+};
 
 void add(GlobalMemory* memory) {
-  for (auto& slot : memories) {
+  for (size_t i = 0; i < kMaxMemories; ++i) {
     GlobalMemory* empty = nullptr;
-    if (slot.compare_exchange_strong(empty, memory)) return;
+    size_t used = memories_used.load();
+    while (used <= i && !memories_used.compare_exchange_weak(used, i + 1)) {
+    }
+    if (memories[i].compare_exchange_strong(empty, memory)) return;
   }
   throw std::length_error("more than 4096 registered buffers");
 }
 
 void remove(GlobalMemory* memory) {
-  for (auto& slot : memories) {
+  for (auto& slot : Slots()) {
     GlobalMemory* expected = memory;
     if (slot.compare_exchange_strong(expected, nullptr)) return;
   }
@@ -85,7 +95,7 @@ bool GlobalMemory::guards(const void* address) const {
 
 GlobalMemory* GlobalMemory::of(const void* address) {
   const auto* at = static_cast<const unsigned char*>(address);
-  for (auto& slot : memories) {
+  for (auto& slot : Slots()) {
     GlobalMemory* memory = slot.load(std::memory_order_acquire);
     // One past the end is a pointer into it, and empty buffers have one as well.
     if (memory && ((at >= memory->begin_ && at < memory->begin_ + std::max<size_t>(memory->bytes_, 1)) ||
@@ -96,7 +106,7 @@ GlobalMemory* GlobalMemory::of(const void* address) {
 }
 
 void GlobalMemory::start_launch() {
-  for (auto& slot : memories) {
+  for (auto& slot : Slots()) {
     GlobalMemory* memory = slot.load(std::memory_order_acquire);
     if (!memory || !memory->accessed_) continue;
     memory->shadow_->forget_accesses();
@@ -105,7 +115,7 @@ void GlobalMemory::start_launch() {
 }
 
 void GlobalMemory::end_launch() {
-  for (auto& slot : memories) {
+  for (auto& slot : Slots()) {
     const GlobalMemory* memory = slot.load(std::memory_order_acquire);
     if (memory && memory->mapping_) memory->check_surroundings();
   }

@@ -115,6 +115,17 @@ TEST_CASE("right protocols are right under every schedule") {
   });
 }
 
+TEST_CASE("and without the race detector") {
+  under_all_schedules(1, [] {
+    schedule().races = false;
+    run_sum_rows<Plant::none>();
+    run_add_neighbours<Plant::none>();
+    run_exchange_in_cluster<Plant::none>(3);
+    run_exchange_in_grid<Plant::none>();
+    run_hand_over<Plant::none>();
+  });
+}
+
 TEST_CASE("the grid's barrier") {
   under_all_schedules(3, [] {
     const auto in = ramp(3 * 64);

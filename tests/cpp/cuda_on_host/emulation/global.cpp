@@ -105,10 +105,12 @@ GlobalMemory* GlobalMemory::of(const void* address) {
   return nullptr;
 }
 
-void GlobalMemory::start_launch() {
+void GlobalMemory::start_launch(bool races) {
   for (auto& slot : Slots()) {
     GlobalMemory* memory = slot.load(std::memory_order_acquire);
-    if (!memory || !memory->accessed_) continue;
+    if (!memory) continue;
+    memory->shadow_->look_for_races(races);
+    if (!memory->accessed_) continue;
     memory->shadow_->forget_accesses();
     memory->accessed_ = false;
   }

@@ -42,7 +42,7 @@ class GlobalMemory {
   bool guards(const void* address) const;  // whether it lies in the inaccessible pages
 
   static GlobalMemory* of(const void* address);  // registered, or null
-  static void start_launch();                    // a launch waits for all accesses before it
+  static void start_launch(bool races);          // a launch waits for all accesses before it
   static void end_launch();                      // a fault where somebody wrote beside a guarded allocation
 
   // Checks; the caller moves the bytes.

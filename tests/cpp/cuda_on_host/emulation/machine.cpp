@@ -289,6 +289,7 @@ void Grid::wait(Thread& thread, const char* activity) {
 
 void Grid::wake(Thread& thread) {
   thread.state = ThreadState::ready;
+  thread.activity = nullptr;
   ready_.push(&thread, thread.priority);
 }
 
@@ -388,7 +389,7 @@ void run_launch(const cuda::LaunchConfig& config, Grid::Body body, void* argumen
   if (current) throw std::logic_error("a launch from within an emulated kernel");
   std::lock_guard<std::mutex> lock(launch_mutex());
   const PageFaultHandler handler;
-  GlobalMemory::start_launch();
+  GlobalMemory::start_launch(schedule().races);
   Grid grid(config, body, arguments, schedule());
   try {
     grid.run();

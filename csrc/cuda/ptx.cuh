@@ -3,6 +3,10 @@
 // PTX instruction, and from which architecture it has it; where the architecture lacks it, it traps.
 #pragma once
 
+#if !defined(__CUDACC__)
+#error "for nvcc; on the host, link rnnfused_cuda_emulation before what adds csrc to the include path"
+#endif
+
 #include <cooperative_groups.h>
 
 #include <cstddef>

@@ -83,7 +83,7 @@ class Buffers {
   void* empty(Type type, Index n) { return bytes(n * bytes_of(type)); }
   void* filled(Type type, Index n) {
     void* data = empty(type, n);
-    for (Index i = 0; i < n; ++i) set_number(data, type, i, 0.01 * double(++drawn_ % 97 - 48));
+    for (Index i = 0; i < n; ++i) set_number(data, type, i, 0.003 * double(++drawn_ % 97 - 48));
     return data;
   }
 

@@ -69,8 +69,9 @@ def cuda_options(environment: Mapping[str, str]) -> list[str]:
     wanted, archs = environment.get("RNNFUSED_CUDA", ""), environment.get("RNNFUSED_CUDA_ARCHS", "")
     if wanted not in ("", "0", "1"):
         fail(f"RNNFUSED_CUDA: expected 0 or 1, got {wanted!r}")
-    options = [f"-DRNNFUSED_CUDA={({'': 'AUTO', '0': 'OFF', '1': 'ON'})[wanted]}"]
-    return [*options, f"-DRNNFUSED_CUDA_ARCHS={archs}"] if archs else options
+    # Both are always given, so that nothing of an earlier build stays.
+    switch = {"": "AUTO", "0": "OFF", "1": "ON"}[wanted]
+    return [f"-DRNNFUSED_CUDA={switch}", f"-DRNNFUSED_CUDA_ARCHS={archs}"]
 
 
 def run(*command: str | Path) -> None:

@@ -21,10 +21,10 @@ def empty_cache() -> None:
 def _cuda() -> str:
     if build_info.cuda is None:
         return "not built (nvcc was not found, or RNNFUSED_CUDA=0)"
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    count = torch.cuda.device_count()  # which does not start CUDA: this may run before a fork
     return (
         f"stepwise driver (nvcc {build_info.cuda} for {', '.join(build_info.cuda_archs)}); "
-        f"{', '.join(devices) or 'no device'}"
+        f"{count or 'no'} device{'s' if count > 1 else ''}"
     )
 
 

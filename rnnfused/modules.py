@@ -84,8 +84,8 @@ class _Sequence(torch.nn.RNNBase):
 
         input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, or a PackedSequence. hx: the initial
         states, never batch-first: h [L D, B, P], for LSTM (h, c) with c [L D, B, H]; zeros if None. Returns
-        the output, laid out as the input with D P features, and the final states. Raises torch.nn's
-        exceptions with torch.nn's messages.
+        the output, laid out as the input with D P features, and the final states. float32 and float64; on a
+        GPU float16 and bfloat16 too. Raises torch.nn's exceptions with torch.nn's messages.
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
@@ -157,7 +157,7 @@ class RNN(_OneState):
 
     RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, device=None, dtype=None, recompute=False): recompute changes nothing, since an RNN
-    keeps nothing beside its output. Shapes: see `forward`. float32 and float64.
+    keeps nothing beside its output. Shapes and dtypes: see `forward`.
     """
 
     _kind = "RNN"
@@ -180,7 +180,7 @@ class GRU(_OneState):
 
     GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
     device=None, dtype=None, recompute=False): recompute keeps no gates for backward, which rebuilds them.
-    Shapes: see `forward`. float32 and float64.
+    Shapes and dtypes: see `forward`.
     """
 
     _kind = "GRU"
@@ -196,7 +196,7 @@ class LSTM(_Sequence):
 
     LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, proj_size=0, device=None, dtype=None, recompute=False): recompute keeps only the
-    output and c for backward, which rebuilds the gates. Shapes: see `forward`. float32 and float64.
+    output and c for backward, which rebuilds the gates. Shapes and dtypes: see `forward`.
     """
 
     _kind = "LSTM"

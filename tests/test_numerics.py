@@ -88,6 +88,21 @@ def test_infinity_and_nan_spread_as_in_torch(kind: str, value: float) -> None:
         torch.testing.assert_close(got[name], truth, rtol=FLOAT64, atol=FLOAT64, equal_nan=True)
 
 
+def test_an_infinite_gradient_reaches_the_biases_as_in_torch() -> None:
+    theirs = torch.nn.RNN(3, 21, nonlinearity="relu", dtype=torch.float64)
+    ours = rnnfused.RNN(3, 21, nonlinearity="relu", dtype=torch.float64)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(6, 4, 3, dtype=torch.float64)
+    dy = torch.randn(6, 4, 21, dtype=torch.float64)
+    dy[2, 1, :7] = float("inf")
+    for module in (theirs, ours):
+        module(x)[0].backward(dy)
+    assert theirs.bias_ih_l0.grad.isinf().any()
+    for name in ("bias_ih_l0", "bias_hh_l0"):
+        want, got = getattr(theirs, name).grad, getattr(ours, name).grad
+        torch.testing.assert_close(got, want, rtol=FLOAT64, atol=FLOAT64, equal_nan=True)
+
+
 def test_calls_from_many_threads_at_once() -> None:
     module = rnnfused.LSTM(40, 70)
     x = torch.randn(20, 6, 40)

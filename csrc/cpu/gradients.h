@@ -386,8 +386,10 @@ class ParameterGradients {
     if (!out) return;
     const Index H = args_.shape.hidden;
     for (Index a = feeds; a < feeds + G; ++a) {
-      const V total = load<V>(sums + 2 * a * L) + load<V>(sums + (2 * a + 1) * L);
-      store(out + Cell::gate_of[a] * H + block * L, total, lanes_in<T>(block, H));
+      const V total = load<V>(sums + 2 * a * L), lost = load<V>(sums + (2 * a + 1) * L);
+      // An infinite sum has lost NaN.
+      const V sum = total - total == T(0) ? total + lost : total;
+      store(out + Cell::gate_of[a] * H + block * L, sum, lanes_in<T>(block, H));
     }
   }
 

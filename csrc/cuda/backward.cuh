@@ -11,6 +11,7 @@ namespace rnnfused::cuda {
 // are active at the next position, `before` at the previous one, whose first row is `row_before`.
 struct BackwardRows {
   Index active, after, before, row, row_before;
+  Index gates_row;  // the first row among those whose gates are there
 };
 
 // Gradient of h after the position, for rows that are active there; and for rows that start at the next
@@ -38,7 +39,7 @@ template <class T>
 struct BackwardStep {
   BackwardRows at[kMaxDirections];
   Index batch, hidden;
-  const Compute<T>* gates;  // what the cell taped [D, rows, A, H]
+  const Compute<T>* gates;  // what the cell taped, or would have [D, rows, A, H]
   Index gates_stride;       // of a direction
   const Compute<T>* cell;   // c of every row [D, rows, H]
   Index cell_stride;
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(kBlockThreads) backward_step(BackwardStep<T> s
       load(b < at.before ? cell + (at.row_before + b) * H : s.c0 + state, prev[1]);
       load(s.dc + state, dnext[1]);
     }
-    const C* tape = s.gates + d * s.gates_stride + (at.row + b) * A * H + unit;
+    const C* tape = s.gates + d * s.gates_stride + (at.gates_row + b) * A * H + unit;
     RNNFUSED_UNROLL
     for (int a = 0; a < Cell::taped; ++a) load(tape + a * H, taped[a]);
 

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -43,7 +44,9 @@ inline void check(cudaError_t error) {
       break;
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorInvalidDeviceFunction:
-      reason = "rnnfused was not built for this device's architecture";
+      reason =
+          "rnnfused was not built for this device's architecture (build it again with "
+          "RNNFUSED_CUDA_ARCHS, or without it for all)";
       break;
     case cudaErrorMemoryAllocation:
       reason = "the device is out of memory";
@@ -60,6 +63,13 @@ inline void check(cudaError_t error) {
 }
 
 }  // namespace launch_detail
+
+// Zeroes `count` elements on `stream`.
+template <class T>
+void clear(T* data, int64_t count, Stream stream) {
+  launch_detail::check(
+      cudaMemsetAsync(data, 0, size_t(count) * sizeof(T), static_cast<cudaStream_t>(stream)));
+}
 
 // Starts `kernel` on `stream`; throws std::runtime_error where it can not be started.
 template <class... P, class... A>

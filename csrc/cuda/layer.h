@@ -30,15 +30,15 @@ struct Layer {
   const void* bias[kMaxDirections];        // [G * H] or null
   const void* projection;                  // [D, P, H] or null
   bool recompute;                          // whether backward rebuilds the gates
-  void* scratch;                           // as many bytes as the driver asks for
+  Index chunk_bytes;  // of gates not taped that are held at once, where one step does not take more
+  void* scratch;      // as many bytes as the driver asks for
 };
 
 struct ForwardLayer : Layer {
-  Index chunk_bytes;  // of gates that inference holds at once, where one step does not take more
-  void* h;            // [D, B, P]: h_0 before, h_n after
-  void* c;            // compute [D, B, H]: c_0 before, c_n after; null for cells without c
-  void* y;            // [rows, D * P]
-  void* tape;         // as many bytes as the driver asks for; null for inference
+  void* h;     // [D, B, P]: h_0 before, h_n after
+  void* c;     // compute [D, B, H]: c_0 before, c_n after; null for cells without c
+  void* y;     // [rows, D * P]
+  void* tape;  // as many bytes as the driver asks for; null for inference
 };
 
 struct BackwardLayer : Layer {

@@ -5,9 +5,8 @@
 namespace rnnfused::cuda {
 namespace {
 
-constexpr Index kVectorBytes = 16;  // the widest load
-constexpr Index kMaxUnits = 4;      // more would spill registers in the wider cells
 constexpr Index kMaxGridRows = 65535;
+constexpr Index kRebuiltParts = 8;
 
 }  // namespace
 
@@ -20,13 +19,17 @@ const char* name_of(Driver driver) {
 }
 
 Plan make_plan(const PlanInput& in) {
-  const Index wide = std::min(kMaxUnits, kVectorBytes / bytes_of(compute_type(in.type)));
+  const Index wide = wide_units(in.type);
   const bool whole = in.shape.hidden % wide == 0 && in.shape.output % wide == 0;
   const Index row_bytes =
       std::max<Index>(1, in.directions * in.accumulators * in.shape.hidden * bytes_of(compute_type(in.type)));
   const Index rows = in.shape.rows();
-  return {Driver::stepwise, int(in.aligned && whole ? wide : 1),
-          in.taped ? rows : std::min(rows, std::max(in.shape.batch, in.chunk_bytes / row_bytes))};
+  Index chunk = rows;
+  if (in.gates != Gates::taped) chunk = std::min(chunk, in.chunk_bytes / row_bytes);
+  // What rebuilds gates does it to save memory: a part of the rows at a time, also where all would fit.
+  if (in.gates == Gates::rebuilt) chunk = std::min(chunk, (rows + kRebuiltParts - 1) / kRebuiltParts);
+  chunk = std::min(rows, std::max(in.shape.batch, chunk));
+  return {Driver::stepwise, int(in.aligned && whole ? wide : 1), chunk};
 }
 
 Geometry geometry(Index rows, Index units, int per_thread) {

@@ -11,19 +11,26 @@ enum class Driver : int { stepwise };
 
 const char* name_of(Driver driver);
 
+// What becomes of the gates: kept for every row, gone once their step is done, or rebuilt in backward.
+enum class Gates { taped, passing, rebuilt };
+
 struct PlanInput {
   Type type;
   SequenceShape shape;
   int directions;
-  int accumulators;   // of the cell
-  bool taped;         // whether the gates of all rows are kept
-  Index chunk_bytes;  // of gates that are held at once where they are not
+  int accumulators;  // of the cell
+  Gates gates;
+  Index chunk_bytes;  // of gates that are held at once where they are not kept
   bool aligned;       // whether every pointer is a multiple of 16 bytes
 };
 
+// Neighbouring units that a thread loads and stores at once, and works on: 16 bytes of the compute type. More
+// would spill registers in the wider cells.
+constexpr int wide_units(Type type) { return int(16 / bytes_of(compute_type(type))); }
+
 struct Plan {
   Driver driver;
-  int units;         // that a thread works on, loaded and stored at once
+  int units;         // of a thread: wide_units() or 1
   Index chunk_rows;  // at most so many rows are projected at once (but one step at least)
 };
 

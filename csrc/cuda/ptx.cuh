@@ -196,6 +196,12 @@ constexpr bool is_word = sizeof(T) == 4 || sizeof(T) == 8;
 
 }  // namespace ptx_detail
 
+// The same pointer, of which the caller knows that it is a multiple of Bytes; the host checks it.
+template <int Bytes, class T>
+__device__ __forceinline__ T* aligned(T* pointer) {
+  return static_cast<T*>(__builtin_assume_aligned(pointer, Bytes));
+}
+
 // ---- The block and the warp
 
 // bar.sync 0 (barrier.sync.aligned)

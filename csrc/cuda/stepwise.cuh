@@ -114,11 +114,12 @@ class Stepwise {
     return {typed(layer_.input_bias[direction]), typed(layer_.bias[direction])};
   }
 
-  // Launches kernel.template operator()<N>() ... over rows x units x `layers` of threads.
+  // Launches `wide`, whose threads take kWide units each, or `one`, over rows x units x `layers`.
   template <class Wide, class One, class Args>
   void launch_over(Index rows, Index units, int layers, int per_thread, Wide wide, One one,
                    const Args& args) const {
     if (rows == 0 || units == 0 || layers == 0) return;
+    if (per_thread != kWide && per_thread != 1) throw std::logic_error("units of a thread: no such kernel");
     const Geometry g = geometry(rows, units, per_thread);
     LaunchConfig config;
     config.grid = {g.grid_x, g.grid_y, unsigned(layers)};
@@ -134,7 +135,23 @@ class Stepwise {
                 transposed(matrix(typed(layer_.input_weights) + direction * G * H * I, I))});
   }
 
-  static constexpr int kWide = sizeof(C) == 8 ? 2 : 4;
+  // Whether the directions may have other rows at a position. A step's product then takes rows along that
+  // nobody has written: its results for them are not read either, but must not be made of chance.
+  bool uneven() const { return layer_.directions > 1 && shape_.active(shape_.steps - 1) < shape_.batch; }
+
+  // The rows of positions [s, end) of a direction.
+  Range rows_of(int direction, Index s, Index end) const {
+    const Index first = direction == 0 ? s : shape_.steps - end;
+    return {shape_.offsets[first], shape_.offsets[first + end - s]};
+  }
+
+  bool fits(Index s, Index end, Index chunk_rows) const {
+    bool all = true;
+    for (int d = 0; d < layer_.directions; ++d) all = all && rows_of(d, s, end).size() <= chunk_rows;
+    return all;
+  }
+
+  static constexpr int kWide = wide_units(TypeOf<T>::value);
 
   const Layer& layer_;
   const SequenceShape& shape_;
@@ -159,7 +176,8 @@ class StepwiseForward : Stepwise<Cell, T> {
         layer_forward_(layer),
         tape_(layer.shape, layer.tape ? layer.directions : 0, layer.recompute, layer.tape) {
     const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
-    plan_ = make_plan({layer.type, shape_, layer.directions, A, tape_.gates != nullptr, layer.chunk_bytes,
+    plan_ = make_plan({layer.type, shape_, layer.directions, A, tape_.gates ? Gates::taped : Gates::passing,
+                       layer.chunk_bytes,
                        all_aligned(layer.input_bias[0], layer.input_bias[1], layer.bias[0], layer.bias[1])});
     Arena arena(layer.scratch);
     gates_ = tape_.gates;
@@ -189,6 +207,7 @@ class StepwiseForward : Stepwise<Cell, T> {
     RepeatedProduct project(*this->matmul_,
                             {D, 0, P, H, matrix(projected_, P, B * P), matrix(output_, H, B * H),
                              transposed(matrix(typed(layer_.projection), H, P * H))});
+    if (this->uneven() && output_) clear(output_, D * B * H, this->stream_handle_);
     for (Index s = 0; s < shape_.steps;) {
       Range chunk[kMaxDirections];
       const Index end = start_chunk(s, chunk);
@@ -207,24 +226,12 @@ class StepwiseForward : Stepwise<Cell, T> {
   // Projects the input of the positions from s on that the gates have room for; returns the first after them.
   Index start_chunk(Index s, Range (&chunk)[kMaxDirections]) const {
     Index end = s + 1;
-    while (end < shape_.steps && fits(s, end + 1)) ++end;
+    while (end < shape_.steps && this->fits(s, end + 1, plan_.chunk_rows)) ++end;
     for (int d = 0; d < layer_.directions; ++d) {
-      chunk[d] = rows_of(d, s, end);
+      chunk[d] = this->rows_of(d, s, end);
       this->project_input(d, chunk[d], gates_ + d * gates_stride_);
     }
     return end;
-  }
-
-  bool fits(Index s, Index end) const {
-    bool all = true;
-    for (int d = 0; d < layer_.directions; ++d) all = all && rows_of(d, s, end).size() <= plan_.chunk_rows;
-    return all;
-  }
-
-  // The rows of positions [s, end) of a direction.
-  Range rows_of(int direction, Index s, Index end) const {
-    const Index first = direction == 0 ? s : shape_.steps - end;
-    return {shape_.offsets[first], shape_.offsets[first + end - s]};
   }
 
   void fill_rows(Index s, const Range (&chunk)[kMaxDirections], ForwardRows (&at)[kMaxDirections]) const {
@@ -297,7 +304,8 @@ class StepwiseBackward : Stepwise<Cell, T> {
         rebuilds_(Cell::taped > 0 && layer.recompute) {
     const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
     const Index rows = shape_.rows();
-    plan_ = make_plan({layer.type, shape_, layer.directions, A, true, 0,
+    plan_ = make_plan({layer.type, shape_, layer.directions, A, rebuilds_ ? Gates::rebuilt : Gates::taped,
+                       layer.chunk_bytes,
                        all_aligned(layer.input_bias[0], layer.input_bias[1], layer.bias[0], layer.bias[1],
                                    layer.y, layer.dy, layer.h0, layer.c0)});
     Arena arena(layer.scratch);
@@ -312,10 +320,12 @@ class StepwiseBackward : Stepwise<Cell, T> {
       projected_ = arena.take<T>(D * rows * P);
       projected_now_ = arena.take<T>(D * B * P);
     }
+    gates_stride_ = tape_.gates_stride;
     if (rebuilds_) {
-      gates_ = arena.take<C>(D * rows * A * H);
-      rebuilt_products_ = arena.take<C>(rows * G * H);
-      if (Cell::states > 1) c_before_ = arena.take<C>(rows * H);
+      gates_stride_ = plan_.chunk_rows * A * H;
+      gates_ = arena.take<C>(D * gates_stride_);
+      rebuilt_products_ = arena.take<C>(plan_.chunk_rows * G * H);
+      if (Cell::states > 1) c_before_ = arena.take<C>(plan_.chunk_rows * H);
     }
     scratch_bytes_ = arena.used();
   }
@@ -323,12 +333,17 @@ class StepwiseBackward : Stepwise<Cell, T> {
   Work work() const { return {plan_, scratch_bytes_}; }
 
   void run() const {
+    const Index D = layer_.directions, B = shape_.batch;
     for (int d = 0; d < layer_.directions; ++d) {
       if (rebuilds_ || layer_backward_.drecurrent[d]) {
-        gather(d, shape_.output, typed(layer_backward_.y) + d * shape_.output, this->output_stride(),
-               typed(layer_backward_.h0) + d * shape_.batch * shape_.output, h_before(d));
+        gather(d, {0, shape_.steps}, 0, shape_.output, typed(layer_backward_.y) + d * shape_.output,
+               this->output_stride(), typed(layer_backward_.h0) + d * shape_.batch * shape_.output,
+               h_before(d));
       }
-      if (rebuilds_) rebuild(d);
+    }
+    if (this->uneven()) {
+      clear(now_, D * B * A * shape_.hidden, this->stream_handle_);
+      if (projected_now_) clear(projected_now_, D * B * shape_.output, this->stream_handle_);
     }
     recurrence();
     for (int d = 0; d < layer_.directions; ++d) weight_gradients(d);
@@ -340,14 +355,14 @@ class StepwiseBackward : Stepwise<Cell, T> {
 
  private:
   T* h_before(int direction) const { return h_before_ + direction * shape_.rows() * shape_.output; }
-  C* gates_of(int direction) const { return gates_ + direction * tape_.gates_stride; }
   T* gradients_of(int direction) const { return gradients_ + direction * tape_.gates_stride; }
 
+  // What the rows at these positions come from; row `origin` is the first of `out`.
   template <class From, class Initial, class To>
-  void gather(int direction, Index units, const From* rows, Index stride, const Initial* initial,
-              To* out) const {
+  void gather(int direction, Range positions, Index origin, Index units, const From* rows, Index stride,
+              const Initial* initial, To* out) const {
     const Positions in = this->positions(direction);
-    for (Index s = 0; s < shape_.steps; s += kGathered) {
+    for (Index s = positions.first; s < positions.last; s += kGathered) {
       Gather<From, Initial, To> args{};
       args.units = units;
       args.rows = rows;
@@ -356,9 +371,10 @@ class StepwiseBackward : Stepwise<Cell, T> {
       args.out = out;
       int count = 0;
       Index most = 0;
-      for (; count < kGathered && s + count < shape_.steps; ++count) {
+      for (; count < kGathered && s + count < positions.last; ++count) {
         const Index at = s + count;
-        args.at[count] = {in.row(at, 0), in.active(at), at > 0 ? in.row(at - 1, 0) : 0, in.active(at - 1)};
+        args.at[count] = {in.row(at, 0) - origin, in.active(at), at > 0 ? in.row(at - 1, 0) : 0,
+                          in.active(at - 1)};
         most = in.active(at) > most ? in.active(at) : most;
       }
       this->launch_over(most, units, count, plan_.units, &gather_previous<From, Initial, To, kWide>,
@@ -366,24 +382,34 @@ class StepwiseBackward : Stepwise<Cell, T> {
     }
   }
 
-  void rebuild(int d) const {
-    const Index H = shape_.hidden, P = shape_.output, rows = shape_.rows();
+  // Gates of the positions before `end` that there is room for, in each direction's rows of them; returns the
+  // first of those positions.
+  Index rebuild(Index end, Range (&chunk)[kMaxDirections]) const {
+    Index s = end - 1;
+    while (s > 0 && this->fits(s - 1, end, plan_.chunk_rows)) --s;
+    for (int d = 0; d < layer_.directions; ++d) {
+      chunk[d] = this->rows_of(d, s, end);
+      rebuild(d, {s, end}, chunk[d]);
+    }
+    return s;
+  }
+
+  void rebuild(int d, Range positions, Range rows) const {
+    const Index H = shape_.hidden, P = shape_.output;
+    const T* const h = h_before(d) + rows.first * P;
     if (c_before_) {
-      gather(d, H, tape_.cell + d * tape_.cell_stride, H,
+      gather(d, positions, rows.first, H, tape_.cell + d * tape_.cell_stride, H,
              static_cast<const C*>(layer_backward_.c0) + d * shape_.batch * H, c_before_);
     }
-    this->project_input(d, {0, rows}, gates_of(d));
-    (*this->matmul_)({1, rows, G * H, P, matrix(rebuilt_products_, G * H), matrix(h_before(d), P),
+    C* const gates = gates_ + d * gates_stride_;
+    this->project_input(d, rows, gates);
+    (*this->matmul_)({1, rows.size(), G * H, P, matrix(rebuilt_products_, G * H), matrix(h, P),
                       transposed(matrix(typed(layer_.recurrent_weights) + d * G * H * P, P))});
-    const Rebuild<T> args{rows,
-                          H,
-                          this->biases(d),
-                          gates_of(d),
-                          rebuilt_products_,
-                          shape_.projected() ? nullptr : h_before(d),
-                          c_before_};
-    this->launch_over(rows, H, 1, plan_.units, &rebuild_gates<Cell, T, kWide>, &rebuild_gates<Cell, T, 1>,
-                      args);
+    const Rebuild<T> args{
+        rows.size(), H, this->biases(d), gates, rebuilt_products_, shape_.projected() ? nullptr : h,
+        c_before_};
+    this->launch_over(rows.size(), H, 1, plan_.units, &rebuild_gates<Cell, T, kWide>,
+                      &rebuild_gates<Cell, T, 1>, args);
   }
 
   // Every position, last first, and what is before the first: the gradients of the initial states.
@@ -395,22 +421,29 @@ class StepwiseBackward : Stepwise<Cell, T> {
     RepeatedProduct unproject(*this->matmul_,
                               {D, 0, H, P, matrix(output_, H, B * H), matrix(projected_now_, P, B * P),
                                matrix(typed(layer_.projection), H, P * H)});
+    Range chunk[kMaxDirections] = {};  // rows whose gates are there; all of them if they were taped
+    Index rebuilt = rebuilds_ ? shape_.steps : 0;
     for (Index s = shape_.steps - 1; s >= -1; --s) {
+      if (s >= 0 && s < rebuilt) rebuilt = rebuild(s + 1, chunk);
       const Index after = this->most_active(s + 1), active = this->most_active(s);
       recur(after);
       if (shape_.projected()) {
         output_gradient(s, active > after ? active : after);
         unproject(active);
       }
-      if (s >= 0 || !shape_.projected()) step(s, active > after ? active : after);
+      if (s >= 0 || !shape_.projected()) step(s, active > after ? active : after, chunk);
     }
   }
 
   void fill_rows(Index s, BackwardRows (&at)[kMaxDirections]) const {
     for (int d = 0; d < layer_.directions; ++d) {
       const Positions in = this->positions(d);
-      at[d] = {in.active(s), in.active(s + 1), in.active(s - 1), s >= 0 ? in.row(s, 0) : 0,
-               s > 0 ? in.row(s - 1, 0) : 0};
+      at[d] = {in.active(s),
+               in.active(s + 1),
+               in.active(s - 1),
+               s >= 0 ? in.row(s, 0) : 0,
+               s > 0 ? in.row(s - 1, 0) : 0,
+               0};
     }
   }
 
@@ -430,13 +463,15 @@ class StepwiseBackward : Stepwise<Cell, T> {
                       &projected_gradient<T, 1>, args);
   }
 
-  void step(Index s, Index rows) const {
+  void step(Index s, Index rows, const Range (&chunk)[kMaxDirections]) const {
     BackwardStep<T> args{};
     fill_rows(s, args.at);
+    for (int d = 0; d < layer_.directions; ++d) args.at[d].gates_row = args.at[d].row - chunk[d].first;
     args.batch = shape_.batch;
     args.hidden = shape_.hidden;
     args.gates = gates_;
-    args.gates_stride = args.gradients_stride = tape_.gates_stride;
+    args.gates_stride = gates_stride_;
+    args.gradients_stride = tape_.gates_stride;
     args.cell = tape_.cell;
     args.cell_stride = tape_.cell_stride;
     args.y = typed(layer_backward_.y);
@@ -521,14 +556,16 @@ class StepwiseBackward : Stepwise<Cell, T> {
   DeviceTape<Cell, T> tape_;
   bool rebuilds_;
   Plan plan_;
-  C* gates_;             // [D, rows, A, H]
+  C* gates_;  // [D, rows, A, H], or those of a chunk
+  Index gates_stride_;
   C* recurrent_;         // [D, B, P]
   T *gradients_, *now_;  // of the gates: [D, rows, A, H] and of the current position [D, B, A, H]
   T* h_before_;          // [D, rows, P]
   C* partial_;           // [D, shares, 2, A, H]
   C* output_ = nullptr;  // gradient of the cell's output before its projection [D, B, H]
-  T *projected_ = nullptr, *projected_now_ = nullptr;    // of the projected: [D, rows, P], [D, B, P]
-  C *rebuilt_products_ = nullptr, *c_before_ = nullptr;  // [rows, G, H], [rows, H], of one direction
+  T *projected_ = nullptr, *projected_now_ = nullptr;  // of the projected: [D, rows, P], [D, B, P]
+  C *rebuilt_products_ = nullptr,
+    *c_before_ = nullptr;  // of a chunk and one direction: [rows, G, H], [rows, H]
   Index scratch_bytes_;
 };
 

@@ -24,6 +24,8 @@ struct ExactSum {
     lost = lost + ((total - (sum - part)) + (x - part));
     total = sum;
   }
+  // An infinite sum has lost NaN.
+  __device__ C value() const { return total - total == 0 ? total + lost : total; }
 };
 
 template <class T>
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(kBlockThreads) store_bias_gradients(BiasSums<T
   }
   const int a = int(column / s.hidden);
   const Index at = gate_of<Cell>(a) * s.hidden + column % s.hidden;
-  const T gradient = narrow<T>(sum.total + sum.lost);
+  const T gradient = narrow<T>(sum.value());
   T* const input = of_direction(s.input, int(blockIdx.z));
   T* const recurrent = of_direction(s.recurrent, int(blockIdx.z));
   if (input && feeds<Cell>(Cell::x_first, a)) input[at] = gradient;

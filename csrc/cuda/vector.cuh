@@ -43,7 +43,7 @@ struct alignas(N * sizeof(T)) Pack {
 // p is a multiple of N * sizeof(T).
 template <int N, class T>
 __device__ void load(const T* p, Compute<T> (&out)[N]) {
-  const auto pack = *reinterpret_cast<const Pack<T, N>*>(p);
+  const auto pack = *reinterpret_cast<const Pack<T, N>*>(aligned<sizeof(Pack<T, N>)>(p));
   RNNFUSED_UNROLL
   for (int i = 0; i < N; ++i) out[i] = widen(pack.v[i]);
 }
@@ -53,7 +53,7 @@ __device__ void store(T* p, const Compute<T> (&in)[N]) {
   Pack<T, N> pack;
   RNNFUSED_UNROLL
   for (int i = 0; i < N; ++i) pack.v[i] = narrow<T>(in[i]);
-  *reinterpret_cast<Pack<T, N>*>(p) = pack;
+  *reinterpret_cast<Pack<T, N>*>(aligned<sizeof(Pack<T, N>)>(p)) = pack;
 }
 
 // This thread's units [first, first + N) of every row, and which rows of a direction's `rows` it visits.

@@ -9,6 +9,7 @@
 #include <cstdio>
 
 #include "core/log.h"
+#include "core/stream.h"
 #include "cuda/drivers.h"
 #include "torch/backends.h"
 #include "torch/gpu.h"
@@ -16,6 +17,8 @@
 
 namespace rnnfused {
 namespace {
+
+using RNNFUSED_ISA::Arena;
 
 at::ScalarType compute_type(const at::Tensor& x) {
   return scalar_type(cuda::compute_type(cuda_type(x.scalar_type())));
@@ -145,12 +148,16 @@ void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool reco
     const at::Tensor* t = tensors.gradient(size_t(i));
     return t ? mutable_data(*t) : nullptr;
   };
+  // Hooks for saved tensors may have brought the tape back to any address.
+  const bool aligned = reinterpret_cast<uintptr_t>(data(tensors.tape)) % Arena::kAlignment == 0;
+  const at::Tensor tape = aligned ? tensors.tape : tensors.tape.clone();
   cuda::BackwardLayer layer{};
   call.fill(layer, recompute);
+  layer.chunk_bytes = gpu::chunk_bytes();
   layer.h0 = data(in.h0);
   layer.c0 = data(c0);
   layer.y = data(tensors.y);
-  layer.tape = mutable_data(tensors.tape);
+  layer.tape = mutable_data(tape);
   layer.dy = data(tensors.dy);
   layer.dh = mutable_data(dh);
   layer.dc = mutable_data(dc);

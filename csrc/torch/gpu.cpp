@@ -1,7 +1,10 @@
 #include "torch/gpu.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -19,6 +22,12 @@ class TorchMatmul : public cuda::Matmul {
     at::Tensor out = view(p.out, p.batch, p.m, p.n);
     const at::Tensor a = view(p.a, p.batch, p.m, p.k), b = view(p.b, p.batch, p.k, p.n);
     const bool widens = p.out.type != p.a.type;
+    TORCH_INTERNAL_ASSERT(!p.accumulate || (p.batch == 1 && !widens));
+    if (widens && p.a.type == cuda::Type::f16 && at::globalContext().allowFP16AccumulationCuBLAS()) {
+      // cuBLAS has no float32 results of float16 sums, which is what the user asks for.
+      at::Tensor narrow = at::empty(out.sizes(), a.options());
+      return [=]() mutable { out.copy_(at::matmul_out(narrow, a, b)); };
+    }
     if (p.accumulate) return [=]() mutable { at::addmm_out(out, out, a, b); };
     if (p.batch > 1 && widens) return [=]() mutable { at::bmm_out(out, a, b, out.scalar_type()); };
     if (p.batch > 1) return [=]() mutable { at::bmm_out(out, a, b); };

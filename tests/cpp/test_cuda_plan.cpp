@@ -25,6 +25,7 @@ PlanInput input(const Sizes& sizes, std::vector<Index>& offsets) {
   in.directions = 1;
   in.accumulators = 4;
   in.aligned = true;
+  in.gates = Gates::passing;
   in.chunk_bytes = kMiB;
   return in;
 }
@@ -59,7 +60,11 @@ TEST_CASE("a chunk holds one step at least, and no more bytes than it may or row
         CHECK(chunk >= std::min(rows, batch));
         CHECK((chunk * row_bytes <= kMiB || chunk == batch));
         CHECK((chunk == rows || (std::max(chunk, batch) + 1) * row_bytes > kMiB));
-        in.taped = true;
+        in.gates = Gates::rebuilt;
+        CHECK(make_plan(in).chunk_rows <= chunk);
+        CHECK(make_plan(in).chunk_rows <= std::max((rows + 7) / 8, batch));
+        CHECK(make_plan(in).chunk_rows >= std::min(rows, batch));
+        in.gates = Gates::taped;
         CHECK(make_plan(in).chunk_rows == rows);
       }
     }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/drivers.h"
+#include "plain_matmul.h"
 #include "testing.h"
 
 namespace rnnfused {
@@ -17,60 +18,6 @@ namespace {
 using emulation::GlobalBuffer;
 
 constexpr Type kTypes[] = {Type::f32, Type::f64, Type::f16, Type::bf16};
-
-double number_at(const void* data, Type type, Index i) {
-  switch (type) {
-    case Type::f32:
-      return double(static_cast<const float*>(data)[i]);
-    case Type::f64:
-      return static_cast<const double*>(data)[i];
-    case Type::f16:
-      return double(to_float(static_cast<const Half*>(data)[i]));
-    default:
-      return double(to_float(static_cast<const BFloat16*>(data)[i]));
-  }
-}
-
-void set_number(void* data, Type type, Index i, double x) {
-  switch (type) {
-    case Type::f32:
-      static_cast<float*>(data)[i] = float(x);
-      break;
-    case Type::f64:
-      static_cast<double*>(data)[i] = x;
-      break;
-    case Type::f16:
-      static_cast<Half*>(data)[i] = from_float<Half>(float(x));
-      break;
-    default:
-      static_cast<BFloat16*>(data)[i] = from_float<BFloat16>(float(x));
-  }
-}
-
-class PlainMatmul : public Matmul {
- public:
-  std::function<void()> prepare(const Product& p) override {
-    return [p] {
-      for (Index entry = 0; entry < p.batch; ++entry) {
-        for (Index i = 0; i < p.m; ++i) {
-          for (Index j = 0; j < p.n; ++j) {
-            double sum = p.accumulate ? value(p.out, entry, i, j) : 0;
-            for (Index k = 0; k < p.k; ++k) sum += value(p.a, entry, i, k) * value(p.b, entry, k, j);
-            set_number(const_cast<void*>(p.out.data), p.out.type, place(p.out, entry, i, j), sum);
-          }
-        }
-      }
-    };
-  }
-
- private:
-  static Index place(const Matrix& m, Index entry, Index row, Index column) {
-    return entry * m.batch_stride + row * m.row_stride + column * m.column_stride;
-  }
-  static double value(const Matrix& m, Index entry, Index row, Index column) {
-    return number_at(m.data, m.type, place(m, entry, row, column));
-  }
-};
 
 // Guarded arrays of one problem.
 class Buffers {
@@ -83,7 +30,10 @@ class Buffers {
   void* empty(Type type, Index n) { return bytes(n * bytes_of(type)); }
   void* filled(Type type, Index n) {
     void* data = empty(type, n);
-    for (Index i = 0; i < n; ++i) set_number(data, type, i, 0.003 * double(++drawn_ % 97 - 48));
+    with_type(type, data, [&](auto* out) {
+      using T = std::remove_reference_t<decltype(*out)>;
+      for (Index i = 0; i < n; ++i) out[i] = from_double<T>(0.003 * double(++drawn_ % 97 - 48));
+    });
     return data;
   }
 
@@ -94,7 +44,9 @@ class Buffers {
 
 void check_finite(const void* data, Type type, Index n) {
   bool finite = true;
-  for (Index i = 0; i < n; ++i) finite = finite && std::isfinite(number_at(data, type, i));
+  with_type(type, data, [&](const auto* numbers) {
+    for (Index i = 0; i < n; ++i) finite = finite && std::isfinite(to_double(numbers[i]));
+  });
   CHECK(finite);
 }
 
@@ -166,6 +118,7 @@ void run(const Problem& p) {
     backward.dbias[direction] = memory.empty(p.type, gate_rows);
     if (P != H) backward.dprojection[direction] = memory.empty(p.type, P * H);
   }
+  backward.chunk_bytes = 4096;
   backward.scratch = memory.bytes(d.backward_work(backward).scratch_bytes);
   d.backward(backward, matmul, nullptr);
   check_finite(backward.dx, p.type, rows * I);

@@ -1,6 +1,8 @@
 // The host's side of csrc/cuda/launch.cuh: runs the launch to its end, and throws emulation::Fault.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
 #include <tuple>
 #include <utility>
 
@@ -29,6 +31,11 @@ void run_launch(const cuda::LaunchConfig& config, void (*body)(void*), void* arg
 }  // namespace emulation
 
 namespace cuda {
+
+template <class T>
+void clear(T* data, int64_t count, Stream) {
+  std::memset(static_cast<void*>(data), 0, size_t(count) * sizeof(T));
+}
 
 template <class... P, class... A>
 void launch(const LaunchConfig& config, Stream, void (*kernel)(P...), A&&... arguments) {

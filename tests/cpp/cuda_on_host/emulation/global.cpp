@@ -167,14 +167,18 @@ void check_global(Thread& thread, const void* address, size_t bytes, Site site, 
     memory->access(thread, address, bytes, site, mode, atomic);
 }
 
+void check_alignment(const void* address, size_t bytes, Site site) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes == 0) return;
+  throw Fault(FaultKind::misaligned, running().str() + " accesses " + std::to_string(bytes) +
+                                         " bytes at a misaligned global address at " + site.str());
+}
+
 namespace {
 
 void check(const GlobalPlace& place, size_t bytes, Site site, AccessMode mode) {
   Thread& thread = running();
   thread.site = site;
-  if (reinterpret_cast<uintptr_t>(place.address) % bytes != 0 && (bytes & (bytes - 1)) == 0)
-    throw Fault(FaultKind::misaligned, thread.str() + " accesses " + std::to_string(bytes) +
-                                           " bytes at a misaligned global address at " + site.str());
+  if ((bytes & (bytes - 1)) == 0) check_alignment(place.address, bytes, site);
   if (place.memory) place.memory->access(thread, place.address, bytes, site, mode, false);
 }
 

@@ -65,6 +65,8 @@ class GlobalMemory {
 void check_global(Thread& thread, const void* address, size_t bytes, Site site, AccessMode mode,
                   bool atomic = false);
 
+void check_alignment(const void* address, size_t bytes, Site site);
+
 // A guarded array for tests.
 template <class T>
 class GlobalBuffer {
@@ -136,6 +138,12 @@ class Global {
   emulation::GlobalMemory* memory_ = nullptr;
   emulation::Site site_;
 };
+
+template <int Bytes, class T>
+T* aligned(T* pointer, emulation::Site site = emulation::Site::here()) {
+  emulation::check_alignment(pointer, Bytes, site);
+  return pointer;
+}
 
 // The same bytes as elements of another type.
 template <class U, class T>

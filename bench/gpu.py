@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def main(arguments: list[str]) -> int:
         from bench import gpu_report
 
         return gpu_report.run(options.parts, options.out, options.dry_run, options.quiet)
+    # Ended from outside, a section ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     section = Section(options.section, options.parts, options.seconds, options.dry_run)
     run = importlib.import_module(f"bench.{MODULES[options.section]}").run
     return int(run(section))

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def _nvcc() -> str | None:
 
 
 def run(section: Section) -> int:
+    end = time.monotonic() + section.seconds
     arch = section.of("device")["arch"]
     if section.dry_run and _nvcc() is None:
         print("build: nvcc was not found, so the dry run builds for the CPU alone")
@@ -64,7 +66,7 @@ def run(section: Section) -> int:
     log = ""
     found: dict[str, Any] = {"arch": arch, "commands": [shlex.join(c) for c in commands]}
     for command in commands:
-        status, output = run_logged(command, section.seconds, environment)
+        status, output = run_logged(command, end - time.monotonic(), environment)
         log += output
         if status != 0:
             section.save(found | {"failed": shlex.join(command), "status": status, "output": tail(output)})

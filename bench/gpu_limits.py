@@ -29,6 +29,10 @@ REPETITIONS = 9
 _LINE = 64  # words, as in gpu_limits.cu
 
 
+def _repetitions(device: str) -> int:
+    return REPETITIONS if device == "cuda" else 2
+
+
 def emulation_library() -> Path:
     """Of the emulator, as `make emulated` leaves it; it need not be there."""
     return ROOT / "build" / "emulated" / "tests" / "cpp" / "cuda_on_host" / "librnnfused_cuda_emulation.a"
@@ -42,8 +46,7 @@ def build(folder: Path, arch: str | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     csrc = ["-I", str(ROOT / "csrc")]
     if arch is None:
-        compiler = shutil.which(os.environ.get("CXX", "c++"))
-        command = [compiler or "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-pthread"]
+        command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O2", "-fPIC", "-shared", "-pthread"]
         # The emulation's cuda/ptx.cuh and cuda/launch.cuh are found first.
         command += ["-I", str(ROOT / "tests" / "cpp" / "cuda_on_host"), *csrc]
         command += ["-x", "c++", str(source), "-x", "none", str(emulation_library())]
@@ -119,7 +122,7 @@ def _per_round(device: str, few: int, many: int, call: Callable[[int], None]) ->
     """Of a kernel with `rounds`: the launch, and what else comes once, is in both times and so in neither."""
     call(few)
     values = []
-    for _ in range(REPETITIONS):
+    for _ in range(_repetitions(device)):
         short = elapsed(device, lambda: call(few), 1)
         values.append((elapsed(device, lambda: call(many), 1) - short) / (many - few))
     return spread(values)
@@ -146,7 +149,8 @@ class _Measures:
                 entry["failed"] = f"{type(error).__name__}: {tail(str(error), 3)}"
         self.found[name] = entry
         self._section.save({"limits": self.found})
-        print(name, entry.get("failed", entry.get("median")), unit, flush=True)
+        figure = "ok" if self._section.dry_run else f"{entry.get('median')} {unit}"
+        print(name, entry.get("failed", figure), flush=True)
 
 
 def _copy(device: str, elements: int) -> Spread:
@@ -154,7 +158,7 @@ def _copy(device: str, elements: int) -> Spread:
     target = torch.empty_like(source)
     target.copy_(source)
     repeats = repeats_for(elapsed(device, lambda: target.copy_(source), 1), 0.02)
-    times = [elapsed(device, lambda: target.copy_(source), repeats) for _ in range(REPETITIONS)]
+    times = [elapsed(device, lambda: target.copy_(source), repeats) for _ in range(_repetitions(device))]
     return spread([2 * 4 * elements / seconds for seconds in times])
 
 
@@ -165,7 +169,7 @@ def _gemm(device: str, n: int, dtype: torch.dtype, tf32: bool) -> Spread:
     for _ in range(2):
         torch.mm(a, b, out=out)
     repeats = repeats_for(elapsed(device, lambda: torch.mm(a, b, out=out), 1), 0.03)
-    times = [elapsed(device, lambda: torch.mm(a, b, out=out), repeats) for _ in range(REPETITIONS)]
+    times = [elapsed(device, lambda: torch.mm(a, b, out=out), repeats) for _ in range(_repetitions(device))]
     return spread([2.0 * n**3 / seconds for seconds in times])
 
 
@@ -177,7 +181,7 @@ def _graph_node(device: str, kernels: Kernels) -> Spread:
     for graph in graphs.values():
         graph.replay()
     values = []
-    for _ in range(REPETITIONS):
+    for _ in range(_repetitions(device)):
         short, long = (elapsed(device, graphs[nodes].replay, 3) for nodes in (few, many))
         values.append((long - short) / (many - few))
     return spread(values)
@@ -211,7 +215,7 @@ def _launches(measures: _Measures, device: str, kernels: Kernels, dry_run: bool)
 
     def repeated(time_of: Callable[[str, Callable[[], None], int], float]) -> Spread:
         kernels.nothing(launches)
-        values = [time_of(device, lambda: kernels.nothing(launches), 1) for _ in range(REPETITIONS)]
+        values = [time_of(device, lambda: kernels.nothing(launches), 1) for _ in range(_repetitions(device))]
         return spread([seconds / launches for seconds in values])
 
     back_to_back = "an empty kernel after another on one stream, the host's calls included"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -64,13 +65,16 @@ def run_logged(
         errors="replace",
         start_new_session=True,
     )
+    status: int | None = None
     try:
         output, _ = run.communicate(timeout=max(1.0, seconds))
-        status: int | None = run.returncode
+        status = run.returncode
     except subprocess.TimeoutExpired:
-        os.killpg(run.pid, 9)  # what it started would go on holding the GPU
+        os.killpg(run.pid, signal.SIGKILL)  # what it started would go on holding the GPU
         output, _ = run.communicate()
-        status = None
+    except BaseException:
+        os.killpg(run.pid, signal.SIGKILL)
+        raise
     sys.stdout.write(output)
     print(f"[exit status {status}]" if status is not None else f"[stopped after {seconds:.0f} s]", flush=True)
     return status, output

@@ -42,14 +42,14 @@ def sets(row: GpuCase, device: str, cache_bytes: float) -> Sets:
     bytes_of_set = sum(lengths) * case.hidden * precision.bytes * (1 + case.directions)
     count = sets_that_leave_cache(bytes_of_set, cache_bytes)
 
-    def draw(units: int) -> list[Tensor]:
+    def draw(units: int, seed: int) -> list[Tensor]:
         # The same values in every precision of a case, so far as it has them.
-        random = torch.Generator(device).manual_seed(units)
+        random = torch.Generator(device).manual_seed(seed)
         made = (torch.randn(*shape, units, device=device, generator=random) for _ in range(count))
         return [t.to(getattr(torch, precision.dtype)) for t in made]
 
-    x = [t.requires_grad_(case.trains) for t in draw(case.hidden)]
-    return Sets(x, draw(case.hidden * case.directions) if case.trains else [], batch_sizes)
+    x = [t.requires_grad_(case.trains) for t in draw(case.hidden, 1)]
+    return Sets(x, draw(case.hidden * case.directions, 2) if case.trains else [], batch_sizes)
 
 
 class Layer:

@@ -77,18 +77,20 @@ def _sections(record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _first_line(words: str, most: int) -> str:
+    return words.strip().partition("\n")[0][:most]
+
+
 def _failures(record: dict[str, Any]) -> list[str]:
     lines = []
     for part in record["tests"].values():
-        lines += [
-            f"FAILED {f['test']}: {f['words'].splitlines()[0][:90]}" for f in part["failures"] if f["words"]
-        ]
+        lines += [f"FAILED {f['test']}: {_first_line(f['words'], 90)}" for f in part["failures"]]
     for tool, result in record["sanitizers"].items():
         if isinstance(result, dict) and "failed" in result:
-            lines.append(f"FAILED {tool}: {result['failed'].splitlines()[0][:120]}")
+            lines.append(f"FAILED {tool}: {_first_line(result['failed'], 120)}")
     for row in record["bench"].get("rows", []):
         if "failed" in row:
-            lines.append(f"FAILED {row['name']}: {row['failed'].splitlines()[0][:100]}")
+            lines.append(f"FAILED {row['name']}: {_first_line(row['failed'], 100)}")
     more = [f"... and {len(lines) - 16} more, in the JSON"] if len(lines) > 16 else []
     return lines[:16] + more
 

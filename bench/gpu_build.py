@@ -39,10 +39,15 @@ def _commands(environment: dict[str, str]) -> list[list[str]]:
         return [[sys.executable, "setup.py", "build_ext", "--inplace"]]
     print("build: setuptools >= 77 was not found: CMake is called without it")
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
-    cmake, folder = shutil.which("cmake", path=path) or "cmake", str(ROOT / "build" / "suite")
+    cmake, ninja = (shutil.which(tool, path=path) or tool for tool in ("cmake", "ninja"))
+    folder = str(ROOT / "build" / "suite")
     cuda = "ON" if environment["RNNFUSED_CUDA"] == "1" else "OFF"
     configure = [cmake, "-S", str(ROOT), "-B", folder, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
-    configure += ["-DRNNFUSED_BUILD_CPP_TESTS=OFF", f"-DRNNFUSED_CUDA={cuda}"]
+    configure += [
+        f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        "-DRNNFUSED_BUILD_CPP_TESTS=OFF",
+        f"-DRNNFUSED_CUDA={cuda}",
+    ]
     configure += [f"-DRNNFUSED_CUDA_ARCHS={environment['RNNFUSED_CUDA_ARCHS']}"]
     install = [cmake, "--install", folder, "--component", "python", "--prefix", str(ROOT / "rnnfused")]
     return [configure, [cmake, "--build", folder], install]

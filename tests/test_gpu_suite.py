@@ -200,6 +200,7 @@ case 1: LSTM
 =========
 ========= Invalid __global__ read of size 4 bytes
 =========     at cublas_kernel
+=========         Host Frame: rnnfused::gpu::multiply() in rnnfused/_C.cpython-312-x86_64-linux-gnu.so
 =========
 ========= ERROR SUMMARY: 2 errors
 """

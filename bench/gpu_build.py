@@ -15,7 +15,7 @@ from typing import Any
 from bench.gpu_device import EXTENSION, emulated_extension
 from bench.gpu_part import ROOT, Section, run_logged, tail
 
-__all__ = ["run", "spills"]
+__all__ = ["find_nvcc", "run", "spills"]
 
 _SPILL = re.compile(r"Function properties for (\S+)\n\s*\d+ bytes stack frame, (\d+) bytes spill stores")
 
@@ -53,16 +53,16 @@ def _commands(environment: dict[str, str]) -> list[list[str]]:
     return [configure, [cmake, "--build", folder], install]
 
 
-def _nvcc() -> str | None:
+def find_nvcc() -> str | None:
     return shutil.which("nvcc") or (p if Path(p := "/usr/local/cuda/bin/nvcc").exists() else None)
 
 
 def run(section: Section) -> int:
     end = time.monotonic() + section.seconds
     arch = section.of("device")["arch"]
-    if section.dry_run and _nvcc() is None:
+    if section.dry_run and find_nvcc() is None:
         print("build: nvcc was not found, so the dry run builds for the CPU alone")
-    with_cuda = not section.dry_run or _nvcc() is not None
+    with_cuda = not section.dry_run or find_nvcc() is not None
     environment = {"RNNFUSED_CUDA": "1" if with_cuda else "0", "RNNFUSED_CUDA_ARCHS": arch}
     commands = _commands(environment)
     if section.dry_run:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bench.gpu_build import find_nvcc
 from bench.gpu_device import take_emulated_extension
 from bench.gpu_part import ROOT, Section, tail
 from bench.gpu_timing import Spread, capture, elapsed, host_seconds, repeats_for, spread
@@ -51,7 +51,7 @@ def build(folder: Path, arch: str | None) -> Path:
         command += ["-I", str(ROOT / "tests" / "cpp" / "cuda_on_host"), *csrc]
         command += ["-x", "c++", str(source), "-x", "none", str(emulation_library())]
     else:
-        compiler = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+        compiler = find_nvcc() or "nvcc"
         command = [compiler, "-std=c++17", "-O3", "-Xcompiler=-fPIC", "-shared", *csrc, str(source)]
         command += [f"-gencode=arch=compute_{arch},code=sm_{arch}"]
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +241,30 @@ def test_sanitizer_commands() -> None:
         assert ("kns=rnnfused" in line) == (tool != "initcheck")
 
 
+FAKE_SANITIZER = """#!/bin/bash
+case "$*" in
+  *--kernel-regex*) echo "unrecognised option" && exit 1 ;;
+  *initcheck*) sleep 60 ;;
+esac
+echo "case 1: LSTM"
+echo "cases: 1 of 1"
+echo "========= ERROR SUMMARY: 0 errors"
+"""
+
+
+def test_a_sanitizer_that_refuses_options_or_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sanitizer = tmp_path / "compute-sanitizer"
+    sanitizer.write_text(FAKE_SANITIZER)
+    sanitizer.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    section = Section("sanitizers", tmp_path / "parts", 3, False)
+    section.parts.mkdir()
+    assert gpu_sanitize.run(section) == 1
+    found = section.of("sanitizers")
+    assert (found["memcheck"]["filters"], found["memcheck"]["errors"]) == (False, 0)
+    assert "failed" not in found["memcheck"] and "stopped after 3 s" in found["initcheck"]["failed"]
+
+
 def test_outcomes_of_tests(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import os, pytest\ndef test_good(): pass\ndef test_bad(): assert 1 == 2, 'words'\n"
@@ -342,6 +368,31 @@ def test_times_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_timing.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
 
 
+def test_a_graph_is_captured_after_a_run_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: Stream) -> None:
+            said.append("wait")
+
+    @contextlib.contextmanager
+    def during(name: str) -> Iterator[None]:
+        said.append(name)
+        yield
+        said.append(f"end of {name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: during("stream"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "graph")
+    monkeypatch.setattr(torch.cuda, "graph", during)
+    assert gpu_timing.capture(lambda: said.append("run")) == "graph"
+    assert said == [
+        *("wait", "stream", "run", "end of stream", "wait"),
+        *("graph", "run", "end of graph"),
+    ]
+
+
 def test_names_that_torch_has() -> None:
     for name in (
         "Event",
@@ -407,6 +458,14 @@ def test_limits_kernels_on_the_emulated_gpu(tmp_path: Path) -> None:
         kernels.check("wrong", [7])
     with pytest.raises(RuntimeError, match="cluster"):
         kernels.cluster_barriers(32, 1)  # more than any device takes
+
+
+def test_limits_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    if gpu_build.find_nvcc() is None:
+        pytest.skip("nvcc was not found")
+    assert gpu_limits.build(tmp_path, "90a").exists()
+    with pytest.raises(RuntimeError, match="does not compile"):
+        gpu_limits.build(tmp_path, "1")
 
 
 @pytest.mark.parametrize("mode", ["inference", "training", "ragged", "stacked"])

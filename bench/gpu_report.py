@@ -52,17 +52,19 @@ def _notes(record: dict[str, Any], section: str) -> str:
         spilling = part.get("spills", {})
         return part.get("failed", f"for {part['arch']}; {len(spilling)} kernels spill registers")
     if section == "tests" and part:
-        of = {name: result["counts"] for name, result in part.items()}
-        return "; ".join(f"{name} " + ", ".join(f"{n} {k}" for k, n in c.items()) for name, c in of.items())
+        notes = []
+        for name, result in part.items():
+            counts = ", ".join(f"{count} {kind}" for kind, count in result["counts"].items())
+            notes.append(f"{name} {counts}" + (", STOPPED" if "stopped" in result else ""))
+        return "; ".join(notes)
     if section == "sanitizers" and part and not record["dry_run"]:
         if "failed" in part:
             return str(part["failed"])
         return "; ".join(f"{tool} {result['errors']} in {result['cases']}" for tool, result in part.items())
     if section == "limits" and part:
         failed = [name for name, entry in part["limits"].items() if "failed" in entry]
-        return f"{len(part['limits']) - len(failed)} measured" + (
-            f", without {', '.join(failed)}" if failed else ""
-        )
+        without = f", without {', '.join(failed)}" if failed else ""
+        return f"{len(part['limits']) - len(failed)} measured{without}"
     if section == "bench" and part:
         failed = [row for row in part["rows"] if "failed" in row]
         return f"{len(part['rows'])} rows, {len(failed)} failed, {len(part['not_reached'])} not reached"

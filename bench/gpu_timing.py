@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["Spread", "capture", "elapsed", "host_seconds", "repeats_for", "synchronize"]
+__all__ = ["Spread", "capture", "elapsed", "host_seconds", "repeats_for", "spread", "synchronize"]
 
 Spread = dict[str, float]  # median, low and high: the quartiles
 
@@ -52,9 +52,9 @@ def repeats_for(once: float, seconds: float) -> int:
 
 
 def spread(values: list[float]) -> Spread:
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    del middle
-    return {"median": statistics.median(values), "low": low, "high": high}
+    one = [values[0]] * 3
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else one
+    return {"median": median, "low": low, "high": high}
 
 
 def capture(run: Callable[[], object]) -> torch.cuda.CUDAGraph:

@@ -177,7 +177,7 @@ def _graph_node(device: str, kernels: Kernels) -> Spread:
     if device != "cuda":
         raise RuntimeError("the CPU has no CUDA graphs")
     few, many = 100, 1100
-    graphs = {nodes: capture(lambda nodes=nodes: kernels.nothing(nodes)) for nodes in (few, many)}
+    graphs = {nodes: capture(lambda nodes=nodes: kernels.nothing(nodes))[0] for nodes in (few, many)}
     for graph in graphs.values():
         graph.replay()
     values = []

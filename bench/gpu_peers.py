@@ -73,14 +73,12 @@ class Layer:
         gradients = torch.autograd.grad(y, (x, *self._parameters), self._given.dy[i])
         return {"y": y.detach(), **dict(zip(("x", *self._names), gradients, strict=True))}
 
-    def lap(self) -> None:
-        """One call with every set."""
+    def lap(self) -> dict[str, Tensor]:
+        """One call with every set; returns the last one's results."""
+        results: dict[str, Tensor] = {}
         for i in range(len(self._given.x)):
-            self.call(i)
-
-    @property
-    def calls_a_lap(self) -> int:
-        return len(self._given.x)
+            results = self.call(i)
+        return results
 
 
 def layers(row: GpuCase, device: str, dtype: torch.dtype | None = None) -> torch.nn.Module:

@@ -23,7 +23,16 @@ from bench.gpu_cases import PRECISIONS, GpuCase
 from bench.gpu_device import take_emulated_extension
 from bench.gpu_part import tail
 from bench.gpu_peers import Layer, Sets, layers, precision_of_products, sets
-from bench.gpu_timing import capture, elapsed, host_seconds, repeats_for, spread, synchronize
+from bench.gpu_timing import (
+    Spread,
+    can_capture,
+    capture,
+    elapsed,
+    host_seconds,
+    repeats_for,
+    spread,
+    synchronize,
+)
 
 __all__ = ["bound", "errors", "measure"]
 
@@ -32,6 +41,8 @@ __all__ = ["bound", "errors", "measure"]
 # error counts: rounding makes less, in every precision.
 TORCH_ERRORS = 4.0
 SANE = 0.02
+# A replay may sum in another order than the call, where a library's kernels do; one that is wrong is far off.
+REPLAY_ERROR = 1e-3
 FLOOR_ROUNDINGS = 4.0
 
 
@@ -57,77 +68,99 @@ def _exact(row: GpuCase, device: str, given: Sets) -> dict[str, Tensor]:
     return Layer(layers(row, device, torch.float64), row, wide).call(0)
 
 
-def _check(row: GpuCase, device: str, given: Sets, peers: dict[str, Layer]) -> dict[str, Any]:
-    """The largest errors, and in "wrong" what is beyond its bound."""
+class Failures(dict[str, str]):
+    """Of peers, in words; a peer that is in it is not measured."""
+
+    def guard(self, name: str, call: Callable[[], Any]) -> Any:
+        """What the call returns, or None where it raises."""
+        try:
+            return call()
+        except (RuntimeError, ImportError) as error:
+            self[name] = f"{type(error).__name__}: {tail(str(error), 3)}"
+            return None
+
+
+def _check(
+    row: GpuCase, device: str, given: Sets, peers: dict[str, Layer], failures: Failures
+) -> dict[str, float]:
+    """The largest error of each peer; those that are beyond their bounds fail."""
     exact = _exact(row, device, given)
-    of_peers = {name: errors(peer.call(0), exact) for name, peer in peers.items()}
-    wrong = []
-    for name in exact:
-        for peer, of in of_peers.items():
-            most = bound(row.precision, of_peers["torch"][name])
-            if not of[name] <= most:
-                wrong.append(f"{peer}'s {name}: relative error {of[name]:.1e}, at most {most:.1e}")
-    return {"errors": {peer: max(of.values()) for peer, of in of_peers.items()}, "wrong": wrong}
+    results = {name: failures.guard(name, lambda peer=peer: peer.call(0)) for name, peer in peers.items()}
+    of_peers = {name: errors(found, exact) for name, found in results.items() if found is not None}
+    for peer, of in of_peers.items():
+        for name, error in of.items():
+            most = bound(row.precision, of_peers.get("torch", of)[name])
+            if not error <= most:
+                failures[peer] = f"{name} is wrong: relative error {error:.1e}, at most {most:.1e}"
+    return {peer: max(of.values()) for peer, of in of_peers.items()}
 
 
 def _rounds(
     device: str, runs: dict[str, Callable[[], object]], rounds: int, seconds: float
-) -> dict[str, list]:
+) -> dict[str, list[float]]:
     """Seconds of a run of each, round by round, the peers in turn."""
     repeats = {}
     for name, run in runs.items():
         elapsed(device, run, 1)
         repeats[name] = repeats_for(elapsed(device, run, 1), seconds)
-    found: dict[str, list] = {name: [] for name in runs}
+    found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             found[name].append(elapsed(device, run, repeats[name]))
     return found
 
 
-def _graphs(device: str, peers: dict[str, Layer]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A CUDA graph of a lap of each peer, and why there is none."""
-    made, failed = {}, {}
-    for name, peer in peers.items():
-        if device != "cuda":
-            failed[name] = "the CPU has no CUDA graphs"
-            continue
-        try:
-            made[name] = capture(peer.lap)
-        except RuntimeError as error:
-            failed[name] = tail(str(error), 2)
-            torch.cuda.synchronize()  # a fault of the device ends the process here
-    return made, failed
+def _graph(row: GpuCase, peer: Layer) -> torch.cuda.CUDAGraph:
+    """Of a lap; raises RuntimeError unless its replay gives what the lap gives."""
+    graph, results = capture(peer.lap)
+    with torch.inference_mode():
+        for result in results.values():
+            result.fill_(torch.nan)
+    graph.replay()
+    want = {name: value.double() for name, value in peer.lap().items()}
+    for name, error in errors(results, want).items():
+        if not error <= max(REPLAY_ERROR, FLOOR_ROUNDINGS * PRECISIONS[row.precision].epsilon):
+            raise RuntimeError(f"{name} differs between a replay and a call by {error:.1e}")
+    return graph
 
 
 def measure(row: GpuCase, device: str, cache_bytes: float, rounds: int, seconds: float) -> dict[str, Any]:
-    """Errors, then times in seconds a call: "eager" and "graph", of each peer median and quartiles."""
+    """Errors, then times in seconds a call: "eager" and "graph", of each peer median and quartiles. A peer
+    that fails is left out, and the other one measured.
+    """
     precision_of_products(row)
-    given = sets(row, device, cache_bytes)
-    modules: dict[str, torch.nn.Module] = {"torch": layers(row, device)}
-    found: dict[str, Any] = row.as_dict() | {"name": row.name, "sets": len(given.x), "rounds": rounds}
-    try:
+    given, failures, not_captured = sets(row, device, cache_bytes), Failures(), Failures()
+    peers = {"torch": Layer(layers(row, device), row, given)}
+
+    def ours() -> Layer:
         import rnnfused
 
-        modules["rnnfused"] = rnnfused.convert(layers(row, device))
-    except ImportError as error:
-        found["failed"] = f"rnnfused cannot be imported: {error}"
-    peers = {name: Layer(module, row, given) for name, module in modules.items()}
-    found |= _check(row, device, given, peers)
-    if found["wrong"]:
-        return found | {"failed": "; ".join(found["wrong"][:4])}
+        return Layer(rnnfused.convert(layers(row, device)), row, given)
+
+    if (made := failures.guard("rnnfused", ours)) is not None:
+        peers["rnnfused"] = made
+    found: dict[str, Any] = row.as_dict() | {"name": row.name, "sets": len(given.x), "rounds": rounds}
+    found["errors"] = _check(row, device, given, peers, failures)
+    peers = {name: peer for name, peer in peers.items() if name not in failures}
     calls = len(given.x)
 
-    def per_call(values: list[float]) -> dict[str, float]:
-        return spread([value / calls for value in values])
+    def timed(runs: dict[str, Callable[[], object]]) -> dict[str, Spread]:
+        times = _rounds(device, runs, rounds, seconds)
+        return {name: spread([value / calls for value in values]) for name, values in times.items()}
 
-    times = _rounds(device, {name: peer.lap for name, peer in peers.items()}, rounds, seconds)
-    found["eager"] = {name: per_call(values) for name, values in times.items()}
+    found["eager"] = timed({name: peer.lap for name, peer in peers.items()})
     found["host"] = {name: host_seconds(device, peer.lap, 2) / calls for name, peer in peers.items()}
-    graphs, found["not_captured"] = _graphs(device, peers)
-    runs = {name: graph.replay for name, graph in graphs.items()}
-    times = _rounds(device, runs, rounds, seconds)
-    found["graph"] = {name: per_call(values) for name, values in times.items()}
+    replays: dict[str, Callable[[], object]] = {}
+    for name, peer in peers.items():
+        if not can_capture(device):
+            not_captured[name] = "the CPU has no CUDA graphs"
+        elif (graph := not_captured.guard(name, lambda peer=peer: _graph(row, peer))) is not None:
+            replays[name] = graph.replay
+        else:
+            synchronize(device)  # after a fault of the device this ends the process
+    found["graph"], found["not_captured"] = timed(replays), not_captured
+    if failures:
+        found["failed"] = "; ".join(f"{peer}: {words}" for peer, words in failures.items())
     return found
 
 

@@ -5,11 +5,22 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
-__all__ = ["Spread", "capture", "elapsed", "host_seconds", "repeats_for", "spread", "synchronize"]
+__all__ = [
+    "Spread",
+    "can_capture",
+    "capture",
+    "elapsed",
+    "host_seconds",
+    "repeats_for",
+    "spread",
+    "synchronize",
+]
 
+Results = TypeVar("Results")
 Spread = dict[str, float]  # median, low and high: the quartiles
 
 
@@ -57,8 +68,14 @@ def spread(values: list[float]) -> Spread:
     return {"median": median, "low": low, "high": high}
 
 
-def capture(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of the call. It is run on another stream first, as capturing asks for."""
+def can_capture(device: str) -> bool:
+    return device == "cuda"
+
+
+def capture(run: Callable[[], Results]) -> tuple[torch.cuda.CUDAGraph, Results]:
+    """A CUDA graph of the call, and what the call returned: a replay writes it anew. It is run on another
+    stream first, as capturing asks for.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -66,6 +83,5 @@ def capture(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kept = run()  # its results must live until all of it is captured
-    del kept
-    return graph
+        results = run()
+    return graph, results

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -386,7 +386,7 @@ def test_a_graph_is_captured_after_a_run_beside_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: during("stream"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "graph")
     monkeypatch.setattr(torch.cuda, "graph", during)
-    assert gpu_timing.capture(lambda: said.append("run")) == "graph"
+    assert gpu_timing.capture(lambda: said.append("run")) == ("graph", None)
     assert said == [
         *("wait", "stream", "run", "end of stream", "wait"),
         *("graph", "run", "end of graph"),
@@ -485,6 +485,61 @@ def test_rows_on_the_emulated_gpu(mode: str) -> None:
         process.close()
     with pytest.raises(RuntimeError, match="process"):
         process.ask(5, row=row.as_dict(), rounds=1, seconds=0.0)
+
+
+class PlayedGraph:
+    """Replays by calling again; `forgets` is a result that it does not write."""
+
+    def __init__(self, run: Callable[[], dict[str, torch.Tensor]], forgets: str) -> None:
+        self.run, self.results, self.forgets = run, {k: v.clone() for k, v in run().items()}, forgets
+
+    def replay(self) -> None:
+        fresh = self.run()
+        with torch.inference_mode():
+            for name, value in fresh.items():
+                if name != self.forgets:
+                    self.results[name].copy_(value)
+
+
+@pytest.mark.parametrize("forgets", ["nothing", "y", "weight_hh_l0"])
+def test_replays_are_checked(forgets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def capture(run: Any) -> Any:
+        graph = PlayedGraph(run, forgets)
+        return graph, graph.results
+
+    monkeypatch.setattr(gpu_rows, "precision_of_products", lambda row: None)  # it is the process's
+    monkeypatch.setattr(gpu_rows, "can_capture", lambda device: True)
+    monkeypatch.setattr(gpu_rows, "capture", capture)
+    row = GpuCase(Case("training", "gru", 3, 2, 8), "f32")
+    found = gpu_rows.measure(row, "cpu", 1e6, rounds=2, seconds=0.0)
+    assert "failed" not in found and set(found["eager"]) == {"torch", "rnnfused"}
+    if forgets == "nothing":
+        assert set(found["graph"]) == {"torch", "rnnfused"} and not found["not_captured"]
+    else:
+        assert not found["graph"] and f"{forgets} differs" in found["not_captured"]["rnnfused"]
+
+
+def test_torch_is_measured_where_rnnfused_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    import rnnfused
+
+    monkeypatch.setattr(gpu_rows, "precision_of_products", lambda row: None)
+    row = GpuCase(Case("inference", "lstm", 3, 2, 8), "f32")
+
+    def broken(module: torch.nn.Module) -> torch.nn.Module:
+        for parameter in module.parameters():
+            parameter.data.mul_(1.01)
+        return module
+
+    def raises(module: torch.nn.Module) -> torch.nn.Module:
+        raise RuntimeError("out of order")
+
+    for convert, words in (
+        (broken, "rnnfused: y is wrong"),
+        (raises, "rnnfused: RuntimeError: out of order"),
+    ):
+        monkeypatch.setattr(rnnfused, "convert", convert)
+        found = gpu_rows.measure(row, "cpu", 1e6, rounds=1, seconds=0.0)
+        assert words in found["failed"] and set(found["eager"]) == {"torch"}
 
 
 def test_a_process_that_does_not_answer() -> None:

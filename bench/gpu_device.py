@@ -81,6 +81,12 @@ def _driver() -> str:
     return run.stdout.strip() or run.stderr.strip()
 
 
+def _l2_bytes(properties: Any) -> int:
+    if not hasattr(properties, "L2_cache_size"):
+        print("device: this torch does not tell the size of the L2 cache: 64 MiB are assumed")
+    return int(getattr(properties, "L2_cache_size", 64 << 20))
+
+
 def run(section: Section) -> int:
     import torch
 
@@ -102,7 +108,7 @@ def run(section: Section) -> int:
             "name": properties.name,
             "arch": _arch(properties.major, properties.minor),
             "multiprocessors": properties.multi_processor_count,
-            "l2_bytes": properties.L2_cache_size,
+            "l2_bytes": _l2_bytes(properties),
             "memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),

@@ -27,18 +27,22 @@ endif
 CPP_SOURCES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: demo test build emulated lint format ctest ctest-asan ctest-tsan ctest-aarch64 bench clean
+.PHONY: demo test build emulated cuda lint format ctest ctest-asan ctest-tsan ctest-aarch64 bench clean
 
 demo: build
 	$(python) examples/char_lm.py --output demo-output
 
 # pytest comes last, so that its summary is what the output ends with.
 test: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
-test: lint ctest ctest-asan build emulated
+test: lint ctest ctest-asan cuda build emulated
 	$(python) -m pytest
 
 build: $(environment)
 	$(install)
+
+# Every CUDA kernel, compiled; none may spill registers.
+cuda: $(environment)
+	tools/check_cuda
 
 # The extension whose GPU is emulated, for tests/test_emulated.py.
 emulated: $(environment)

@@ -1,8 +1,9 @@
 """Every check of arguments that Python makes: before any work, naming the argument, what was expected and
 what came.
 
-Sizes, dtypes and devices of single layers are checked once more at the native boundary (csrc/torch/ops.cpp),
-which trusts nobody; here stand those that need words of torch's own, or that see more than one layer.
+Sizes, dtypes and devices of single layers are checked once more at the native boundary
+(csrc/torch/inputs.cpp), which trusts nobody; here stand those that need words of torch's own, or that see
+more than one layer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Adding a cell takes what docs/adding-a-cell.md says, and nothing else.
 
 The blocks of the page are applied to a copy of the source, the copy is built for one ISA, and the tests that
-iterate the registry run there for the new cell.
+iterate the registry run there for the new cell, on the CPU and on an emulated GPU.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def apply_page(root: Path) -> None:
         file.write_text(source.replace(before, after))
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     # Tools of this environment come first, as they do in setup.py; the copy hides any other rnnfused.
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(cwd)}
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(cwd)} | variables
     environment.pop("RNNFUSED_ISA", None)
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
@@ -74,6 +74,7 @@ def build(root: Path) -> None:
     run(
         *("cmake", "-S", ".", "-B", "build", "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"),
         *("-DRNNFUSED_ISAS=scalar", "-DRNNFUSED_BUILD_CPP_TESTS=OFF", "-DCMAKE_BUILD_TYPE=None"),
+        *("-DRNNFUSED_CUDA=OFF", "-DRNNFUSED_BUILD_EMULATED=ON"),
         cwd=root,
     )
     run("cmake", "--build", "build", cwd=root)
@@ -92,9 +93,18 @@ def test_the_page_is_all_there_is_to_do(tmp_path: Path) -> None:
     build(tmp_path)
     imported = run(sys.executable, "-c", DOUBLE_BACKWARD, cwd=tmp_path)
     assert Path(imported.strip()).is_relative_to(tmp_path)
-    tests = ("tests/test_sequence.py", "tests/test_reference.py", "tests/test_convert.py")
-    run(
-        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests),
-        *("-k", f"{CELL} or list_of_cells"),
-        cwd=tmp_path,
+    pytest_run = (
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        f"{CELL} or list_of_cells",
     )
+    run(
+        *pytest_run, *(f"tests/test_{name}.py" for name in ("sequence", "reference", "convert")), cwd=tmp_path
+    )
+    (emulated,) = (tmp_path / "build" / "emulated").glob("_C.*.so")
+    run(*pytest_run, "tests/test_gpu.py", cwd=tmp_path, RNNFUSED_TEST_EXTENSION=str(emulated))

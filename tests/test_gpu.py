@@ -4,6 +4,10 @@ than the emulation has.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,6 +128,25 @@ def test_what_is_not_wanted_is_not_there(kind: str, gpu: str) -> None:
     module(torch.ones(3, 2, 4, device=gpu))[0].sum().backward()
     assert module.weight_hh_l0.grad is None and module.bias_ih_l0.grad is None
     assert module.weight_ih_l0.grad.abs().sum() > 0 and module.bias_hh_l0.grad.abs().sum() > 0
+
+
+def test_the_plan_is_logged(gpu: str) -> None:
+    code = (
+        "import conftest, torch, rnnfused\n"
+        f"rnnfused.LSTM(2, 4, device={gpu!r})(torch.zeros(3, 1, 2, device={gpu!r}))[0].sum().backward()"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"RNNFUSED_LOG": "plan"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    forward, backward = (line for line in run.stderr.splitlines() if line.startswith("rnnfused: "))
+    for line, what in ((forward, "forward"), (backward, "backward")):
+        assert line.startswith(f"rnnfused: {what} lstm T=3 B=1 I=2 H=4 directions=1 device={gpu}")
+        assert "driver=stepwise units=4 " in line
 
 
 def test_words_for_what_is_wrong(gpu: str) -> None:

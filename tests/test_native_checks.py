@@ -1,4 +1,4 @@
-"""The native boundary trusts nobody: every check of csrc/torch/ops.cpp, tripped."""
+"""The native boundary trusts nobody: every check of csrc/torch/inputs.cpp, tripped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnnfused._load import _C
+from rnnfused._load import _C, build_info
 
 T, B, INPUT, H, P = 3, 2, 4, 5, 3
 
@@ -46,7 +46,12 @@ def weights(slot: int, value: Tensor | None) -> list[Tensor | None]:
 
 FORWARD: list[tuple[dict[str, Any], str]] = [
     ({"cell": "elman"}, "cell: unknown cell 'elman'"),
-    ({"x": torch.zeros(T, B, INPUT, device="meta")}, "input: expected a tensor on the CPU .*, got meta"),
+    (
+        {"x": torch.zeros(T, B, INPUT, device="meta")},
+        "input: expected a tensor on the CPU or a CUDA device, got meta"
+        if build_info.cuda
+        else r"input: expected a tensor on the CPU \(rnnfused was built without CUDA kernels: .*\), got meta",
+    ),
     ({"x": torch.zeros(T, B, INPUT).half()}, "input: expected dtype float32 or float64, got Half"),
     ({"x": torch.zeros(T, INPUT)}, "input: expected 3 dimensions, got 2"),
     ({"x": torch.zeros(T, B, INPUT + 1)}, r"weight_ih: expected size \[20, 5\], got \[20, 4\]"),

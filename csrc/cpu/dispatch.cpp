@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "core/log.h"
+
 namespace rnnfused {
 
 namespace scalar {
@@ -119,11 +121,7 @@ void run(TeamKernel<LayerType> kernel, const LayerType& layer, const Plan& plan,
 }
 
 void log_plan(const char* what, CellId cell, const SequenceShape& shape, int directions, const Plan& plan) {
-  static const bool on = [] {
-    const char* log = std::getenv("RNNFUSED_LOG");
-    return log && std::string(log) == "plan";
-  }();
-  if (!on) return;
+  if (!logs_plans()) return;
   std::fprintf(
       stderr,
       "rnnfused: %s %s T=%lld B=%lld I=%lld H=%lld directions=%d isa=%s groups=%d members=%d shards=%d\n",

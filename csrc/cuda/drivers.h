@@ -9,13 +9,19 @@
 
 namespace rnnfused::cuda {
 
-// The drivers of one cell and type. Scratch is asked for with a layer that lacks nothing but its scratch.
+// What a call will take.
+struct Work {
+  Plan plan;
+  Index scratch_bytes;
+};
+
+// The drivers of one cell and type. Their work is asked for with a layer that lacks nothing but its scratch.
 struct CellDrivers {
   const int* input_gates;  // the gates [G] that the input feeds, in the order of the accumulators
   Index (*tape_bytes)(const SequenceShape& shape, int directions, bool recompute);
-  Index (*forward_scratch)(const ForwardLayer& layer);
+  Work (*forward_work)(const ForwardLayer& layer);
   void (*forward)(const ForwardLayer& layer, Matmul& matmul, StreamHandle stream);
-  Index (*backward_scratch)(const BackwardLayer& layer);
+  Work (*backward_work)(const BackwardLayer& layer);
   void (*backward)(const BackwardLayer& layer, Matmul& matmul, StreamHandle stream);
 };
 

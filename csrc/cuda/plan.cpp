@@ -11,6 +11,14 @@ constexpr Index kMaxGridRows = 65535;
 
 }  // namespace
 
+const char* name_of(Driver driver) {
+  switch (driver) {
+    case Driver::stepwise:
+      return "stepwise";
+  }
+  return "unknown";
+}
+
 Plan make_plan(const PlanInput& in) {
   const Index wide = std::min(kMaxUnits, kVectorBytes / bytes_of(compute_type(in.type)));
   const bool whole = in.shape.hidden % wide == 0 && in.shape.output % wide == 0;

@@ -9,6 +9,8 @@ namespace rnnfused::cuda {
 // stepwise: a product and a kernel per step; runs everywhere, with every size and type.
 enum class Driver : int { stepwise };
 
+const char* name_of(Driver driver);
+
 struct PlanInput {
   Type type;
   SequenceShape shape;

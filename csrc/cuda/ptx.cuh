@@ -3,6 +3,10 @@
 // PTX instruction, and from which architecture it has it; where the architecture lacks it, it traps.
 #pragma once
 
+#if !defined(__CUDACC__)
+#error "for nvcc; on the host, link rnnfused_cuda_emulation before what adds csrc to the include path"
+#endif
+
 #include <cooperative_groups.h>
 
 #include <cstddef>
@@ -279,81 +283,43 @@ __device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sy
 
 // ---- Synchronisation in global memory, words of 32 and 64 bits
 
-// ld.acquire.gpu, sm_70
-template <class T>
-__device__ __forceinline__ ptx_detail::Value<T> load_acquire(T* at) {
-  static_assert(ptx_detail::is_word<T>, "a word of 32 or 64 bits");
-  if constexpr (sizeof(T) == 4) {
-    uint32_t word;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                 : "=r"(word)
-                 : "l"(ptx_detail::global_address(at))
-                 : "memory");
-    return ptx_detail::bit_cast<ptx_detail::Value<T>>(word);
-  } else {
-    uint64_t word;
-    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];"
-                 : "=l"(word)
-                 : "l"(ptx_detail::global_address(at))
-                 : "memory");
-    return ptx_detail::bit_cast<ptx_detail::Value<T>>(word);
+// `order` is acquire or relaxed.
+#define RNNFUSED_LOAD(order)                                                                         \
+  template <class T>                                                                                 \
+  __device__ __forceinline__ ptx_detail::Value<T> load_##order(T* at) {                              \
+    static_assert(ptx_detail::is_word<T>, "a word of 32 or 64 bits");                                \
+    const auto address = ptx_detail::global_address(at);                                             \
+    if constexpr (sizeof(T) == 4) {                                                                  \
+      uint32_t word;                                                                                 \
+      asm volatile("ld." #order ".gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory"); \
+      return ptx_detail::bit_cast<ptx_detail::Value<T>>(word);                                       \
+    } else {                                                                                         \
+      uint64_t word;                                                                                 \
+      asm volatile("ld." #order ".gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(address) : "memory"); \
+      return ptx_detail::bit_cast<ptx_detail::Value<T>>(word);                                       \
+    }                                                                                                \
   }
-}
-
-// ld.relaxed.gpu, sm_70
-template <class T>
-__device__ __forceinline__ ptx_detail::Value<T> load_relaxed(T* at) {
-  static_assert(ptx_detail::is_word<T>, "a word of 32 or 64 bits");
-  if constexpr (sizeof(T) == 4) {
-    uint32_t word;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];"
-                 : "=r"(word)
-                 : "l"(ptx_detail::global_address(at))
-                 : "memory");
-    return ptx_detail::bit_cast<ptx_detail::Value<T>>(word);
-  } else {
-    uint64_t word;
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];"
-                 : "=l"(word)
-                 : "l"(ptx_detail::global_address(at))
-                 : "memory");
-    return ptx_detail::bit_cast<ptx_detail::Value<T>>(word);
+// `order` is release or relaxed.
+#define RNNFUSED_STORE(order)                                                                        \
+  template <class T>                                                                                 \
+  __device__ __forceinline__ void store_##order(T* at, ptx_detail::Value<T> value) {                 \
+    static_assert(ptx_detail::is_word<T>, "a word of 32 or 64 bits");                                \
+    const auto address = ptx_detail::global_address(at);                                             \
+    if constexpr (sizeof(T) == 4) {                                                                  \
+      const auto word = ptx_detail::bit_cast<uint32_t>(value);                                       \
+      asm volatile("st." #order ".gpu.global.u32 [%0], %1;" : : "l"(address), "r"(word) : "memory"); \
+    } else {                                                                                         \
+      const auto word = ptx_detail::bit_cast<uint64_t>(value);                                       \
+      asm volatile("st." #order ".gpu.global.u64 [%0], %1;" : : "l"(address), "l"(word) : "memory"); \
+    }                                                                                                \
   }
-}
-
-// st.release.gpu, sm_70
-template <class T>
-__device__ __forceinline__ void store_release(T* at, ptx_detail::Value<T> value) {
-  static_assert(ptx_detail::is_word<T>, "a word of 32 or 64 bits");
-  if constexpr (sizeof(T) == 4) {
-    asm volatile("st.release.gpu.global.u32 [%0], %1;"
-                 :
-                 : "l"(ptx_detail::global_address(at)), "r"(ptx_detail::bit_cast<uint32_t>(value))
-                 : "memory");
-  } else {
-    asm volatile("st.release.gpu.global.u64 [%0], %1;"
-                 :
-                 : "l"(ptx_detail::global_address(at)), "l"(ptx_detail::bit_cast<uint64_t>(value))
-                 : "memory");
-  }
-}
-
-// st.relaxed.gpu, sm_70
-template <class T>
-__device__ __forceinline__ void store_relaxed(T* at, ptx_detail::Value<T> value) {
-  static_assert(ptx_detail::is_word<T>, "a word of 32 or 64 bits");
-  if constexpr (sizeof(T) == 4) {
-    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;"
-                 :
-                 : "l"(ptx_detail::global_address(at)), "r"(ptx_detail::bit_cast<uint32_t>(value))
-                 : "memory");
-  } else {
-    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;"
-                 :
-                 : "l"(ptx_detail::global_address(at)), "l"(ptx_detail::bit_cast<uint64_t>(value))
-                 : "memory");
-  }
-}
+// ld.acquire.gpu, ld.relaxed.gpu, st.release.gpu, st.relaxed.gpu, sm_70
+RNNFUSED_LOAD(acquire)
+RNNFUSED_LOAD(relaxed)
+RNNFUSED_STORE(release)
+RNNFUSED_STORE(relaxed)
+#undef RNNFUSED_LOAD
+#undef RNNFUSED_STORE
 
 // Returns what was there before. atom.acq_rel.gpu.add, sm_70
 __device__ __forceinline__ uint32_t atomic_add(uint32_t* at, uint32_t value) {

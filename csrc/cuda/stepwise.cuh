@@ -178,7 +178,7 @@ class StepwiseForward : Stepwise<Cell, T> {
     scratch_bytes_ = arena.used();
   }
 
-  Index scratch_bytes() const { return scratch_bytes_; }
+  Work work() const { return {plan_, scratch_bytes_}; }
 
   void run() const {
     const Index D = layer_.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
@@ -320,7 +320,7 @@ class StepwiseBackward : Stepwise<Cell, T> {
     scratch_bytes_ = arena.used();
   }
 
-  Index scratch_bytes() const { return scratch_bytes_; }
+  Work work() const { return {plan_, scratch_bytes_}; }
 
   void run() const {
     for (int d = 0; d < layer_.directions; ++d) {
@@ -534,22 +534,19 @@ class StepwiseBackward : Stepwise<Cell, T> {
 
 template <class Cell, class T>
 constexpr CellDrivers stepwise_drivers() {
-  return {Cell::gate_of + Cell::x_first,
-          [](const SequenceShape& shape, int directions, bool recompute) {
-            return DeviceTape<Cell, T>(shape, directions, recompute, nullptr).bytes;
-          },
-          [](const ForwardLayer& layer) {
-            return StepwiseForward<Cell, T>(layer, nullptr, nullptr).scratch_bytes();
-          },
-          [](const ForwardLayer& layer, Matmul& matmul, StreamHandle stream) {
-            StepwiseForward<Cell, T>(layer, &matmul, stream).run();
-          },
-          [](const BackwardLayer& layer) {
-            return StepwiseBackward<Cell, T>(layer, nullptr, nullptr).scratch_bytes();
-          },
-          [](const BackwardLayer& layer, Matmul& matmul, StreamHandle stream) {
-            StepwiseBackward<Cell, T>(layer, &matmul, stream).run();
-          }};
+  return {
+      Cell::gate_of + Cell::x_first,
+      [](const SequenceShape& shape, int directions, bool recompute) {
+        return DeviceTape<Cell, T>(shape, directions, recompute, nullptr).bytes;
+      },
+      [](const ForwardLayer& layer) { return StepwiseForward<Cell, T>(layer, nullptr, nullptr).work(); },
+      [](const ForwardLayer& layer, Matmul& matmul, StreamHandle stream) {
+        StepwiseForward<Cell, T>(layer, &matmul, stream).run();
+      },
+      [](const BackwardLayer& layer) { return StepwiseBackward<Cell, T>(layer, nullptr, nullptr).work(); },
+      [](const BackwardLayer& layer, Matmul& matmul, StreamHandle stream) {
+        StepwiseBackward<Cell, T>(layer, &matmul, stream).run();
+      }};
 }
 
 }  // namespace rnnfused::cuda

@@ -6,6 +6,9 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
+#include <cstdio>
+
+#include "core/log.h"
 #include "cuda/drivers.h"
 #include "torch/backends.h"
 #include "torch/gpu.h"
@@ -79,10 +82,19 @@ struct Call {
     layer.recompute = recompute;
   }
 
-  // Memory of the call. It is freed when the call returns, before the kernels have run: torch gives it to
-  // later work of the same stream only.
-  void* take_scratch(Index bytes) {
-    scratch = at::empty({bytes}, in.x.options().dtype(at::kByte));
+  // Memory for the call's work. It is freed when the call returns, before the kernels have run: torch gives
+  // it to later work of the same stream only.
+  void* take_scratch(const char* what, const cuda::Work& work) {
+    if (logs_plans()) {
+      std::fprintf(stderr,
+                   "rnnfused: %s %s T=%lld B=%lld I=%lld H=%lld directions=%d device=%s driver=%s units=%d "
+                   "chunk_rows=%lld scratch_bytes=%lld\n",
+                   what, in.info.name, (long long)in.shape.steps, (long long)in.shape.batch,
+                   (long long)in.shape.input, (long long)in.shape.hidden, in.directions,
+                   in.x.device().str().c_str(), cuda::name_of(work.plan.driver), work.plan.units,
+                   (long long)work.plan.chunk_rows, (long long)work.scratch_bytes);
+    }
+    scratch = at::empty({work.scratch_bytes}, in.x.options().dtype(at::kByte));
     return mutable_data(scratch);
   }
 
@@ -112,7 +124,7 @@ ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute) {
   layer.c = mutable_data(out.cn);
   layer.y = mutable_data(out.y);
   layer.tape = mutable_data(out.tape);
-  layer.scratch = call.take_scratch(call.drivers.forward_scratch(layer));
+  layer.scratch = call.take_scratch("forward", call.drivers.forward_work(layer));
   call.drivers.forward(layer, *call.matmul, call.stream);
   if (out.cn.defined()) out.cn = out.cn.to(in.x.scalar_type());
   return out;
@@ -148,7 +160,7 @@ void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool reco
                                   &layer.dbias[d], &layer.dprojection[d]};
     for (int slot = 0; slot < kSlots; ++slot) *slots[slot] = gradient(3 + d * kSlots + slot);
   }
-  layer.scratch = call.take_scratch(call.drivers.backward_scratch(layer));
+  layer.scratch = call.take_scratch("backward", call.drivers.backward_work(layer));
   call.drivers.backward(layer, *call.matmul, call.stream);
   if (const at::Tensor* dh0 = tensors.gradient(1)) dh0->copy_(dh);
   if (const at::Tensor* dc0 = tensors.gradient(2)) dc0->copy_(dc);

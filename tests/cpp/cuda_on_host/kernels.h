@@ -212,9 +212,9 @@ __global__ void hand_over(const float* in, float* out, int tiles) {
     if (producer) {
       if (use > 0 && P != Plant::ignores_release) PLANTED(mbarrier_wait(empty + stage, use - 1));
       PLANTED(ring[stage * 32 + i] = in[tile * 32 + i]);
-      mbarrier_arrive(full + stage);
+      PLANTED(mbarrier_arrive(full + stage));
     } else {
-      mbarrier_wait(full + stage, use);
+      PLANTED(mbarrier_wait(full + stage, use));
       const float value = PLANTED(ring[stage * 32 + (31 - i)]);
       if (P != Plant::never_releases) mbarrier_arrive(empty + stage);
       out[tile * 32 + (31 - i)] = 2 * value;

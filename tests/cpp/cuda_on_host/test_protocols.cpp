@@ -106,7 +106,18 @@ void run_hand_over() {
 }
 
 TEST_CASE("right protocols are right under every schedule") {
-  under_all_schedules(5, [] {
+  under_all_schedules(3, [] {
+    run_sum_rows<Plant::none>();
+    run_add_neighbours<Plant::none>();
+    run_exchange_in_cluster<Plant::none>(3);
+    run_exchange_in_grid<Plant::none>();
+    run_hand_over<Plant::none>();
+  });
+}
+
+TEST_CASE("and without the race detector") {
+  under_all_schedules(1, [] {
+    schedule().races = false;
     run_sum_rows<Plant::none>();
     run_add_neighbours<Plant::none>();
     run_exchange_in_cluster<Plant::none>(3);
@@ -181,8 +192,9 @@ TEST_CASE("mistakes between the blocks of a grid are reported") {
 TEST_CASE("mistakes between producer and consumer are reported") {
   using Kind = FaultKind;
   const char* file = "kernels.h";
-  must_report({Kind::mbarrier_state, Kind::race}, file, 0, run_hand_over<Plant::no_sync>);
-  must_report({Kind::race}, file, 2, run_hand_over<Plant::ignores_release>);
+  must_report({Kind::mbarrier_state, Kind::race}, file, 1, run_hand_over<Plant::no_sync>);
+  must_report({Kind::race, Kind::mbarrier_phase, Kind::unwritten}, file, 1,
+              run_hand_over<Plant::ignores_release>);
   must_report({Kind::deadlock}, file, 1, run_hand_over<Plant::never_releases>);
 }
 

@@ -102,7 +102,7 @@ void sleep(Site site) {
   grid_of(thread).pause(thread);
 }
 
-void trap(Site site) { throw Fault(FaultKind::trap, running().str() + " at " + site.str()); }
+void trap_at(Site site) { throw Fault(FaultKind::trap, running().str() + " at " + site.str()); }
 
 }  // namespace emulation
 }  // namespace rnnfused

@@ -19,7 +19,7 @@ void fence(Site site);
 void poll_again(Site site);
 void polled(Site site);
 void sleep(Site site);
-[[noreturn]] void trap(Site site);
+[[noreturn]] void trap_at(Site site);
 
 template <class T>
 constexpr bool is_word = (sizeof(T) == 4 || sizeof(T) == 8) && std::is_trivially_copyable<T>::value;
@@ -87,7 +87,7 @@ void poll_until(Condition&& condition, emulation::Site site = emulation::Site::h
   emulation::polled(site);
 }
 inline void nanosleep(unsigned, emulation::Site site = emulation::Site::here()) { emulation::sleep(site); }
-[[noreturn]] inline void trap(emulation::Site site = emulation::Site::here()) { emulation::trap(site); }
+[[noreturn]] inline void trap(emulation::Site site = emulation::Site::here()) { emulation::trap_at(site); }
 
 }  // namespace cuda
 }  // namespace rnnfused

@@ -103,9 +103,9 @@ extern "C" void rnnfused_enter_fiber();
 
 namespace {
 
-void prepare(FiberContext& context, char* stack, void (*main)(void*), void* argument) {
+void prepare(FiberContext& context, char* stack, size_t bytes, void (*main)(void*), void* argument) {
   // As rnnfused_switch_stack leaves it: control words, r15 ... rbp, return address.
-  auto* top = reinterpret_cast<uint64_t*>(stack + kStackBytes) - 2;
+  auto* top = reinterpret_cast<uint64_t*>(stack + bytes) - 2;
   uint32_t mxcsr;
   uint16_t control;
   asm volatile("stmxcsr %0" : "=m"(mxcsr));
@@ -144,12 +144,12 @@ void enter(unsigned high, unsigned low) {
   auto* context = reinterpret_cast<FiberContext*>(uintptr_t(uint64_t(high) << 32 | low));
   context->main(context->argument);
 }
-void prepare(FiberContext& context, char* stack, void (*main)(void*), void* argument) {
+void prepare(FiberContext& context, char* stack, size_t bytes, void (*main)(void*), void* argument) {
   context.main = main;
   context.argument = argument;
   getcontext(&context.fiber);
   context.fiber.uc_stack.ss_sp = stack;
-  context.fiber.uc_stack.ss_size = kStackBytes;
+  context.fiber.uc_stack.ss_size = bytes;
   context.fiber.uc_link = nullptr;
   const auto address = uint64_t(reinterpret_cast<uintptr_t>(&context));
   makecontext(&context.fiber, reinterpret_cast<void (*)()>(enter), 2, unsigned(address >> 32),
@@ -162,12 +162,12 @@ void to_host(FiberContext& context) { swapcontext(&context.fiber, &context.host)
 
 #endif
 
-Fiber::Fiber() : context_(new FiberContext) {
+Fiber::Fiber(size_t number) : context_(new FiberContext), colour_(number * 9 * 64 % (16 << 10)) {
   memory_ = mmap(nullptr, kStackBytes + page_bytes(), PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory_ == MAP_FAILED) throw std::bad_alloc();
   mprotect(memory_, page_bytes(), PROT_NONE);
-  prepare(*context_, stack(), main, this);
+  prepare(*context_, stack(), kStackBytes - colour_, main, this);
 }
 
 Fiber::~Fiber() {
@@ -185,7 +185,7 @@ void Fiber::assign(Entry entry, void* argument) {
 void Fiber::abandon() {
   SwitchAnnotation::forget(stack(), kStackBytes);
   context_->fiber_fake_stack = nullptr;
-  prepare(*context_, stack(), main, this);
+  prepare(*context_, stack(), kStackBytes - colour_, main, this);
 }
 
 void Fiber::main(void* self) {
@@ -217,7 +217,7 @@ bool Fiber::guards(const void* address) const {
 
 Fiber* FiberPool::take() {
   if (free_.empty()) {
-    all_.push_back(std::make_unique<Fiber>());
+    all_.push_back(std::make_unique<Fiber>(all_.size()));
     free_.push_back(all_.back().get());
   }
   Fiber* fiber = free_.back();

@@ -14,7 +14,7 @@ struct FiberContext;  // what a switch saves
 class Fiber {
  public:
   using Entry = void (*)(void*);
-  Fiber();
+  explicit Fiber(size_t number);  // each another one
   ~Fiber();
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
@@ -34,6 +34,8 @@ class Fiber {
   char* stack() const;
   void* memory_;
   std::unique_ptr<FiberContext> context_;
+  size_t
+      colour_;  // left out at the top: stacks that all began at the same cache lines would evict each other
   Entry entry_ = nullptr;
   void* argument_ = nullptr;
 };

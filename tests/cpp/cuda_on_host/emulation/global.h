@@ -28,7 +28,7 @@ class GlobalMemory {
  public:
   // Somebody else's bytes.
   GlobalMemory(const void* begin, size_t bytes, std::string name, Contents contents);
-  // New ones, all 0xff (NaN), with inaccessible pages before and after: they end where the page after begins,
+  // New ones, all 0xff (NaN), with inaccessible pages before and after: they end where those after begin,
   // but for what it takes to begin at a multiple of 16 bytes.
   GlobalMemory(size_t bytes, std::string name, Contents contents);
   ~GlobalMemory();
@@ -39,10 +39,11 @@ class GlobalMemory {
   size_t bytes() const { return bytes_; }
   const std::string& name() const { return name_; }
   void set_contents(Contents contents);
-  bool guards(const void* address) const;  // whether it lies in one of the inaccessible pages
+  bool guards(const void* address) const;  // whether it lies in the inaccessible pages
 
   static GlobalMemory* of(const void* address);  // registered, or null
-  static void start_launch();                    // a launch waits for all accesses before it
+  static void start_launch(bool races);          // a launch waits for all accesses before it
+  static void end_launch();                      // a fault where somebody wrote beside a guarded allocation
 
   // Checks; the caller moves the bytes.
   void access(const Thread& thread, const void* address, size_t bytes, Site site, AccessMode mode,
@@ -56,6 +57,8 @@ class GlobalMemory {
   size_t mapping_bytes_ = 0;
   std::unique_ptr<Shadow> shadow_;
   bool accessed_ = false;
+
+  void check_surroundings() const;
 };
 
 // Checks an access that may be to registered memory.

@@ -49,7 +49,8 @@ namespace emulation {
 struct Registers {
   uint3 thread, block, block_size, grid_size;
 };
-extern thread_local const Registers* registers;
+// __thread and not thread_local, which would look for a constructor to run at every access.
+extern __thread const Registers* registers;
 
 }  // namespace emulation
 }  // namespace rnnfused

@@ -13,7 +13,7 @@
 namespace rnnfused {
 namespace emulation {
 
-thread_local const Registers* registers = nullptr;
+__thread const Registers* registers = nullptr;
 
 namespace {
 
@@ -73,7 +73,7 @@ Actor Thread::actor() const { return actor_of(block->number, number); }
 
 Actor Thread::engine() const { return actor_of(block->number, uint32_t(block->threads.size()) + number); }
 
-Actor Block::actor_of_mbarrier(const Mbarrier& mbarrier) const {
+Actor Block::actor_of_mbarrier(const MbarrierState& mbarrier) const {
   return actor_of(number, uint32_t(2 * threads.size()) + mbarrier.number);
 }
 
@@ -244,12 +244,6 @@ void Grid::thread_main(void* argument) {
   thread.state = ThreadState::exited;
 }
 
-void Grid::end_by_fault(Thread& thread, const Fault& fault) {
-  error_ = std::make_exception_ptr(fault);
-  thread.fiber->suspend();
-  std::abort();  // nobody resumes it
-}
-
 void Grid::exit_thread(Thread& thread) {
   Block& block = *thread.block;
   progress();
@@ -295,6 +289,7 @@ void Grid::wait(Thread& thread, const char* activity) {
 
 void Grid::wake(Thread& thread) {
   thread.state = ThreadState::ready;
+  thread.activity = nullptr;
   ready_.push(&thread, thread.priority);
 }
 
@@ -378,7 +373,7 @@ void Grid::report_deadlock() {
   for (const auto& cluster : clusters_) {
     for (const auto& block : cluster->blocks) {
       for (const auto& entry : block->mbarriers) {
-        const Mbarrier& mbarrier = entry.second;
+        const MbarrierState& mbarrier = entry.second;
         if (mbarrier.pending == 0 && mbarrier.tx != 0 && !mbarrier.waiting.empty())
           throw Fault(FaultKind::tx_count,
                       "every thread waits, all arrived at an mbarrier whose bytes never "
@@ -393,11 +388,12 @@ void Grid::report_deadlock() {
 void run_launch(const cuda::LaunchConfig& config, Grid::Body body, void* arguments) {
   if (current) throw std::logic_error("a launch from within an emulated kernel");
   std::lock_guard<std::mutex> lock(launch_mutex());
-  prepare_signal_stack();
-  GlobalMemory::start_launch();
+  const PageFaultHandler handler;
+  GlobalMemory::start_launch(schedule().races);
   Grid grid(config, body, arguments, schedule());
   try {
     grid.run();
+    GlobalMemory::end_launch();
   } catch (...) {
     grid.abandon();
     throw;

@@ -80,14 +80,14 @@ struct Block {
   std::vector<Meeting> warps;
   Meeting everyone;
   std::unique_ptr<SharedMemory> shared;
-  std::map<std::ptrdiff_t, Mbarrier> mbarriers;  // by offset in shared memory
+  std::map<std::ptrdiff_t, MbarrierState> mbarriers;  // by offset in shared memory
 
   // What must be known to have ended when the block exits: the last access of each peer to its memory, and
   // asynchronous stores to it and from it.
   std::unordered_map<Actor, Access> remote;
   ClockBuilder exits;
 
-  Actor actor_of_mbarrier(const Mbarrier& mbarrier) const;
+  Actor actor_of_mbarrier(const MbarrierState& mbarrier) const;
   Meeting& warp_of(const Thread& thread) { return warps[thread.number / 32]; }
 };
 
@@ -118,7 +118,7 @@ class Grid {
   void poll_failed(Thread& thread, Site site);
   void progress() { failed_polls_ = 0; }
 
-  [[noreturn]] void end_by_fault(Thread& thread, const Fault& fault);  // where no exception can be thrown
+  void set_error(const Fault& fault) { error_ = std::make_exception_ptr(fault); }  // instead of a throw
   void store_later(const RemoteStore& store);
   Meeting& meeting_of_all(Site site);
   ClockPtr& clock_at(const void* address) { return clocks_[address]; }  // of a word of global memory

@@ -13,7 +13,7 @@ namespace rnnfused {
 namespace cuda {
 
 // An opaque object in shared memory.
-struct alignas(8) MbarrierWord {
+struct alignas(8) Mbarrier {
   uint64_t opaque;
 };
 
@@ -34,7 +34,7 @@ struct Published {
   void add_to(ClockBuilder& builder) const;
 };
 
-struct Mbarrier {
+struct MbarrierState {
   uint32_t number = 0;  // in its block
   uint32_t count = 0, pending = 0;
   int64_t tx = 0;      // bytes expected and not yet come
@@ -61,7 +61,7 @@ struct RemoteStore {
   void deliver(Grid& grid) const;
 };
 
-using MbarrierPlace = const cuda::Shared<cuda::MbarrierWord>&;
+using MbarrierPlace = const cuda::Shared<cuda::Mbarrier>&;
 
 void init_mbarrier(MbarrierPlace place, unsigned count, Site site);
 void fence_inits(Site site);
@@ -75,8 +75,6 @@ void store_async(Block* target, std::ptrdiff_t offset, const void* value, size_t
 }  // namespace emulation
 
 namespace cuda {
-
-using Mbarrier = MbarrierWord;
 
 // By one thread; the others may use it after a barrier. `count` arrivals end a phase.
 inline void mbarrier_init(Shared<Mbarrier> barrier, unsigned count,

@@ -31,12 +31,16 @@ void Meeting::meet(Thread& thread, const char* reason, Site site, bool orders, E
     return;
   }
   if (exchange) exchange(members_);
-  const ClockPtr known = orders ? clocks_.finish() : nullptr;
-  for (Thread* other : waiting_) {
-    grid.learn(*other, known);
-    if (other != &thread) grid.wake(*other);
+  {
+    const ClockPtr known = orders ? clocks_.finish() : nullptr;
+    for (Thread* other : waiting_) {
+      grid.learn(*other, known);
+      if (other != &thread) grid.wake(*other);
+    }
   }
   waiting_.clear();
+  // Here and wherever a fiber suspends: it may never be resumed, and nothing on its stack may need a
+  // destructor.
   grid.may_switch(thread);
 }
 

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "emulation/global.h"
@@ -83,19 +83,7 @@ std::string instruction_name(const void* instruction) {
   return text;
 }
 
-}  // namespace
-
-void catch_page_faults() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    struct sigaction action = {};
-    action.sa_sigaction = handle;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGSEGV, &action, &previous_segv);
-    sigaction(SIGBUS, &action, &previous_bus);
-  });
-}
-
+// Of this OS thread: a fiber whose stack has overflowed has none to handle it on.
 void prepare_signal_stack() {
   static thread_local std::unique_ptr<char[]> memory;
   stack_t stack = {};
@@ -108,15 +96,37 @@ void prepare_signal_stack() {
   sigaltstack(&stack, nullptr);
 }
 
+}  // namespace
+
+PageFaultHandler::PageFaultHandler() {
+  prepare_signal_stack();
+  struct sigaction action = {};
+  action.sa_sigaction = handle;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  sigaction(SIGSEGV, &action, &previous_segv);
+  sigaction(SIGBUS, &action, &previous_bus);
+}
+
+PageFaultHandler::~PageFaultHandler() {
+  sigaction(SIGSEGV, &previous_segv, nullptr);
+  sigaction(SIGBUS, &previous_bus, nullptr);
+}
+
 void end_thread_by_fault() {
   Thread& thread = running();
-  const auto offset = static_cast<const unsigned char*>(fault_address) - fault_memory->begin();
-  thread.block->cluster->grid->end_by_fault(
-      thread, Fault(FaultKind::global_bounds,
-                    thread.str() + " accesses byte " + std::to_string(offset) + " of " +
-                        std::to_string(fault_memory->bytes()) + " of global buffer '" + fault_memory->name() +
-                        "' by the instruction at " + instruction_name(fault_instruction) +
-                        "; its last emulated call was at " + thread.site.str()));
+  Grid& grid = *thread.block->cluster->grid;
+  {
+    // Destroyed here: nobody comes back to this stack.
+    const auto offset = static_cast<const unsigned char*>(fault_address) - fault_memory->begin();
+    grid.set_error(
+        Fault(FaultKind::global_bounds, thread.str() + " accesses byte " + std::to_string(offset) + " of " +
+                                            std::to_string(fault_memory->bytes()) + " of global buffer '" +
+                                            fault_memory->name() + "' by the instruction at " +
+                                            instruction_name(fault_instruction) +
+                                            "; its last emulated call was at " + thread.site.str()));
+  }
+  thread.fiber->suspend();
+  std::abort();  // nobody resumes it
 }
 
 }  // namespace emulation

@@ -4,8 +4,15 @@
 namespace rnnfused {
 namespace emulation {
 
-void catch_page_faults();                 // once per process; other faults go to whoever was asked before
-void prepare_signal_stack();              // of this OS thread
+// While it lives. Other faults go to whoever was asked before.
+class PageFaultHandler {
+ public:
+  PageFaultHandler();
+  ~PageFaultHandler();
+  PageFaultHandler(const PageFaultHandler&) = delete;
+  PageFaultHandler& operator=(const PageFaultHandler&) = delete;
+};
+
 [[noreturn]] void end_thread_by_fault();  // on the fiber that faulted: reports what the handler found
 
 }  // namespace emulation

@@ -111,8 +111,10 @@ Shadow::Shadow(size_t bytes, bool races)
     : granules_((bytes + kGranule - 1) / kGranule),
       races_(races),
       written_(granules_, 0),
-      cells_(static_cast<Cell*>(std::calloc(races ? granules_ : 0, sizeof(Cell))), std::free) {
-  if (races && granules_ && !cells_) throw std::bad_alloc();
+      cells_(nullptr, std::free) {
+  if (!races || granules_ == 0) return;
+  cells_.reset(static_cast<Cell*>(std::calloc(granules_, sizeof(Cell))));
+  if (!cells_) throw std::bad_alloc();
 }
 
 Shadow::~Shadow() = default;
@@ -188,9 +190,9 @@ void Shadow::set_written(size_t offset, size_t bytes, bool written) {
 }
 
 void Shadow::forget_accesses() {
-  if (!races_) return;
+  if (!cells_) return;
   cells_.reset(static_cast<Cell*>(std::calloc(granules_, sizeof(Cell))));
-  if (granules_ && !cells_) throw std::bad_alloc();
+  if (!cells_) throw std::bad_alloc();
   readers_.clear();
   free_readers_.clear();
 }

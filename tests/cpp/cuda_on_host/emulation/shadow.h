@@ -29,6 +29,7 @@ class Shadow {
   Shadow(size_t bytes, bool races);
   ~Shadow();
   void name(std::string text) { name_ = std::move(text); }
+  void look_for_races(bool races) { races_ = races && cells_ != nullptr; }
 
   // `by` checks the access; it happens as `access` (the thread itself, or an asynchronous write it issues).
   void read(const Thread& by, size_t offset, size_t bytes, const Access& access);

@@ -9,7 +9,6 @@ import shutil
 import sys
 import sysconfig
 import time
-from pathlib import Path
 from typing import Any
 
 from bench.gpu_device import EXTENSION, emulated_extension
@@ -49,12 +48,15 @@ def _commands(environment: dict[str, str]) -> list[list[str]]:
         f"-DRNNFUSED_CUDA={cuda}",
     ]
     configure += [f"-DRNNFUSED_CUDA_ARCHS={environment['RNNFUSED_CUDA_ARCHS']}"]
+    configure += shlex.split(environment["CMAKE_ARGS"])
     install = [cmake, "--install", folder, "--component", "python", "--prefix", str(ROOT / "rnnfused")]
     return [configure, [cmake, "--build", folder], install]
 
 
 def find_nvcc() -> str | None:
-    return shutil.which("nvcc") or (p if Path(p := "/usr/local/cuda/bin/nvcc").exists() else None)
+    """Where tools/ensure_nvcc looks for an installed one."""
+    candidates = (os.environ.get("CUDACXX"), "nvcc", "/usr/local/cuda/bin/nvcc")
+    return next((path for name in candidates if name and (path := shutil.which(name))), None)
 
 
 def run(section: Section) -> int:
@@ -64,6 +66,8 @@ def run(section: Section) -> int:
         print("build: nvcc was not found, so the dry run builds for the CPU alone")
     with_cuda = not section.dry_run or find_nvcc() is not None
     environment = {"RNNFUSED_CUDA": "1" if with_cuda else "0", "RNNFUSED_CUDA_ARCHS": arch}
+    # ptxas then says which kernels spill registers.
+    environment["CMAKE_ARGS"] = f"{os.environ.get('CMAKE_ARGS', '')} -DCMAKE_CUDA_FLAGS=-Xptxas=-v".strip()
     commands = _commands(environment)
     if section.dry_run:
         environment["MAX_JOBS"] = os.environ.get("MAX_JOBS", "2")

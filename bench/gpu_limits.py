@@ -1,0 +1,295 @@
+"""What the device can do at most: bandwidth, rates of products, and what launches and exchanges cost.
+
+Every limit is the median of several repetitions with its quartiles, in the unit that it names. The kernels
+are in gpu_limits.cu, which also runs on the emulation: a dry run proves their logic; its times mean nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.gpu_build import find_nvcc
+from bench.gpu_device import take_emulated_extension
+from bench.gpu_part import ROOT, Section, tail
+from bench.gpu_timing import Spread, capture, elapsed, host_seconds, repeats_for, spread
+
+__all__ = ["CLUSTERS", "Kernels", "build", "emulation_library", "run"]
+
+CLUSTERS = (2, 4, 8, 16)
+REPETITIONS = 9
+_LINE = 64  # words, as in gpu_limits.cu
+
+
+def _repetitions(device: str) -> int:
+    return REPETITIONS if device == "cuda" else 2
+
+
+def emulation_library() -> Path:
+    """Of the emulator, as `make emulated` leaves it; it need not be there."""
+    return ROOT / "build" / "emulated" / "tests" / "cpp" / "cuda_on_host" / "librnnfused_cuda_emulation.a"
+
+
+def build(folder: Path, arch: str | None) -> Path:
+    """The library, for a GPU of that architecture, or for the host. Raises RuntimeError with the compiler's
+    words.
+    """
+    source, library = ROOT / "bench" / "gpu_limits.cu", folder / f"gpu_limits_{arch or 'host'}.so"
+    folder.mkdir(parents=True, exist_ok=True)
+    csrc = ["-I", str(ROOT / "csrc")]
+    if arch is None:
+        command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O2", "-fPIC", "-shared", "-pthread"]
+        # The emulation's cuda/ptx.cuh and cuda/launch.cuh are found first.
+        command += ["-I", str(ROOT / "tests" / "cpp" / "cuda_on_host"), *csrc]
+        command += ["-x", "c++", str(source), "-x", "none", str(emulation_library())]
+    else:
+        compiler = find_nvcc() or "nvcc"
+        command = [compiler, "-std=c++17", "-O3", "-Xcompiler=-fPIC", "-shared", *csrc, str(source)]
+        command += [f"-gencode=arch=compute_{arch},code=sm_{arch}"]
+    try:
+        made = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise RuntimeError(f"gpu_limits.cu: the compiler {command[0]} was not found") from None
+    if made.returncode != 0:
+        raise RuntimeError(f"gpu_limits.cu does not compile: {tail(made.stdout + made.stderr)}")
+    return library
+
+
+class Kernels:
+    """The library's functions, on the device's current stream. Each raises RuntimeError where the kernel can
+    not be started, and its counters are checked where they are read.
+    """
+
+    def __init__(self, library: Path, device: str, blocks: int) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._library.limits_error.restype = ctypes.c_char_p
+        self._device = device
+        self.blocks = blocks
+        self.passed = torch.zeros(max(blocks, 16), dtype=torch.int32, device=device)
+        self._slots = torch.zeros(2 * max(blocks, 16), dtype=torch.int32, device=device)
+        self._words = torch.zeros(2 * _LINE, dtype=torch.int32, device=device)  # a counter, or two flags
+
+    def _call(self, name: str, *arguments: torch.Tensor | int) -> None:
+        stream = torch.cuda.current_stream().cuda_stream if self._device == "cuda" else 0
+        given = [ctypes.c_void_p(stream)]
+        for argument in arguments:
+            pointer = isinstance(argument, torch.Tensor)
+            given.append(ctypes.c_void_p(argument.data_ptr()) if pointer else ctypes.c_int(argument))
+        if getattr(self._library, f"limits_{name}")(*given) != 0:
+            raise RuntimeError(self._library.limits_error().decode())
+
+    def nothing(self, launches: int) -> None:
+        self._call("nothing", launches)
+
+    def grid_barriers(self, rounds: int, checks: bool = False) -> None:
+        self._call("grid_barriers", self._slots, self.passed, self.blocks, rounds, int(checks))
+
+    def counter_barriers(self, rounds: int, checks: bool = False) -> None:
+        self._words.zero_()
+        self._call(
+            "counter_barriers", self._words, self._slots, self.passed, self.blocks, rounds, int(checks)
+        )
+
+    def cluster_barriers(self, cluster: int, rounds: int, checks: bool = False) -> None:
+        self._call("cluster_barriers", self._slots, self.passed, cluster, rounds, int(checks))
+
+    def cluster_hops(self, cluster: int, rounds: int) -> None:
+        self._call("cluster_hops", self.passed, cluster, rounds)
+
+    def cluster_exchanges(self, cluster: int, steps: int) -> None:
+        self._call("cluster_exchanges", self.passed, cluster, steps)
+
+    def l2_hops(self, rounds: int) -> None:
+        self._words.zero_()
+        self._call("l2_hops", self._words, self.passed, rounds)
+
+    def check(self, name: str, expected: list[int]) -> None:
+        """Raises RuntimeError unless the first words of `passed` are the expected ones."""
+        found = self.passed[: len(expected)].tolist()
+        if found != expected:
+            raise RuntimeError(f"{name}: expected the counters {expected[:4]}, got {found[:4]}")
+
+
+def _per_round(device: str, few: int, many: int, call: Callable[[int], None]) -> Spread:
+    """Of a kernel with `rounds`: the launch, and what else comes once, is in both times and so in neither."""
+    call(few)
+    values = []
+    for _ in range(_repetitions(device)):
+        short = elapsed(device, lambda: call(few), 1)
+        values.append((elapsed(device, lambda: call(many), 1) - short) / (many - few))
+    return spread(values)
+
+
+class _Measures:
+    """Names every limit, measures it, and saves after each: what a hang cuts off is only what comes after."""
+
+    def __init__(self, section: Section, device: str) -> None:
+        self._section, self._device = section, device
+        self._end = time.monotonic() + section.seconds
+        self.found: dict[str, Any] = {}
+
+    def take(self, name: str, unit: str, what: str, measure: Callable[[], Spread]) -> None:
+        entry: dict[str, Any] = {"unit": unit, "what": what}
+        if time.monotonic() > self._end:
+            entry["failed"] = "not reached: the time of the section was over"
+        else:
+            try:
+                entry |= measure()
+                if self._device == "cuda":
+                    torch.cuda.synchronize()
+            except Exception as error:  # the other limits are still wanted, and this one's words are kept
+                entry["failed"] = f"{type(error).__name__}: {tail(str(error), 3)}"
+        self.found[name] = entry
+        self._section.save({"limits": self.found})
+        figure = "ok" if self._section.dry_run else f"{entry.get('median')} {unit}"
+        print(name, entry.get("failed", figure), flush=True)
+
+
+def _copy(device: str, elements: int) -> Spread:
+    source = torch.randn(elements, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    repeats = repeats_for(elapsed(device, lambda: target.copy_(source), 1), 0.02)
+    times = [elapsed(device, lambda: target.copy_(source), repeats) for _ in range(_repetitions(device))]
+    return spread([2 * 4 * elements / seconds for seconds in times])
+
+
+def _gemm(device: str, n: int, dtype: torch.dtype, tf32: bool) -> Spread:
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    for _ in range(2):
+        torch.mm(a, b, out=out)
+    repeats = repeats_for(elapsed(device, lambda: torch.mm(a, b, out=out), 1), 0.03)
+    times = [elapsed(device, lambda: torch.mm(a, b, out=out), repeats) for _ in range(_repetitions(device))]
+    return spread([2.0 * n**3 / seconds for seconds in times])
+
+
+def _graph_node(device: str, kernels: Kernels) -> Spread:
+    if device != "cuda":
+        raise RuntimeError("the CPU has no CUDA graphs")
+    few, many = 100, 1100
+    graphs = {nodes: capture(lambda nodes=nodes: kernels.nothing(nodes))[0] for nodes in (few, many)}
+    for graph in graphs.values():
+        graph.replay()
+    values = []
+    for _ in range(_repetitions(device)):
+        short, long = (elapsed(device, graphs[nodes].replay, 3) for nodes in (few, many))
+        values.append((long - short) / (many - few))
+    return spread(values)
+
+
+def _libraries(measures: _Measures, device: str, dry_run: bool) -> None:
+    measures.take(
+        "copy",
+        "bytes/s",
+        "device to device, bytes read plus bytes written",
+        lambda: _copy(device, 1 << 12 if dry_run else 1 << 28),
+    )
+    kinds = {
+        "f32": (torch.float32, False, 4096),
+        "tf32": (torch.float32, True, 8192),
+        "f16": (torch.float16, False, 8192),
+        "bf16": (torch.bfloat16, False, 8192),
+        "f64": (torch.float64, False, 4096),
+    }
+    for name, (dtype, tf32, n) in kinds.items():
+        measures.take(
+            f"gemm_{name}",
+            "operations/s",
+            "a large square product, random data",
+            lambda n=n, dtype=dtype, tf32=tf32: _gemm(device, 32 if dry_run else n, dtype, tf32),
+        )
+
+
+def _launches(measures: _Measures, device: str, kernels: Kernels, dry_run: bool) -> None:
+    launches = 4 if dry_run else 500  # fewer than the driver queues, or the host would wait for the device
+
+    def repeated(time_of: Callable[[str, Callable[[], None], int], float]) -> Spread:
+        kernels.nothing(launches)
+        values = [time_of(device, lambda: kernels.nothing(launches), 1) for _ in range(_repetitions(device))]
+        return spread([seconds / launches for seconds in values])
+
+    back_to_back = "an empty kernel after another on one stream, the host's calls included"
+    measures.take("launch", "s", back_to_back, lambda: repeated(elapsed))
+    measures.take(
+        "launch_host", "s", "the host's call that launches a kernel", lambda: repeated(host_seconds)
+    )
+    measures.take("graph_node", "s", "an empty kernel in a CUDA graph", lambda: _graph_node(device, kernels))
+
+
+def _exchanges(measures: _Measures, device: str, kernels: Kernels, dry_run: bool) -> None:
+    few, many = (2, 4) if dry_run else (200, 2200)
+
+    def halved(measured: Spread) -> Spread:
+        return {name: seconds / 2 for name, seconds in measured.items()}
+
+    def checked(name: str, expected: list[int], proof: Callable[[], None]) -> None:
+        """The protocol holds, before its time counts."""
+        proof()
+        kernels.check(name, expected)
+
+    def l2() -> Spread:
+        checked("l2_hops", [5, 5], lambda: kernels.l2_hops(5))
+        return halved(_per_round(device, few, many, kernels.l2_hops))
+
+    def barrier(name: str, members: int, call: Callable[..., None]) -> Spread:
+        checked(name, [5] * members, lambda: call(5, True))
+        return _per_round(device, few, many, call)
+
+    blocks = kernels.blocks
+    measures.take("l2_hop", "s", "a word from one SM to another: release store, polled acquire load", l2)
+    grid = f"a barrier of {blocks} blocks, one an SM: cooperative groups'"
+    measures.take("grid_barrier", "s", grid, lambda: barrier("grid_barrier", blocks, kernels.grid_barriers))
+    counter = f"a barrier of {blocks} blocks, one an SM: a counter that all add to and poll"
+    measures.take(
+        "counter_barrier", "s", counter, lambda: barrier("counter_barrier", blocks, kernels.counter_barriers)
+    )
+    for cluster in CLUSTERS:
+
+        def meet(rounds: int, checks: bool = False, cluster: int = cluster) -> None:
+            kernels.cluster_barriers(cluster, rounds, checks)
+
+        def hop(cluster: int = cluster) -> Spread:
+            expected = [10] + [0] * (cluster - 2) + [9]
+            kernels.passed.zero_()
+            checked("cluster_hops", expected, lambda: kernels.cluster_hops(cluster, 5))
+            return halved(_per_round(device, few, many, lambda rounds: kernels.cluster_hops(cluster, rounds)))
+
+        def exchange(cluster: int = cluster) -> Spread:
+            checked("cluster_exchanges", [5] * cluster, lambda: kernels.cluster_exchanges(cluster, 5))
+            return _per_round(device, few, many, lambda steps: kernels.cluster_exchanges(cluster, steps))
+
+        name, words = f"cluster_barrier_{cluster}", f"a barrier of a cluster of {cluster} blocks"
+        measures.take(name, "s", words, lambda meet=meet, name=name, c=cluster: barrier(name, c, meet))
+        words = f"a word from an SM to another of a cluster of {cluster}: st.async and an mbarrier"
+        measures.take(f"cluster_hop_{cluster}", "s", words, hop)
+        words = f"2 KiB from every block of a cluster of {cluster} to every one, through shared memory"
+        measures.take(f"cluster_exchange_{cluster}", "s", words, exchange)
+
+
+def run(section: Section) -> int:
+    take_emulated_extension()
+    of_device = section.of("device")
+    device = "cpu" if section.dry_run else "cuda"
+    measures = _Measures(section, device)
+    _libraries(measures, device, section.dry_run)
+    try:
+        library = build(section.parts, None if section.dry_run else of_device["arch"])
+    except RuntimeError as error:
+        print(f"limits: {error}", file=sys.stderr)
+        section.save({"limits": measures.found, "failed": str(error)})
+        return 1
+    kernels = Kernels(library, device, of_device["multiprocessors"])
+    _launches(measures, device, kernels, section.dry_run)
+    _exchanges(measures, device, kernels, section.dry_run)
+    failed = [name for name, entry in measures.found.items() if "failed" in entry]
+    return 1 if failed and not (section.dry_run and failed == ["graph_node"]) else 0

@@ -1,0 +1,96 @@
+"""`python -m bench.gpu_small DEVICE [SECONDS]`: every kernel at small sizes, for a sanitizer to watch.
+
+Each cell and dtype, forward and backward, padded and ragged, in one and both directions, with a projection
+and with recomputed gates. Sizes are those at which kernels take units one by one, and several at once. The
+last line says how many cases were run; where the time is over, the rest is left out, and counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from bench.gpu_device import take_emulated_extension
+
+__all__ = ["Small", "run_case", "small_cases"]
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+VARIANTS = (("LSTM", 0), ("GRU", 0), ("RNN", 0), ("LSTM", 3))  # and units of the projection
+
+
+@dataclass(frozen=True)
+class Small:
+    kind: str
+    projection: int
+    dtype: str
+    ragged: bool
+    bidirectional: bool
+    recompute: bool
+    hidden: int
+
+    @property
+    def name(self) -> str:
+        words = [self.kind, self.dtype, f"H{self.hidden}", "ragged" if self.ragged else "padded"]
+        words += ["both ways"] * self.bidirectional + ["projected"] * (self.projection > 0)
+        return " ".join(words + ["recomputed"] * self.recompute)
+
+
+def small_cases() -> list[Small]:
+    """Those that differ most come first."""
+    found = []
+    for hidden, recompute, ragged in itertools.product((8, 5), (False, True), (True, False)):
+        for dtype, (kind, projection) in itertools.product(DTYPES, VARIANTS):
+            both = ragged != (hidden == 5)
+            size = (4 if hidden == 8 else projection) if projection else 0
+            found.append(Small(kind, size, dtype, ragged, both, recompute, hidden))
+    return found
+
+
+def run_case(case: Small, device: str) -> None:
+    """Raises RuntimeError if an output or a gradient is not finite."""
+    import rnnfused
+
+    options = {"bidirectional": case.bidirectional, "recompute": case.recompute, "device": device}
+    if case.projection:
+        options["proj_size"] = case.projection
+    layer = getattr(rnnfused, case.kind)(6, case.hidden, dtype=getattr(torch, case.dtype), **options)
+    lengths = torch.tensor([3, 2, 2, 1] if case.ragged else [3, 3, 3])  # the batch at each step
+    rows = int(lengths.sum())
+    x = torch.randn(rows, 6, device=device).to(getattr(torch, case.dtype)).requires_grad_()
+    with torch.no_grad():
+        layer(PackedSequence(x, lengths))  # inference has kernels' branches of its own
+    y, states = layer(PackedSequence(x, lengths) if case.ragged else x.view(3, 3, 6))
+    y = y.data if case.ragged else y
+    states = states if isinstance(states, tuple) else (states,)
+    loss = y.float().sin().sum() + sum(s.float().cos().sum() for s in states)
+    leaves = {"x": x, **dict(layer.named_parameters())}
+    results = {"y": y, **dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))}
+    for name, result in results.items():
+        if not torch.isfinite(result).all():
+            raise RuntimeError(f"{case.name}: {name} is not finite")
+
+
+def main() -> int:
+    device, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else float("inf")
+    take_emulated_extension()
+    torch.manual_seed(0)
+    end, done, cases = time.monotonic() + seconds, 0, small_cases()
+    for case in cases:
+        if time.monotonic() > end:
+            break
+        run_case(case, device)
+        done += 1
+        print(f"case {done}: {case.name}", flush=True)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    print(f"cases: {done} of {len(cases)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -159,11 +159,18 @@ class ForwardStream {
 
   T* bias_of(Index block) const { return bias_ + (block - blocks_.first) * A * L; }
 
-  // Where the accumulators of a row's block are; `local` counts the rows of the current chunk.
+  // Where the accumulators of a row's block are; `local` counts the rows of the current chunk. Those of a
+  // narrow group's blocks are neighbours.
   T* gates_of(Index row, Index local, Index block) const {
     if (tapes_gates()) return tape_.gates_of(row) + block * A * L;
-    return chunk_gates_ + ((block - blocks_.first) * chunk_capacity_ + local) * A * L;
+    const Index at = block - blocks_.first, in_group = at % kNarrowGroup<Cell>, group = at - in_group;
+    const Index rest = blocks_.size() - group, n = rest < kNarrowGroup<Cell> ? rest : kNarrowGroup<Cell>;
+    return chunk_gates_ + (group * chunk_capacity_ + local * n + in_group) * A * L;
   }
+
+  // Whether the products can add to the accumulators where these are kept: both feed all of them, and those
+  // of a group of blocks are neighbours.
+  bool in_place() const { return G == A && !direct_ && (tapes_gates() || group_ == kNarrowGroup<Cell>); }
 
   const T* previous_output(Index s, Index b) const {
     const Index row = stream_.previous(s, b);
@@ -206,6 +213,17 @@ class ForwardStream {
     }
     for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index first, Index n) {
       if (one_chunk() && !direct_) pack_input(first, n);
+      if (in_place()) {
+        return product_at(
+            rows, Runs{1, stream_.shape.input, 0}, int(n * G), input_panels_ + input_panel(first),
+            [&](Index i) { return args_.x[chunk_row_[i]]; },
+            [&](Index i, Index, bool starts, bool) {
+              T* gates = gates_of(chunk_row_[i], i, first);
+              if (starts) start_projection<Cell>(bias_of(first), n, gates);
+              return gates;
+            },
+            [](Index, const T*) {});
+      }
       multiply<G>(
           rows, args_.weights.input, stream_.shape.input, stream_.shape.hidden, Cell::gate_of + Cell::x_first,
           first, n, input_panels_, input_panel(first), [&](Index i) { return args_.x[chunk_row_[i]]; },
@@ -223,6 +241,14 @@ class ForwardStream {
   void step(Index s, Index local) {
     const Index rows = stream_.active(s);
     for_groups(blocks_, group_, s % 2 == 1, [&](Index first, Index n) {
+      if (in_place()) {
+        return product_at(
+            rows, Runs{1, stream_.shape.output, 0}, int(n * G),
+            recurrent_panels_ + (first - blocks_.first) * G * L * stream_.shape.output,
+            [&](Index b) { return previous_output(s, b); },
+            [&](Index b, Index, bool, bool) { return gates_of(stream_.row(s, b), local + b, first); },
+            [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
+      }
       multiply<G>(
           rows, args_.weights.recurrent, stream_.shape.output, stream_.shape.hidden,
           Cell::gate_of + Cell::h_first, first, n, recurrent_panels_,
@@ -316,7 +342,7 @@ class ForwardStream {
   T *zeros_ = nullptr, *cell_ = nullptr, *unprojected_ = nullptr;  // shared by the members
   T *input_panels_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *bias_ = nullptr;
   T *partial_ = nullptr,
-    *chunk_gates_ = nullptr;  // the latter [blocks, rows of the chunk, accumulators, lanes]
+    *chunk_gates_ = nullptr;  // the latter [narrow groups, rows of the chunk, blocks, accumulators, lanes]
   Index chunk_capacity_ = 0;
   Index* chunk_row_ = nullptr;
 };

@@ -38,10 +38,10 @@ RNNFUSED_HD Index chain_runs(const Runs& k) {
   return k.length >= kChain ? 1 : (kChain + k.length - 1) / (k.length + !k.length);
 }
 
-// acc[r][j] += sum_k a[r][k] b[k][j] in chains of ascending k, one rounding per term (where the ISA has fma):
-// the same bits whatever Rows is, and however the k range is cut between chains.
+// acc[r][j] += sum_k a[r][k] b[k][j], j of W vectors, in chains of ascending k, one rounding per term (where
+// the ISA has fma): the same bits whatever Rows is, and however the k range is cut between chains.
 template <class T, int R, int W>
-void tile(const T* const* a, Runs k, const T* b, T* acc) {
+void tile(const T* const* a, Runs k, const T* b, T* const* acc) {
   using V = Native<T>;
   constexpr int L = kLanes<T>;
   // A single run is cut into chains, several short ones are joined.
@@ -67,7 +67,7 @@ void tile(const T* const* a, Runs k, const T* b, T* acc) {
     }
     for (int r = 0; r < R; ++r) {
       for (int j = 0; j < W; ++j) {
-        T* at = acc + (r * W + j) * L;
+        T* at = acc[r] + j * L;
         store(at, load<V>(at) + sum[r][j]);
       }
     }
@@ -75,7 +75,7 @@ void tile(const T* const* a, Runs k, const T* b, T* acc) {
 }
 
 template <class T>
-using TileFn = void (*)(const T* const* a, Runs k, const T* b, T* acc);
+using TileFn = void (*)(const T* const* a, Runs k, const T* b, T* const* acc);
 
 template <class T>
 struct TileTable {
@@ -122,14 +122,13 @@ constexpr Index tile_scalars() {
 // them.
 constexpr Index kPanelBytes = 256 * 1024;
 
-// For every row in [0, n): start the accumulators with init(row, acc), add the product of the row's k range
-// with the panel, and hand them to sink(row, acc). `a(row)` is where the row's k range starts; `partial`
-// holds n x width vectors.
-template <class T, class RowOf, class Init, class Sink>
-RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial, RowOf a, Init init,
-                         Sink sink) {
-  constexpr Index L = kLanes<T>;
-  const Index row_scalars = width * L;
+// For every row in [0, n): add the product of the row's k range with the panel to accumulators that lie
+// somewhere, and hand them to sink(row, acc). `a(row)` is where the row's k range starts. place(row, r,
+// first, last) says where the accumulators lie for a piece of the k range; r counts the rows of a tile, and
+// before the first piece the accumulators must hold what the sums start from.
+template <class T, class RowOf, class Place, class Sink>
+RNNFUSED_HD void product_at(Index n, Runs k, int width, const T* panel, RowOf a, Place place, Sink sink) {
+  const Index row_scalars = width * kLanes<T>;
   const Index most = max_rows(width);
   const Index tiles = (n + most - 1) / most;
   const Index cut = kPanelBytes / Index(row_scalars * sizeof(T));
@@ -139,7 +138,6 @@ RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial,
   // Whole chains, so that the cut does not show in the bits.
   const Index chain = k.runs == 1 ? kChain : chain_runs(k);
   const Index piece = (cut / unit / chain > 0 ? cut / unit / chain : 1) * chain;
-  alignas(64) T stack[tile_scalars<T>()];
 
   for (Index from = 0; from == 0 || from < total; from += piece) {
     const bool first = from == 0, last = from + piece >= total;
@@ -149,17 +147,34 @@ RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial,
     for (Index t = 0; t < tiles; ++t) {
       // An even split: a full tile and a small remainder would waste the remainder's bandwidth.
       const Index begin = n * t / tiles, rows = n * (t + 1) / tiles - begin;
-      T* acc = first && last ? stack : partial + begin * row_scalars;
       const T* left[kMaxRows];
+      T* acc[kMaxRows];
       for (Index r = 0; r < rows; ++r) {
         left[r] = a(begin + r) + skip;
-        if (first) init(begin + r, acc + r * row_scalars);
+        acc[r] = place(begin + r, r, first, last);
       }
       kTiles<T>.fn[width - 1][rows - 1](left, part, panel + from * unit * row_scalars, acc);
       if (!last) continue;
-      for (Index r = 0; r < rows; ++r) sink(begin + r, acc + r * row_scalars);
+      for (Index r = 0; r < rows; ++r) sink(begin + r, acc[r]);
     }
   }
+}
+
+// The same with accumulators that nobody keeps: init(row, acc) starts them, and they are gone after sink.
+// `partial` holds n x width vectors.
+template <class T, class RowOf, class Init, class Sink>
+RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial, RowOf a, Init init,
+                         Sink sink) {
+  const Index row_scalars = width * kLanes<T>;
+  alignas(64) T stack[tile_scalars<T>()];
+  product_at(
+      n, k, width, panel, a,
+      [&](Index row, Index r, bool first, bool last) {
+        T* acc = first && last ? stack + r * row_scalars : partial + row * row_scalars;
+        if (first) init(row, acc);
+        return acc;
+      },
+      sink);
 }
 
 // The products of R rows with a, lanes not yet summed.

@@ -24,7 +24,7 @@ else
   export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
-CPP_SOURCES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP_SOURCES = $(shell find csrc tests/cpp bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
 .PHONY: demo test build emulated cuda lint format ctest ctest-asan ctest-tsan ctest-aarch64 bench clean

@@ -91,5 +91,4 @@ double barrier_seconds(int threads) {
   for (std::thread& thread : all) thread.join();
   return took / kRounds;
 }
-
 }

@@ -17,25 +17,23 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench import (  # noqa: E402
-    gpu,
-    gpu_bench,
-    gpu_build,
-    gpu_device,
-    gpu_limits,
-    gpu_peers,
-    gpu_report,
-    gpu_rows,
-    gpu_sanitize,
-    gpu_small,
-    gpu_timing,
-)
 from bench.cases import Case  # noqa: E402
-from bench.gpu_budget import LEAST_ROUNDS, MOST_ROUNDS, Budget  # noqa: E402
-from bench.gpu_cases import PRECISIONS, SHAPES, GpuCase, dry_cases, gpu_cases  # noqa: E402
-from bench.gpu_floor import bytes_moved, floor, operations  # noqa: E402
-from bench.gpu_part import Section, run_logged  # noqa: E402
-from bench.gpu_pytest import OUTCOMES, summarize  # noqa: E402
+from bench.gpu import __main__ as gpu  # noqa: E402
+from bench.gpu import bench as gpu_bench  # noqa: E402
+from bench.gpu import build as gpu_build  # noqa: E402
+from bench.gpu import device as gpu_device  # noqa: E402
+from bench.gpu import limits as gpu_limits  # noqa: E402
+from bench.gpu import peers as gpu_peers  # noqa: E402
+from bench.gpu import report as gpu_report  # noqa: E402
+from bench.gpu import rows as gpu_rows  # noqa: E402
+from bench.gpu import sanitize as gpu_sanitize  # noqa: E402
+from bench.gpu import small as gpu_small  # noqa: E402
+from bench.gpu import timing as gpu_timing  # noqa: E402
+from bench.gpu.budget import LEAST_ROUNDS, MOST_ROUNDS, Budget  # noqa: E402
+from bench.gpu.cases import PRECISIONS, SHAPES, GpuCase, dry_cases, gpu_cases  # noqa: E402
+from bench.gpu.floor import bytes_moved, floor, operations  # noqa: E402
+from bench.gpu.part import Section, run_logged  # noqa: E402
+from bench.gpu.pytest_outcomes import OUTCOMES, summarize  # noqa: E402
 
 LIMITS = {
     "copy": {"median": 1e12},
@@ -272,7 +270,7 @@ def test_outcomes_of_tests(tmp_path: Path) -> None:
     )
     outcomes = tmp_path / "outcomes.jsonl"
     subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu_pytest", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_outcomes", str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {OUTCOMES: str(outcomes)},
         capture_output=True,
@@ -422,7 +420,7 @@ def test_small_cases_cover_what_they_say() -> None:
 
 def test_the_sanitizers_script_on_the_emulated_gpu() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "bench.gpu_small", "cpu", "5"],
+        [sys.executable, "-m", "bench.gpu.small", "cpu", "5"],
         cwd=ROOT,
         env=emulated(),
         capture_output=True,

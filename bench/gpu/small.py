@@ -1,4 +1,4 @@
-"""`python -m bench.gpu_small DEVICE [SECONDS]`: every kernel at small sizes, for a sanitizer to watch.
+"""`python -m bench.gpu.small DEVICE [SECONDS]`: every kernel at small sizes, for a sanitizer to watch.
 
 Each cell and dtype, forward and backward, padded and ragged, in one and both directions, with a projection
 and with recomputed gates. Sizes are those at which kernels take units one by one, and several at once. The
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from bench.gpu_device import take_emulated_extension
+from bench.gpu.device import take_emulated_extension
 
 __all__ = ["Small", "run_case", "small_cases"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_cases import PRECISIONS
-from bench.gpu_device import safe_name
-from bench.gpu_part import ROOT, read, write
+from bench.gpu.cases import PRECISIONS
+from bench.gpu.device import safe_name
+from bench.gpu.part import ROOT, read, write
 
 __all__ = ["RESULTS", "assemble", "file_name", "save", "tables"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from bench.gpu_cases import PRECISIONS, GpuCase
+from bench.gpu.cases import PRECISIONS, GpuCase
 
 __all__ = ["MAX_SETS", "Layer", "Sets", "layers", "precision_of_products", "sets", "sets_that_leave_cache"]
 

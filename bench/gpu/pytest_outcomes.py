@@ -1,4 +1,4 @@
-"""A pytest plugin (-p bench.gpu_pytest): every test's outcome as a line of JSON, at once.
+"""A pytest plugin (-p bench.gpu.pytest_outcomes): every test's outcome as a line of JSON, at once.
 
 What a run that hangs or dies has done until then is so known, and what it was doing.
 """

@@ -1,5 +1,5 @@
 // What it costs blocks to meet and to exchange data, and what a kernel costs to start: the measure that the
-// recurrent kernels are held against. bench/gpu_limits.py builds this with nvcc, or against the emulation of
+// recurrent kernels are held against. bench/gpu/limits.py builds this with nvcc, or against the emulation of
 // tests/cpp/cuda_on_host, and loads it. In angle brackets: which of the two is the include path's choice.
 #include <cuda/launch.cuh>
 #include <cuda/ptx.cuh>

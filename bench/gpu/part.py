@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["ROOT", "Section", "read", "run_logged", "tail", "write"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass(frozen=True)

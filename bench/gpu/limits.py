@@ -1,7 +1,7 @@
 """What the device can do at most: bandwidth, rates of products, and what launches and exchanges cost.
 
 Every limit is the median of several repetitions with its quartiles, in the unit that it names. The kernels
-are in gpu_limits.cu, which also runs on the emulation: a dry run proves their logic; its times mean nothing.
+are in limits.cu, which also runs on the emulation: a dry run proves their logic; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from bench.gpu_build import find_nvcc
-from bench.gpu_device import take_emulated_extension
-from bench.gpu_part import ROOT, Section, tail
-from bench.gpu_timing import Spread, capture, elapsed, host_seconds, repeats_for, spread
+from bench.gpu.build import find_nvcc
+from bench.gpu.device import take_emulated_extension
+from bench.gpu.part import ROOT, Section, tail
+from bench.gpu.timing import Spread, capture, elapsed, host_seconds, repeats_for, spread
 
 __all__ = ["CLUSTERS", "Kernels", "build", "emulation_library", "run"]
 
 CLUSTERS = (2, 4, 8, 16)
 REPETITIONS = 9
-_LINE = 64  # words, as in gpu_limits.cu
+_LINE = 64  # words, as in limits.cu
 
 
 def _repetitions(device: str) -> int:
@@ -42,7 +42,7 @@ def build(folder: Path, arch: str | None) -> Path:
     """The library, for a GPU of that architecture, or for the host. Raises RuntimeError with the compiler's
     words.
     """
-    source, library = ROOT / "bench" / "gpu_limits.cu", folder / f"gpu_limits_{arch or 'host'}.so"
+    source, library = ROOT / "bench" / "gpu" / "limits.cu", folder / f"gpu_limits_{arch or 'host'}.so"
     folder.mkdir(parents=True, exist_ok=True)
     csrc = ["-I", str(ROOT / "csrc")]
     if arch is None:
@@ -57,9 +57,9 @@ def build(folder: Path, arch: str | None) -> Path:
     try:
         made = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise RuntimeError(f"gpu_limits.cu: the compiler {command[0]} was not found") from None
+        raise RuntimeError(f"limits.cu: the compiler {command[0]} was not found") from None
     if made.returncode != 0:
-        raise RuntimeError(f"gpu_limits.cu does not compile: {tail(made.stdout + made.stderr)}")
+        raise RuntimeError(f"limits.cu does not compile: {tail(made.stdout + made.stderr)}")
     return library
 
 

@@ -1,4 +1,4 @@
-"""A process that measures rows: `python -m bench.gpu_rows DEVICE CACHE_BYTES`, driven by lines of JSON.
+"""A process that measures rows: `python -m bench.gpu.rows DEVICE CACHE_BYTES`, driven by lines of JSON.
 
 {"row": ROW, "rounds": N, "seconds": S} is answered with a line of what was found. A fault of the device ends
 the process, and whoever drives it goes on with another.
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case
-from bench.gpu_cases import PRECISIONS, GpuCase
-from bench.gpu_device import take_emulated_extension
-from bench.gpu_part import tail
-from bench.gpu_peers import Layer, Sets, layers, precision_of_products, sets
-from bench.gpu_timing import (
+from bench.gpu.cases import PRECISIONS, GpuCase
+from bench.gpu.device import take_emulated_extension
+from bench.gpu.part import tail
+from bench.gpu.peers import Layer, Sets, layers, precision_of_products, sets
+from bench.gpu.timing import (
     Spread,
     can_capture,
     capture,

@@ -12,16 +12,16 @@ import signal
 import sys
 from pathlib import Path
 
-from bench.gpu_part import Section
+from bench.gpu.part import Section
 
 # Loaded one at a time: most need torch, and the report must not.
 MODULES = {
-    "device": "gpu_device",
-    "build": "gpu_build",
-    "tests": "gpu_tests",
-    "sanitizers": "gpu_sanitize",
-    "limits": "gpu_limits",
-    "bench": "gpu_bench",
+    "device": "device",
+    "build": "build",
+    "tests": "tests",
+    "sanitizers": "sanitize",
+    "limits": "limits",
+    "bench": "bench",
 }
 
 __all__ = ["MODULES", "main", "parse"]
@@ -44,13 +44,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     if options.section == "report":
-        from bench import gpu_report
+        from bench.gpu import report
 
-        return gpu_report.run(options.parts, options.out, options.dry_run, options.quiet)
+        return report.run(options.parts, options.out, options.dry_run, options.quiet)
     # Ended from outside, a section ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     section = Section(options.section, options.parts, options.seconds, options.dry_run)
-    run = importlib.import_module(f"bench.{MODULES[options.section]}").run
+    run = importlib.import_module(f"bench.gpu.{MODULES[options.section]}").run
     return int(run(section))
 
 

@@ -11,8 +11,8 @@ import sysconfig
 import time
 from typing import Any
 
-from bench.gpu_device import EXTENSION, emulated_extension
-from bench.gpu_part import ROOT, Section, run_logged, tail
+from bench.gpu.device import EXTENSION, emulated_extension
+from bench.gpu.part import ROOT, Section, run_logged, tail
 
 __all__ = ["find_nvcc", "run", "spills"]
 
@@ -84,7 +84,7 @@ def run(section: Section) -> int:
     found["kernels"] = len(_SPILL.findall(log))  # 0 where they were compiled before
 
     emulated = {EXTENSION: str(emulated_extension())} if section.dry_run else None
-    program = "from bench import gpu_device as d; d.take_emulated_extension(); import rnnfused as r"
+    program = "from bench.gpu import device as d; d.take_emulated_extension(); import rnnfused as r"
     status, output = run_logged([sys.executable, "-c", program + "; print(r.show_config())"], 120, emulated)
     found["config"] = output.splitlines()
     if status != 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.cases import CELLS, Case
-from bench.gpu_cases import PRECISIONS, GpuCase
+from bench.gpu.cases import PRECISIONS, GpuCase
 
 __all__ = ["bytes_moved", "floor", "operations", "terms"]
 

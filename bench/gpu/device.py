@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_part import ROOT, Section
+from bench.gpu.part import ROOT, Section
 
 __all__ = ["commit", "emulated_extension", "run", "safe_name", "sources", "take_emulated_extension"]
 

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from typing import Any
 
-from bench.gpu_budget import Budget
-from bench.gpu_cases import GpuCase, dry_cases, gpu_cases
-from bench.gpu_device import EXTENSION, emulated_extension
-from bench.gpu_floor import floor
-from bench.gpu_part import ROOT, Section
+from bench.gpu.budget import Budget
+from bench.gpu.cases import GpuCase, dry_cases, gpu_cases
+from bench.gpu.device import EXTENSION, emulated_extension
+from bench.gpu.floor import floor
+from bench.gpu.part import ROOT, Section
 
 __all__ = ["Process", "judged", "run"]
 
@@ -24,10 +24,10 @@ DEATHS = 5  # of processes, after which the device is given up
 
 
 class Process:
-    """One that measures rows, bench.gpu_rows. Raises RuntimeError where it dies or does not answer."""
+    """One that measures rows, bench.gpu.rows. Raises RuntimeError where it dies or does not answer."""
 
     def __init__(self, device: str, cache_bytes: float, environment: dict[str, str]) -> None:
-        command = [sys.executable, "-m", "bench.gpu_rows", device, str(cache_bytes)]
+        command = [sys.executable, "-m", "bench.gpu.rows", device, str(cache_bytes)]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

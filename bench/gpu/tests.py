@@ -7,9 +7,9 @@ import sys
 import time
 from typing import Any
 
-from bench.gpu_device import EXTENSION, emulated_extension
-from bench.gpu_part import Section, run_logged, tail
-from bench.gpu_pytest import OUTCOMES, summarize
+from bench.gpu.device import EXTENSION, emulated_extension
+from bench.gpu.part import Section, run_logged, tail
+from bench.gpu.pytest_outcomes import OUTCOMES, summarize
 
 __all__ = ["run"]
 
@@ -49,7 +49,7 @@ def run(section: Section) -> int:
         outcomes.unlink(missing_ok=True)
         started = time.monotonic()
         command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
-        command += ["-p", "bench.gpu_pytest", *parallel, *selection]
+        command += ["-p", "bench.gpu.pytest_outcomes", *parallel, *selection]
         status, output = run_logged(
             command, end - time.monotonic(), environment | {OUTCOMES: str(outcomes.resolve())}
         )

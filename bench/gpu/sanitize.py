@@ -1,4 +1,4 @@
-"""compute-sanitizer's tools over bench.gpu_small: accesses, races, barriers, reads of what nobody wrote."""
+"""compute-sanitizer's tools over bench.gpu.small: accesses, races, barriers, reads of what nobody wrote."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_device import EXTENSION, emulated_extension
-from bench.gpu_part import Section, run_logged, tail
+from bench.gpu.device import EXTENSION, emulated_extension
+from bench.gpu.part import Section, run_logged, tail
 
 __all__ = ["TOOLS", "command", "parse", "run", "verdict"]
 
@@ -88,7 +88,7 @@ def _watch(tool: str, sanitizer: str, seconds: float, log: Path) -> dict[str, An
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for filters in (True, False):
         left = end - time.monotonic()
-        program = [sys.executable, "-m", "bench.gpu_small", "cuda", f"{0.6 * left:.0f}"]
+        program = [sys.executable, "-m", "bench.gpu.small", "cuda", f"{0.6 * left:.0f}"]
         status, output = run_logged(command(tool, program, sanitizer, filters), left, environment)
         log.write_text(output, encoding="utf-8")
         found = parse(output) | {"status": status, "filters": filters}
@@ -101,14 +101,14 @@ def _watch(tool: str, sanitizer: str, seconds: float, log: Path) -> dict[str, An
 
 
 def _dry_run(section: Section) -> int:
-    program = [sys.executable, "-m", "bench.gpu_small", "cuda"]
+    program = [sys.executable, "-m", "bench.gpu.small", "cuda"]
     commands = {tool: shlex.join(command(tool, program)) for tool in TOOLS}
     print(*(f"would run: {line}" for line in commands.values()), sep="\n")
     extension = emulated_extension()
     if extension is None:
         print("sanitizers: the extension whose GPU is emulated is not built", file=sys.stderr)
         return 1
-    small = [sys.executable, "-m", "bench.gpu_small", "cpu", "30"]
+    small = [sys.executable, "-m", "bench.gpu.small", "cpu", "30"]
     status, output = run_logged(small, section.seconds, {EXTENSION: str(extension)})
     section.save({"commands": commands, "emulated": parse(output) | {"status": status}})
     return 0 if status == 0 else 1

@@ -1,0 +1,1 @@
+"""What bench/gpu_suite.sh runs: one module per section, and what sections share."""

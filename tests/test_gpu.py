@@ -87,6 +87,70 @@ def test_layers_in_every_dtype(kind: str, lengths: list[int] | None, dtype: torc
         torch.testing.assert_close(rebuilt[name], value, rtol=tolerance, atol=tolerance, msg=name)
 
 
+FORMS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
+    ({}, (5, 3, 4)),
+    ({"batch_first": True, "bias": False}, (3, 5, 4)),
+    ({"num_layers": 3, "bidirectional": True}, (5, 3, 4)),
+    ({"num_layers": 2, "batch_first": True}, (5, 4)),  # unbatched
+    ({"proj_size": 2, "num_layers": 2}, (5, 3, 4)),
+]
+
+
+@pytest.mark.parametrize("given_states", [False, True], ids=["zeros", "states"])
+@pytest.mark.parametrize("options, size", FORMS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_modules_as_torchs(
+    kind: str, options: dict[str, Any], size: tuple[int, ...], given_states: bool, gpu: str
+) -> None:
+    if "proj_size" in options and kind != "LSTM":
+        pytest.skip("torch projects LSTMs only")
+    options = options | {"device": gpu, "dtype": torch.float64}
+    theirs, ours = (getattr(of, kind)(4, 6, **options) for of in (torch.nn, rnnfused))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(*size, device=gpu, dtype=torch.float64)
+    hx = None
+    if given_states:
+        states = theirs(x)[1]  # of the sizes that are wanted
+        hx = tuple(s.detach() for s in states) if kind == "LSTM" else states.detach()
+    found = []
+    for module in (theirs, ours):
+        leaf = x.clone().requires_grad_()
+        y, states = module(leaf, hx)
+        states = states if kind == "LSTM" else (states,)
+        gradients = torch.autograd.grad(
+            y.sin().sum() + sum(s.cos().sum() for s in states), (leaf, *module.parameters())
+        )
+        found.append((y, *states, *gradients))
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=FLOAT64, atol=FLOAT64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cells_and_unsorted_sequences_as_torchs(kind: str, gpu: str) -> None:
+    options: dict[str, Any] = {"device": gpu, "dtype": torch.float64}
+    x = torch.randn(6, 3, 4, **options)
+    for suffix in ("Cell", ""):
+        theirs, ours = (getattr(of, kind + suffix)(4, 5, **options) for of in (torch.nn, rnnfused))
+        ours.load_state_dict(theirs.state_dict())
+        given = x[0] if suffix else pack_padded_sequence(x, [2, 6, 4], enforce_sorted=False)
+        want, got = theirs(given), ours(given)
+        for a, b in zip(flat(want), flat(got), strict=True):
+            torch.testing.assert_close(b, a, rtol=FLOAT64, atol=FLOAT64, check_dtype=False)
+
+
+def flat(results: Any) -> list[Tensor]:
+    if isinstance(results, Tensor):
+        return [results]
+    return [t for part in results if part is not None for t in flat(part)]
+
+
+def test_dropout_between_layers(gpu: str) -> None:
+    module = rnnfused.GRU(4, 8, num_layers=2, dropout=1.0, device=gpu)
+    first, second = (module(torch.randn(3, 2, 4, device=gpu))[0] for _ in range(2))
+    assert torch.equal(first, second)  # nothing of the input gets through
+    assert not torch.equal(*(module.eval()(torch.randn(3, 2, 4, device=gpu))[0] for _ in range(2)))
+
+
 def test_pointers_that_are_not_aligned(gpu: str) -> None:
     """Units are then loaded one by one: the same numbers."""
     random = torch.Generator().manual_seed(1)

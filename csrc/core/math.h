@@ -143,4 +143,18 @@ RNNFUSED_HD V relu_gradient(V dy, V y) {
   return y <= ScalarOf<V>(0) ? V{} : dy;
 }
 
+// A sum, and beside it what its roundings lost (Knuth's TwoSum).
+template <class V>
+struct ExactSum {
+  V total, lost;
+
+  RNNFUSED_HD void add(V x) {
+    const V sum = total + x, part = sum - total;
+    lost = lost + ((total - (sum - part)) + (x - part));
+    total = sum;
+  }
+  // An infinite sum has lost NaN.
+  RNNFUSED_HD V value() const { return total - total == ScalarOf<V>(0) ? total + lost : total; }
+};
+
 }  // namespace rnnfused::RNNFUSED_ISA

@@ -374,10 +374,10 @@ class ParameterGradients {
       const T* gates = from_.gates_of(row) + first * L;
       for (Index v = 0; v < vectors; ++v) {
         T *total = sums_ + 2 * v * L, *lost = total + L;
-        const V x = load<V>(gates + v * L), before = load<V>(total);
-        const V sum = before + x, part = sum - before;
-        store(lost, load<V>(lost) + ((before - (sum - part)) + (x - part)));
-        store(total, sum);
+        ExactSum<V> sum{load<V>(total), load<V>(lost)};
+        sum.add(load<V>(gates + v * L));
+        store(total, sum.total);
+        store(lost, sum.lost);
       }
     }
   }
@@ -386,10 +386,8 @@ class ParameterGradients {
     if (!out) return;
     const Index H = args_.shape.hidden;
     for (Index a = feeds; a < feeds + G; ++a) {
-      const V total = load<V>(sums + 2 * a * L), lost = load<V>(sums + (2 * a + 1) * L);
-      // An infinite sum has lost NaN.
-      const V sum = total - total == T(0) ? total + lost : total;
-      store(out + Cell::gate_of[a] * H + block * L, sum, lanes_in<T>(block, H));
+      const ExactSum<V> sum{load<V>(sums + 2 * a * L), load<V>(sums + (2 * a + 1) * L)};
+      store(out + Cell::gate_of[a] * H + block * L, sum.value(), lanes_in<T>(block, H));
     }
   }
 

@@ -85,12 +85,21 @@ class RepeatedProduct {
 // What forward and backward have in common.
 template <class Cell, class T>
 class Stepwise {
+ public:
+  Work work() const { return {plan_, scratch_bytes_}; }
+
  protected:
   using C = Compute<T>;
   static constexpr int A = Cell::accumulators, G = Cell::gates;
 
   Stepwise(const Layer& layer, Matmul* matmul, StreamHandle stream)
       : layer_(layer), shape_(layer.shape), matmul_(matmul), stream_handle_(stream) {}
+
+  template <class... P>
+  void choose_plan(Gates gates, const P*... loaded) {
+    const bool aligned = (... && (reinterpret_cast<uintptr_t>(loaded) % 16 == 0));
+    plan_ = make_plan({layer_.type, shape_, layer_.directions, A, gates, layer_.chunk_bytes, aligned});
+  }
 
   Positions positions(int direction) const {
     Positions all{shape_, 0, shape_.batch};
@@ -157,17 +166,18 @@ class Stepwise {
   const SequenceShape& shape_;
   Matmul* matmul_;
   StreamHandle stream_handle_;
+  Plan plan_{};
+  C* gates_ = nullptr;  // [D, rows, A, H], or those of a chunk
+  Index gates_stride_ = 0;
+  C* recurrent_ = nullptr;  // a step's product: [D, B, G, H] forward, [D, B, P] backward
+  Index scratch_bytes_ = 0;
 };
-
-template <class... P>
-bool all_aligned(const P*... pointers) {
-  return (... && (reinterpret_cast<uintptr_t>(pointers) % 16 == 0));
-}
 
 template <class Cell, class T>
 class StepwiseForward : Stepwise<Cell, T> {
   using Base = Stepwise<Cell, T>;
   using Base::A, Base::G, Base::kWide, Base::layer_, Base::shape_, Base::typed;
+  using Base::gates_, Base::gates_stride_, Base::plan_, Base::recurrent_, Base::scratch_bytes_;
   using typename Base::C;
 
  public:
@@ -176,9 +186,8 @@ class StepwiseForward : Stepwise<Cell, T> {
         layer_forward_(layer),
         tape_(layer.shape, layer.tape ? layer.directions : 0, layer.recompute, layer.tape) {
     const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
-    plan_ = make_plan({layer.type, shape_, layer.directions, A, tape_.gates ? Gates::taped : Gates::passing,
-                       layer.chunk_bytes,
-                       all_aligned(layer.input_bias[0], layer.input_bias[1], layer.bias[0], layer.bias[1])});
+    this->choose_plan(tape_.gates ? Gates::taped : Gates::passing, layer.input_bias[0], layer.input_bias[1],
+                      layer.bias[0], layer.bias[1]);
     Arena arena(layer.scratch);
     gates_ = tape_.gates;
     gates_stride_ = tape_.gates_stride;
@@ -196,7 +205,7 @@ class StepwiseForward : Stepwise<Cell, T> {
     scratch_bytes_ = arena.used();
   }
 
-  Work work() const { return {plan_, scratch_bytes_}; }
+  using Base::work;
 
   void run() const {
     const Index D = layer_.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
@@ -208,16 +217,23 @@ class StepwiseForward : Stepwise<Cell, T> {
                             {D, 0, P, H, matrix(projected_, P, B * P), matrix(output_, H, B * H),
                              transposed(matrix(typed(layer_.projection), H, P * H))});
     if (this->uneven() && output_) clear(output_, D * B * H, this->stream_handle_);
+    // Of a step to the next only the rows differ.
+    ForwardStep<T> step = step_arguments();
+    ProjectedStep<T> store = store_arguments();
     for (Index s = 0; s < shape_.steps;) {
       Range chunk[kMaxDirections];
       const Index end = start_chunk(s, chunk);
       for (; s < end; ++s) {
         const Index rows = this->most_active(s);
         recur(rows);
-        step(s, rows, chunk);
+        fill_rows(s, chunk, step.at);
+        this->launch_over(rows, H, layer_.directions, plan_.units, &forward_step<Cell, T, kWide>,
+                          &forward_step<Cell, T, 1>, step);
         if (!shape_.projected()) continue;
         project(rows);
-        store_output(s, rows, chunk);
+        fill_rows(s, chunk, store.at);
+        this->launch_over(rows, P, layer_.directions, plan_.units, &store_projected<T, kWide>,
+                          &store_projected<T, 1>, store);
       }
     }
   }
@@ -241,9 +257,8 @@ class StepwiseForward : Stepwise<Cell, T> {
     }
   }
 
-  void step(Index s, Index rows, const Range (&chunk)[kMaxDirections]) const {
+  ForwardStep<T> step_arguments() const {
     ForwardStep<T> args{};
-    fill_rows(s, chunk, args.at);
     for (int d = 0; d < layer_.directions; ++d) args.biases[d] = this->biases(d);
     args.batch = shape_.batch;
     args.hidden = shape_.hidden;
@@ -261,39 +276,32 @@ class StepwiseForward : Stepwise<Cell, T> {
     args.output = output_;
     args.unprojected = tape_.unprojected;
     args.unprojected_stride = tape_.cell_stride;
-    this->launch_over(rows, shape_.hidden, layer_.directions, plan_.units, &forward_step<Cell, T, kWide>,
-                      &forward_step<Cell, T, 1>, args);
+    return args;
   }
 
-  void store_output(Index s, Index rows, const Range (&chunk)[kMaxDirections]) const {
+  ProjectedStep<T> store_arguments() const {
     ProjectedStep<T> args{};
-    fill_rows(s, chunk, args.at);
     args.batch = shape_.batch;
     args.output = shape_.output;
     args.product = projected_;
     args.h = typed(layer_forward_.h);
     args.y = typed(layer_forward_.y);
     args.y_stride = this->output_stride();
-    this->launch_over(rows, shape_.output, layer_.directions, plan_.units, &store_projected<T, kWide>,
-                      &store_projected<T, 1>, args);
+    return args;
   }
 
   const ForwardLayer& layer_forward_;
   DeviceTape<Cell, T> tape_;
-  Plan plan_;
-  C* gates_;  // [D, rows of a chunk, A, H]
-  Index gates_stride_;
-  C* recurrent_;            // [D, B, G, H]
   C* h_wide_ = nullptr;     // [D, B, H]
   T* output_ = nullptr;     // [D, B, H], before the projection
   C* projected_ = nullptr;  // [D, B, P]
-  Index scratch_bytes_;
 };
 
 template <class Cell, class T>
 class StepwiseBackward : Stepwise<Cell, T> {
   using Base = Stepwise<Cell, T>;
   using Base::A, Base::G, Base::kWide, Base::layer_, Base::shape_, Base::typed;
+  using Base::gates_, Base::gates_stride_, Base::plan_, Base::recurrent_, Base::scratch_bytes_;
   using typename Base::C;
 
  public:
@@ -304,10 +312,8 @@ class StepwiseBackward : Stepwise<Cell, T> {
         rebuilds_(Cell::taped > 0 && layer.recompute) {
     const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
     const Index rows = shape_.rows();
-    plan_ = make_plan({layer.type, shape_, layer.directions, A, rebuilds_ ? Gates::rebuilt : Gates::taped,
-                       layer.chunk_bytes,
-                       all_aligned(layer.input_bias[0], layer.input_bias[1], layer.bias[0], layer.bias[1],
-                                   layer.y, layer.dy, layer.h0, layer.c0)});
+    this->choose_plan(rebuilds_ ? Gates::rebuilt : Gates::taped, layer.input_bias[0], layer.input_bias[1],
+                      layer.bias[0], layer.bias[1], layer.y, layer.dy, layer.h0, layer.c0);
     Arena arena(layer.scratch);
     gates_ = tape_.gates;
     recurrent_ = arena.take<C>(D * B * P);
@@ -330,7 +336,7 @@ class StepwiseBackward : Stepwise<Cell, T> {
     scratch_bytes_ = arena.used();
   }
 
-  Work work() const { return {plan_, scratch_bytes_}; }
+  using Base::work;
 
   void run() const {
     const Index D = layer_.directions, B = shape_.batch;
@@ -421,35 +427,39 @@ class StepwiseBackward : Stepwise<Cell, T> {
     RepeatedProduct unproject(*this->matmul_,
                               {D, 0, H, P, matrix(output_, H, B * H), matrix(projected_now_, P, B * P),
                                matrix(typed(layer_.projection), H, P * H)});
+    BackwardStep<T> step = step_arguments();
+    ProjectedGradient<T> output = output_arguments();
     Range chunk[kMaxDirections] = {};  // rows whose gates are there; all of them if they were taped
     Index rebuilt = rebuilds_ ? shape_.steps : 0;
     for (Index s = shape_.steps - 1; s >= -1; --s) {
       if (s >= 0 && s < rebuilt) rebuilt = rebuild(s + 1, chunk);
       const Index after = this->most_active(s + 1), active = this->most_active(s);
+      const Index rows = active > after ? active : after;
       recur(after);
+      fill_rows(s, chunk, step.at);
       if (shape_.projected()) {
-        output_gradient(s, active > after ? active : after);
+        for (int d = 0; d < layer_.directions; ++d) output.at[d] = step.at[d];
+        this->launch_over(rows, P, layer_.directions, plan_.units, &projected_gradient<T, kWide>,
+                          &projected_gradient<T, 1>, output);
         unproject(active);
       }
-      if (s >= 0 || !shape_.projected()) step(s, active > after ? active : after, chunk);
+      if (s >= 0 || !shape_.projected()) {
+        this->launch_over(rows, H, layer_.directions, plan_.units, &backward_step<Cell, T, kWide>,
+                          &backward_step<Cell, T, 1>, step);
+      }
     }
   }
 
-  void fill_rows(Index s, BackwardRows (&at)[kMaxDirections]) const {
+  void fill_rows(Index s, const Range (&chunk)[kMaxDirections], BackwardRows (&at)[kMaxDirections]) const {
     for (int d = 0; d < layer_.directions; ++d) {
       const Positions in = this->positions(d);
-      at[d] = {in.active(s),
-               in.active(s + 1),
-               in.active(s - 1),
-               s >= 0 ? in.row(s, 0) : 0,
-               s > 0 ? in.row(s - 1, 0) : 0,
-               0};
+      const Index row = s >= 0 ? in.row(s, 0) : 0, before = s > 0 ? in.row(s - 1, 0) : 0;
+      at[d] = {in.active(s), in.active(s + 1), in.active(s - 1), row, before, row - chunk[d].first};
     }
   }
 
-  void output_gradient(Index s, Index rows) const {
+  ProjectedGradient<T> output_arguments() const {
     ProjectedGradient<T> args{};
-    fill_rows(s, args.at);
     args.batch = shape_.batch;
     args.output = shape_.output;
     args.dy = typed(layer_backward_.dy);
@@ -459,14 +469,11 @@ class StepwiseBackward : Stepwise<Cell, T> {
     args.gradients = projected_;
     args.gradients_stride = shape_.rows() * shape_.output;
     args.now = projected_now_;
-    this->launch_over(rows, shape_.output, layer_.directions, plan_.units, &projected_gradient<T, kWide>,
-                      &projected_gradient<T, 1>, args);
+    return args;
   }
 
-  void step(Index s, Index rows, const Range (&chunk)[kMaxDirections]) const {
+  BackwardStep<T> step_arguments() const {
     BackwardStep<T> args{};
-    fill_rows(s, args.at);
-    for (int d = 0; d < layer_.directions; ++d) args.at[d].gates_row = args.at[d].row - chunk[d].first;
     args.batch = shape_.batch;
     args.hidden = shape_.hidden;
     args.gates = gates_;
@@ -485,8 +492,7 @@ class StepwiseBackward : Stepwise<Cell, T> {
     args.dc = static_cast<C*>(layer_backward_.dc);
     args.gradients = gradients_;
     args.now = now_;
-    this->launch_over(rows, shape_.hidden, layer_.directions, plan_.units, &backward_step<Cell, T, kWide>,
-                      &backward_step<Cell, T, 1>, args);
+    return args;
   }
 
   // Body(first accumulator, its gate, how many): the accumulators from `first` on, in runs that are also
@@ -555,10 +561,6 @@ class StepwiseBackward : Stepwise<Cell, T> {
   const BackwardLayer& layer_backward_;
   DeviceTape<Cell, T> tape_;
   bool rebuilds_;
-  Plan plan_;
-  C* gates_;  // [D, rows, A, H], or those of a chunk
-  Index gates_stride_;
-  C* recurrent_;         // [D, B, P]
   T *gradients_, *now_;  // of the gates: [D, rows, A, H] and of the current position [D, B, A, H]
   T* h_before_;          // [D, rows, P]
   C* partial_;           // [D, shares, 2, A, H]
@@ -566,7 +568,6 @@ class StepwiseBackward : Stepwise<Cell, T> {
   T *projected_ = nullptr, *projected_now_ = nullptr;  // of the projected: [D, rows, P], [D, B, P]
   C *rebuilt_products_ = nullptr,
     *c_before_ = nullptr;  // of a chunk and one direction: [rows, G, H], [rows, H]
-  Index scratch_bytes_;
 };
 
 template <class Cell, class T>

@@ -1,5 +1,6 @@
-// Gradients of the biases: sums of the gate gradients over all rows. Every thread sums one column of a share
-// of the rows, and the shares follow from the shape alone: the same bits on every run, without atomics.
+// Gradients of the biases: sums of the gate gradients over all rows, exact ones, since they cancel. Every
+// thread sums one column of a share of the rows, and the shares follow from the shape alone: the same bits on
+// every run, without atomics.
 #pragma once
 
 #include "cuda/gates.cuh"
@@ -13,20 +14,6 @@ inline Index shares_of(Index rows) {
   const Index shares = (rows + kShareRows - 1) / kShareRows;
   return shares < kMaxShares ? shares : kMaxShares;
 }
-
-// A sum and what its roundings lost (Knuth's TwoSum): gate gradients cancel.
-template <class C>
-struct ExactSum {
-  C total = 0, lost = 0;
-
-  __device__ void add(C x) {
-    const C sum = total + x, part = sum - total;
-    lost = lost + ((total - (sum - part)) + (x - part));
-    total = sum;
-  }
-  // An infinite sum has lost NaN.
-  __device__ C value() const { return total - total == 0 ? total + lost : total; }
-};
 
 template <class T>
 struct BiasSums {
@@ -44,7 +31,7 @@ __global__ void __launch_bounds__(kBlockThreads) sum_shares(BiasSums<T> s, Index
   if (column >= columns) return;
   const Index share = blockIdx.y;
   const T* gradients = s.gradients + blockIdx.z * s.gradients_stride + column;
-  ExactSum<Compute<T>> sum;
+  ExactSum<Compute<T>> sum{};
   for (Index row = s.rows * share / s.shares; row < s.rows * (share + 1) / s.shares; ++row)
     sum.add(widen(gradients[row * columns]));
   Compute<T>* out = s.partial + (blockIdx.z * s.shares + share) * 2 * columns + column;
@@ -59,7 +46,7 @@ __global__ void __launch_bounds__(kBlockThreads) store_bias_gradients(BiasSums<T
   const Index column = Index(blockIdx.x) * blockDim.x + threadIdx.x;
   if (column >= columns) return;
   const Compute<T>* partial = s.partial + blockIdx.z * s.shares * 2 * columns + column;
-  ExactSum<Compute<T>> sum;
+  ExactSum<Compute<T>> sum{};
   for (Index share = 0; share < s.shares; ++share, partial += 2 * columns) {
     sum.add(partial[0]);
     sum.lost = sum.lost + partial[columns];

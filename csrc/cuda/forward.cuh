@@ -49,11 +49,9 @@ __global__ void __launch_bounds__(kBlockThreads) forward_step(ForwardStep<T> s) 
   place.for_rows(at.active, [&](Index b) {
     const Index state = (d * s.batch + b) * H + unit;
     C prev[Cell::states][N] = {};
-    if (!s.output && s.h_wide && b < at.before) {
-      load(s.h_wide + state, prev[0]);
-    } else if (!s.output) {
-      load(s.h + state, prev[0]);  // a row that starts here has it only as it was given
-    }
+    // A row that starts here has its h only as it was given.
+    const bool wide = s.h_wide && b < at.before;
+    if (!s.output) wide ? load(s.h_wide + state, prev[0]) : load(s.h + state, prev[0]);
     if constexpr (Cell::states > 1) load(s.c + state, prev[1]);
     C* gates = s.gates + d * s.gates_stride + (at.chunk_row + b) * A * H + unit;
     const C* recurrent = s.recurrent + (d * s.batch + b) * Cell::gates * H + unit;

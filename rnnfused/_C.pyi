@@ -27,6 +27,18 @@ def layer_backward(
     wanted: Sequence[bool],
     recompute: bool,
 ) -> list[Tensor | None]: ...
+def stack_forward(
+    cell: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    has_biases: bool,
+    layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]: ...
 def check_input(x: Tensor) -> None: ...
 def cell_names() -> list[str]: ...
 def isa() -> str: ...
@@ -34,5 +46,13 @@ def available_isas() -> list[str]: ...
 def kept_bytes() -> int: ...
 def empty_cache() -> None: ...
 def describe_plan(
-    cell: str, steps: int, batch: int, input: int, hidden: int, output: int, directions: int, f64: bool
-) -> tuple[int, int, int]: ...
+    cell: str,
+    steps: int,
+    batch: int,
+    input: int,
+    hidden: int,
+    output: int,
+    layers: int,
+    directions: int,
+    f64: bool,
+) -> tuple[str, int, int, int, int]: ...

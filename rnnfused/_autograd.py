@@ -1,8 +1,9 @@
 """One layer for autograd: the only way from Python to the kernels.
 
-`layer` decides how a call runs. What nothing differentiates goes straight to the native forward; what does
-goes through one `torch.autograd.Function` that serves every cell. Its backward is a Function again, so that
-second and higher derivatives exist: they are those of the decomposed layer, as are forward-mode tangents.
+What nothing differentiates goes straight to the native forward, all layers of a stack in one call (`plain`);
+what is differentiated goes layer by layer (`layer`) through one `torch.autograd.Function` that serves every
+cell. Its backward is a Function again, so that second and higher derivatives exist: they are those of the
+decomposed layer, as are forward-mode tangents.
 """
 
 from __future__ import annotations
@@ -17,10 +18,49 @@ from torch.autograd import forward_ad
 from rnnfused import _decomposed
 from rnnfused._load import _C
 
-__all__ = ["layer"]
+__all__ = ["followed", "layer", "plain"]
 
 MaybeTensors = Sequence[Tensor | None]
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+
+
+def followed(*tensors: Tensor | None) -> bool:
+    """Whether a derivative, in reverse or forward mode, may be taken through any of the tensors."""
+    return _requires_grad(*tensors) or _has_tangent(*tensors)
+
+
+def plain(
+    cell: str,
+    x: Tensor,
+    initial: tuple[Tensor, ...],
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    has_biases: bool,
+    layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Runs layers over one another, without dropout between them, for what is not `followed`.
+
+    x: [T, B, I], [B, T, I] if batch_first, or packed rows. initial: h [L D, B, P], and c [L D, B, H] where
+    the cell has one. params: functional's flat list. Returns y, laid out as x, and the final states.
+    """
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        x, initial, params = _autocast(x), tuple(map(_autocast, initial)), list(map(_autocast, params))
+    h0, *c0 = initial
+    y, hn, cn = _C.stack_forward(
+        cell,
+        x,
+        h0,
+        c0[0] if c0 else None,
+        params,
+        batch_sizes,
+        has_biases,
+        layers,
+        bidirectional,
+        batch_first,
+    )
+    return y, (hn,) if cn is None else (hn, cn)
 
 
 def layer(
@@ -38,12 +78,12 @@ def layer(
     recompute: whether backward rebuilds the gates instead of keeping them. Returns y [T, B, D P] (or [rows,
     D P]) and the final states, shaped as the initial ones.
     """
-    if forward_ad._current_level >= 0 and _has_tangent(x, *initial, *weights):
+    if _has_tangent(x, *initial, *weights):
         return _decomposed.layer(cell, x, initial, weights, batch_sizes)
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         x, initial, weights = _autocast(x), tuple(map(_autocast, initial)), tuple(map(_autocast, weights))
     h0, c0 = initial[0], initial[1] if len(initial) > 1 else None
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *initial, *weights)):
+    if _requires_grad(x, *initial, *weights):
         y, hn, cn = _Layer.apply(cell, recompute, batch_sizes, x, h0, c0, *weights)
     else:
         y, hn, cn, _ = _C.layer_forward(cell, x, h0, c0, weights, batch_sizes, False, False)
@@ -57,9 +97,15 @@ def _autocast(t: MaybeTensor) -> MaybeTensor:
     return t.to(torch.get_autocast_dtype("cuda"))
 
 
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def _has_tangent(*tensors: Tensor | None) -> bool:
     """Whether forward-mode differentiation (torch.autograd.forward_ad) runs through any of the tensors."""
-    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    return forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
 
 
 class _Layer(torch.autograd.Function):

@@ -40,7 +40,7 @@ def show_config() -> str:
         "cuda": _cuda(),
         "drivers": "native forward and backward; higher and forward-mode derivatives decomposed",
         "memory": f"{_C.kept_bytes() / 2**20:.0f} MiB of freed results kept (at most 256; empty_cache)",
-        "plans": "RNNFUSED_LOG=plan prints how each call shares out its work",
+        "plans": "serial, partition, streams or wavefront by size (RNNFUSED_LOG=plan prints each)",
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

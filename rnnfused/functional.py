@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rnnfused._autograd import layer
+from rnnfused._autograd import followed, layer, plain
 from rnnfused._checks import (
     SLOTS,
     check_cell,
@@ -160,29 +160,39 @@ def stack(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What `rnn`, `lstm` and `gru` have in common: layer over layer, with dropout between them as in torch.
 
-    The native layer checks all that it is given. A single layer is therefore checked here only once it was
-    refused, for torch's words: checking twice would take as long as a step.
+    What nothing follows runs in one native call, which checks all that it is given: it is checked here only
+    once it was refused, for torch's words. Checking twice would take as long as a step.
     """
+    check_dropout(dropout)
+    drops = training and dropout > 0 and num_layers > 1
+    refused: Exception | None = None
+    if not drops and not followed(input, *hx, *params):
+        try:
+            return plain(
+                spec.name,
+                input,
+                hx,
+                params,
+                batch_sizes,
+                has_biases,
+                num_layers,
+                bidirectional,
+                batch_first,
+            )
+        except Exception as error:
+            refused = error
     directions = 2 if bidirectional else 1
     transposed = batch_first and batch_sizes is None
-    check_dropout(dropout)
     check_dimensions(input, batch_sizes)
     x = input.transpose(0, 1) if transposed else input
     projected = len(hx) > 1 and hx[0].shape[-1] != hx[1].shape[-1]
     weights = check_params(params, has_biases, projected, num_layers * directions)
-    refused: Exception | None = None
-    if num_layers == 1:
-        try:
-            y, final = layer(spec.name, x, hx, weights, batch_sizes, recompute)
-            return (y.transpose(0, 1) if transposed else y), final
-        except Exception as error:
-            refused = error
     check_sequence(spec, x, hx, num_layers * directions, batch_sizes)
     if refused is not None:
         raise refused
     finals = []
     for index in range(num_layers):
-        if index > 0 and training and dropout > 0:
+        if index > 0 and drops:
             x = torch.nn.functional.dropout(x, dropout, training=True)
         own = slice(index * directions, (index + 1) * directions)
         slots = weights[own.start * SLOTS : own.stop * SLOTS]

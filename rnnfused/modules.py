@@ -90,7 +90,7 @@ class _Sequence(torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         refused: Exception | None = None
-        if hx is not None and self.num_layers == 1 and input.dim() == 3:
+        if hx is not None and input.dim() == 3:
             # The checks take as long as a step of a small layer. The native layer makes them too, and what it
             # refuses falls through to those that speak torch's words.
             try:

@@ -201,13 +201,15 @@ BAD_CALLS: list[tuple[str, Callable[[Any], Any]]] = [
 ]
 
 
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("kind, call", BAD_CALLS)
-def test_errors_are_torchs_own(kind: str, call: Callable[[Any], Any]) -> None:
+def test_errors_are_torchs_own(kind: str, call: Callable[[Any], Any], gradients: bool) -> None:
     theirs, ours = pair(kind, 3, 4)
-    with pytest.raises((RuntimeError, ValueError)) as want:
-        call(theirs)
-    with pytest.raises(type(want.value)) as got:
-        call(ours)
+    with torch.set_grad_enabled(gradients):
+        with pytest.raises((RuntimeError, ValueError)) as want:
+            call(theirs)
+        with pytest.raises(type(want.value)) as got:
+            call(ours)
     assert str(got.value) == str(want.value)
 
 

@@ -134,4 +134,4 @@ def test_a_strided_tape_is_refused() -> None:
 
 def test_directions_of_a_plan() -> None:
     with pytest.raises(ValueError, match="directions: expected 1 or 2, got 0"):
-        _C.describe_plan("gru", 1, 1, 1, 1, 1, 0, False)
+        _C.describe_plan("gru", 1, 1, 1, 1, 1, 1, 0, False)

@@ -299,11 +299,11 @@ struct BackwardMemory {
                                               Tape<Cell, T>::rebuilds_gates_if(args.recompute), arena);
     }
     for (int group = 0; group < plan.groups; ++group) {
-      for_streams(plan, layer.directions, layer.backward[0].shape.batch, group,
-                  [&](int direction, Range rows) {
+      for_streams(plan, 1, layer.directions, layer.backward[0].shape.batch, group,
+                  [&](const StreamPlace& at) {
                     Arena counter(nullptr);
-                    BackwardStream<Cell, T>(layer.backward[direction], gates[direction], history[direction],
-                                            rows, 0, plan.members, counter);
+                    BackwardStream<Cell, T>(layer.backward[at.direction], gates[at.direction],
+                                            history[at.direction], at.rows, 0, plan.members, counter);
                     slab = counter.used() > slab ? counter.used() : slab;
                   });
     }
@@ -361,7 +361,8 @@ class BackwardCall {
 
   template <class Body>
   void for_my_streams(Body body) const {
-    for_streams(plan_, layer_.directions, layer_.backward[0].shape.batch, group(), body);
+    for_streams(plan_, 1, layer_.directions, layer_.backward[0].shape.batch, group(),
+                [&](const StreamPlace& at) { body(at.direction, at.rows); });
   }
 
   BackwardStream<Cell, T> stream(int direction, Range rows) const {

@@ -114,20 +114,22 @@ Scratch& kept_scratch() {
 }
 
 template <class LayerType>
-void run(TeamKernel<LayerType> kernel, const LayerType& layer, const Plan& plan, Index scratch_bytes) {
+void run(TeamKernel<LayerType> kernel, const LayerType& layer, const Plan& plan, int streams,
+         Index scratch_bytes) {
   Scratch& scratch = kept_scratch();
-  run_team(kernel, layer, plan, scratch.at_least(std::max<Index>(64, scratch_bytes)));
+  run_team(kernel, layer, plan, streams, scratch.at_least(std::max<Index>(64, scratch_bytes)));
   scratch.trim();
 }
 
-void log_plan(const char* what, CellId cell, const SequenceShape& shape, int directions, const Plan& plan) {
+void log_plan(const char* what, CellId cell, const SequenceShape& shape, int layers, int directions,
+              const Plan& plan) {
   if (!logs_plans()) return;
-  std::fprintf(
-      stderr,
-      "rnnfused: %s %s T=%lld B=%lld I=%lld H=%lld directions=%d isa=%s groups=%d members=%d shards=%d\n",
-      what, kernels().info[int(cell)].name, (long long)shape.steps, (long long)shape.batch,
-      (long long)shape.input, (long long)shape.hidden, directions, kernels().isa, plan.groups, plan.members,
-      plan.shards);
+  std::fprintf(stderr,
+               "rnnfused: %s %s T=%lld B=%lld I=%lld H=%lld layers=%d directions=%d isa=%s mode=%s groups=%d "
+               "members=%d shards=%d wave=%d\n",
+               what, kernels().info[int(cell)].name, (long long)shape.steps, (long long)shape.batch,
+               (long long)shape.input, (long long)shape.hidden, layers, directions, kernels().isa,
+               mode_of(plan), plan.groups, plan.members, plan.shards, plan.wave);
 }
 
 }  // namespace
@@ -149,11 +151,11 @@ Index tape_scalars(CellId cell, const SequenceShape& shape, bool recompute) {
 }
 
 template <class T>
-Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads, bool backward) {
+Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, int threads, bool backward) {
   PlanInput in{shape.steps,          shape.batch,      shape.input,
                shape.hidden,         shape.output,     kernels().info[int(cell)].gates,
                directions,           typed<T>().lanes, int(sizeof(T)),
-               std::max(threads, 1), backward};
+               std::max(threads, 1), backward,         layers};
   const Plan wanted = make_plan(in);
   if (wanted.threads() == 1) return wanted;
   // Only now the system is asked: a short call on one thread need not wait for the answer.
@@ -162,27 +164,28 @@ Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads, 
 }
 
 template <class T>
-void forward(CellId cell, const Layer<T>& layer, int threads) {
-  const SequenceShape& shape = layer.forward[0].shape;
-  const Plan chosen = plan<T>(cell, shape, layer.directions, threads, false);
-  log_plan("forward", cell, shape, layer.directions, chosen);
+void forward(CellId cell, const Stack<T>& stack, int threads) {
+  const SequenceShape& shape = stack.shape();
+  const Plan chosen = plan<T>(cell, shape, stack.layers, stack.directions(), threads, false);
+  log_plan("forward", cell, shape, stack.layers, stack.directions(), chosen);
   const CellKernels<T>& k = cell_kernels<T>(cell);
-  run(k.forward, layer, chosen, k.forward_scratch(layer, chosen));
+  const int streams = stack.layers > 1 ? stack.layers * stack.directions() * chosen.shards : 0;
+  run(k.forward, stack, chosen, streams, k.forward_scratch(stack, chosen));
 }
 
 template <class T>
 void backward(CellId cell, const LayerGradient<T>& layer, int threads) {
   const SequenceShape& shape = layer.backward[0].shape;
-  const Plan chosen = plan<T>(cell, shape, layer.directions, threads, true);
-  log_plan("backward", cell, shape, layer.directions, chosen);
+  const Plan chosen = plan<T>(cell, shape, 1, layer.directions, threads, true);
+  log_plan("backward", cell, shape, 1, layer.directions, chosen);
   const CellKernels<T>& k = cell_kernels<T>(cell);
-  run(k.backward, layer, chosen, k.backward_scratch(layer, chosen));
+  run(k.backward, layer, chosen, 0, k.backward_scratch(layer, chosen));
 }
 
-#define RNNFUSED_INSTANTIATE(T)                                        \
-  template Index tape_scalars<T>(CellId, const SequenceShape&, bool);  \
-  template Plan plan<T>(CellId, const SequenceShape&, int, int, bool); \
-  template void forward<T>(CellId, const Layer<T>&, int);              \
+#define RNNFUSED_INSTANTIATE(T)                                             \
+  template Index tape_scalars<T>(CellId, const SequenceShape&, bool);       \
+  template Plan plan<T>(CellId, const SequenceShape&, int, int, int, bool); \
+  template void forward<T>(CellId, const Stack<T>&, int);                   \
   template void backward<T>(CellId, const LayerGradient<T>&, int);
 RNNFUSED_INSTANTIATE(float)
 RNNFUSED_INSTANTIATE(double)

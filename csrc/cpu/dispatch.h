@@ -19,12 +19,12 @@ std::vector<std::string> available_isas();
 template <class T>
 Index tape_scalars(CellId cell, const SequenceShape& shape, bool recompute);
 
-// How a layer would be run on at most `threads` threads.
+// How layers of a shape would be run on at most `threads` threads.
 template <class T>
-Plan plan(CellId cell, const SequenceShape& shape, int directions, int threads, bool backward);
+Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, int threads, bool backward);
 
 template <class T>
-void forward(CellId cell, const Layer<T>& layer, int threads);
+void forward(CellId cell, const Stack<T>& stack, int threads);
 
 template <class T>
 void backward(CellId cell, const LayerGradient<T>& layer, int threads);

@@ -20,7 +20,8 @@ class ForwardStream {
   static constexpr bool has_cell_state = Cell::states > 1;
 
  public:
-  ForwardStream(const ForwardArgs<T>& args, Range rows, int member, int members, Arena& arena)
+  // `in_chunks`: whether another stream waits for the first steps while this one does the last.
+  ForwardStream(const ForwardArgs<T>& args, Range rows, int member, int members, bool in_chunks, Arena& arena)
       : args_(args),
         stream_{args.shape, rows.first, rows.last},
         tape_(args.shape, args.recompute, args.tape),
@@ -28,7 +29,8 @@ class ForwardStream {
         outputs_(share(blocks_of<T>(args.shape.output), members, member)),
         group_(rows.size() <= 2 && rows.size() <= max_rows(kWideGroup<Cell> * G) ? kWideGroup<Cell>
                                                                                  : kNarrowGroup<Cell>),
-        direct_(runs_unpacked(args.shape.steps, args.shape.batch)) {
+        direct_(runs_unpacked(args.shape.steps, args.shape.batch)),
+        in_chunks_(in_chunks) {
     const SequenceShape& shape = args.shape;
     const Index units = padded<T>(shape.hidden);
     zeros_ = arena.take<T>(units);
@@ -45,12 +47,18 @@ class ForwardStream {
     }
   }
 
-  void run(Barrier& barrier) {
+  // Calls await(n) before it reads the input of the first n positions, and done(n) once all members have
+  // written their output.
+  template <class Await, class Done>
+  void run(Barrier& barrier, Await await, Done done) {
     prepare();
     barrier.wait();  // zeros_ and the carried cell states are there
     const Index steps = stream_.shape.steps;
-    for (Index s = 0; s < steps;) {
-      const Index end = project_inputs(s);
+    for (Index s = 0; s < steps; done(s)) {
+      Index rows = 0;
+      const Index end = collect_chunk(s, rows);
+      await(end);
+      project_inputs(rows);
       for (Index local = 0; s < end; local += stream_.active(s), ++s) {
         step(s, local);
         barrier.wait();
@@ -68,6 +76,7 @@ class ForwardStream {
   // short sequence is one chunk; a panel of W_ih is then packed, used and done with while it is in cache.
   Index chunk_rows() const {
     const SequenceShape& shape = stream_.shape;
+    if (in_chunks_) return shape.rows() / kWaveChunks + 1;
     const Index row_bytes = blocks_.size() * A * L * Index(sizeof(T));
     const Index weight_bytes = (shape.input + shape.output) * shape.hidden * G * Index(sizeof(T));
     // Weights beyond what a last-level cache holds come from memory at every pass.
@@ -203,14 +212,17 @@ class ForwardStream {
     }
   }
 
-  // Input projection, biases included, of the steps from s on that make up a chunk; returns the first step
-  // after it.
-  Index project_inputs(Index s) {
-    Index rows = 0;
+  // The rows of the steps from s on that make up a chunk; returns the first step after it.
+  Index collect_chunk(Index s, Index& rows) {
     const Index target = chunk_rows();
     for (; s < stream_.shape.steps && rows < target; ++s) {
       for (Index b = 0; b < stream_.active(s); ++b) chunk_row_[rows++] = stream_.row(s, b);
     }
+    return s;
+  }
+
+  // Input projection of a chunk, biases included.
+  void project_inputs(Index rows) {
     for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index first, Index n) {
       if (one_chunk() && !direct_) pack_input(first, n);
       if (in_place()) {
@@ -233,7 +245,6 @@ class ForwardStream {
                                   [&](Index b) { return gates_of(chunk_row_[i], i, first + b); });
           });
     });
-    return s;
   }
 
   // One step: recurrent product, gates and states of this member's blocks. Every other step walks the blocks
@@ -338,6 +349,7 @@ class ForwardStream {
   Range blocks_, outputs_;  // of hidden units, and of units after a projection
   Index group_;
   bool direct_;  // weights are read as they lie
+  bool in_chunks_;
 
   T *zeros_ = nullptr, *cell_ = nullptr, *unprojected_ = nullptr;  // shared by the members
   T *input_panels_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *bias_ = nullptr;
@@ -347,24 +359,40 @@ class ForwardStream {
   Index* chunk_row_ = nullptr;
 };
 
-// Calls run(direction, rows of the batch) for the streams of one group, in order.
+// A stream among those of a stack.
+struct StreamPlace {
+  int layer, direction;
+  Range rows;  // of the batch
+  int number;
+};
+
+// Calls body(place) for the streams of one group, in order. Streams are numbered by layer, shard, direction.
 template <class Body>
-RNNFUSED_HD void for_streams(const Plan& plan, int directions, Index batch, int group, Body body) {
-  for (int s = group; s < directions * plan.shards; s += plan.groups) {
-    const int shard = s / directions;
-    body(s % directions,
-         Range{shard_first(batch, plan.shards, shard), shard_first(batch, plan.shards, shard + 1)});
+RNNFUSED_HD void for_streams(const Plan& plan, int layers, int directions, Index batch, int group,
+                             Body body) {
+  const int of_layer = directions * plan.shards;
+  for (int s = group; s < layers * of_layer; s += plan.groups) {
+    const int shard = s % of_layer / directions;
+    body(StreamPlace{
+        s / of_layer, s % directions,
+        Range{shard_first(batch, plan.shards, shard), shard_first(batch, plan.shards, shard + 1)}, s});
   }
+}
+
+template <class T, class Body>
+RNNFUSED_HD void for_streams(const Plan& plan, const Stack<T>& stack, int group, Body body) {
+  for_streams(plan, stack.layers, stack.directions(), stack.shape().batch, group, body);
 }
 
 // Scratch is one slab per group, large enough for any of its streams.
 template <class Cell, class T>
-Index forward_slab(const Layer<T>& layer, const Plan& plan) {
+Index forward_slab(const Stack<T>& stack, const Plan& plan) {
   Index most = 0;
   for (int group = 0; group < plan.groups; ++group) {
-    for_streams(plan, layer.directions, layer.forward[0].shape.batch, group, [&](int direction, Range rows) {
+    for_streams(plan, stack, group, [&](const StreamPlace& at) {
       Arena arena(nullptr);
-      ForwardStream<Cell, T>(layer.forward[direction], rows, 0, plan.members, arena);
+      ForwardStream<Cell, T>(stack.layer[at.layer].forward[at.direction], at.rows, 0, plan.members,
+                             plan.wave > 1, arena);
       most = arena.used() > most ? arena.used() : most;
     });
   }
@@ -372,19 +400,31 @@ Index forward_slab(const Layer<T>& layer, const Plan& plan) {
 }
 
 template <class Cell, class T>
-Index forward_scratch(const Layer<T>& layer, const Plan& plan) {
-  return forward_slab<Cell>(layer, plan) * plan.groups;
+Index forward_scratch(const Stack<T>& stack, const Plan& plan) {
+  return forward_slab<Cell>(stack, plan) * plan.groups;
 }
 
 template <class Cell, class T>
-void forward(const Layer<T>& layer, const Team& team, int thread) {
+void forward(const Stack<T>& stack, const Team& team, int thread) {
   const Plan& plan = team.plan;
   const int group = thread / plan.members, member = thread % plan.members;
-  char* slab = static_cast<char*>(team.scratch) + forward_slab<Cell>(layer, plan) * group;
-  for_streams(plan, layer.directions, layer.forward[0].shape.batch, group, [&](int direction, Range rows) {
+  const int directions = stack.directions(), of_layer = directions * plan.shards;
+  char* slab = static_cast<char*>(team.scratch) + forward_slab<Cell>(stack, plan) * group;
+  for_streams(plan, stack, group, [&](const StreamPlace& at) {
     Arena arena(slab);
-    ForwardStream<Cell, T>(layer.forward[direction], rows, member, plan.members, arena)
-        .run(team.group[group]);
+    ForwardStream<Cell, T> stream(stack.layer[at.layer].forward[at.direction], at.rows, member, plan.members,
+                                  plan.wave > 1, arena);
+    // Both directions of a shard are its input, and of a reversed one the first steps come last.
+    const Progress* below = at.layer > 0 ? team.progress + (at.number - at.direction - of_layer) : nullptr;
+    const Index steps = stack.shape().steps;
+    stream.run(
+        team.group[group],
+        [&](Index positions) {
+          for (int d = 0; below && d < directions; ++d) below[d].wait_for(directions > 1 ? steps : positions);
+        },
+        [&](Index positions) {
+          if (member == 0 && stack.layers > 1) team.progress[at.number].set(positions);
+        });
     team.group[group].wait();  // the slab is free for the next stream
   });
 }

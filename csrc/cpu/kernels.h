@@ -23,6 +23,16 @@ struct Layer {
   ForwardArgs<T> forward[kMaxDirections];
 };
 
+// Layers over one another, of the same directions: each reads what the one before it wrote.
+template <class T>
+struct Stack {
+  int layers;
+  const Layer<T>* layer;
+
+  RNNFUSED_HD int directions() const { return layer[0].directions; }
+  RNNFUSED_HD const SequenceShape& shape() const { return layer[0].forward[0].shape; }
+};
+
 template <class T>
 struct LayerGradient {
   int directions;
@@ -33,7 +43,8 @@ struct LayerGradient {
 struct Team {
   Plan plan;
   Barrier* all;
-  Barrier* group;  // one for each of the plan's groups
+  Barrier* group;      // one for each of the plan's groups
+  Progress* progress;  // one for each stream of each layer, in the order of for_streams
   void* scratch;
 };
 
@@ -52,20 +63,21 @@ struct TeamCall {
   }
 };
 
-// Runs the kernel on the plan's threads.
+// Runs the kernel, whose streams are so many, on the plan's threads.
 template <class Args>
-void run_team(TeamKernel<Args> kernel, const Args& args, const Plan& plan, void* scratch) {
+void run_team(TeamKernel<Args> kernel, const Args& args, const Plan& plan, int streams, void* scratch) {
   Barrier all(plan.threads());
   std::vector<Barrier> group(size_t(plan.groups), Barrier(plan.members));
-  TeamCall<Args> call{kernel, args, {plan, &all, group.data(), scratch}};
+  std::vector<Progress> progress(static_cast<size_t>(streams));
+  TeamCall<Args> call{kernel, args, {plan, &all, group.data(), progress.data(), scratch}};
   parallel(plan.threads(), &TeamCall<Args>::body, &call);
 }
 
 template <class T>
 struct CellKernels {
   Index (*tape_scalars)(const SequenceShape& shape, bool recompute);
-  Index (*forward_scratch)(const Layer<T>& layer, const Plan& plan);
-  TeamKernel<Layer<T>> forward;
+  Index (*forward_scratch)(const Stack<T>& stack, const Plan& plan);
+  TeamKernel<Stack<T>> forward;
   Index (*backward_scratch)(const LayerGradient<T>& layer, const Plan& plan);
   TeamKernel<LayerGradient<T>> backward;
 };

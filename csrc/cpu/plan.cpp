@@ -35,7 +35,7 @@ double load_cycles(double bytes, double all) {
   return in_l2 * kLoadL2 + (1 - in_l2) * (in_l3 * kLoadL3 + (1 - in_l3) * kLoadMemory);
 }
 
-double step_cycles(const PlanInput& in, Index rows, int groups, int members) {
+double step_cycles(const PlanInput& in, Index rows, int groups, int members, int wave) {
   const double blocks = std::ceil(std::ceil(double(in.hidden) / in.lanes) / members);
   const double vectors = blocks * in.gates * double(in.output);  // of recurrent weights, this member's
   const double bytes = vectors * in.lanes * in.bytes;
@@ -47,7 +47,9 @@ double step_cycles(const PlanInput& in, Index rows, int groups, int members) {
   const double product = vectors * (std::max(double(rows) * kFma, tiles * near) + load - near);
   // Of the input projection and of packing, a step bears its share.
   const double per_step = blocks * in.gates * double(in.input);
-  const double input = per_step * std::max(double(rows) * kFma, in.steps == 1 ? load : 0.0);
+  // Layers that follow each other take the input a chunk at a time, and pass over W_ih for each.
+  const double passes = in.steps == 1 ? 1 : wave > 1 ? double(kWaveChunks) / double(in.steps) : 0;
+  const double input = per_step * std::max(double(rows) * kFma, passes * load);
   const double packing = runs_unpacked(in.steps, in.batch)
                              ? 0
                              : (vectors + per_step) * kPack / double(std::max<Index>(1, in.steps));
@@ -64,25 +66,39 @@ double step_cycles(const PlanInput& in, Index rows, int groups, int members) {
 Plan make_plan(const PlanInput& in) {
   Plan best;
   double best_cycles = INFINITY;
-  const Index blocks = (in.hidden + in.lanes - 1) / in.lanes;
+  const Index blocks = std::max<Index>(1, (in.hidden + in.lanes - 1) / in.lanes);
   const int threads = int(std::max<Index>(1, in.threads));
-  for (int groups = 1; groups <= threads; ++groups) {
-    // A group beyond the directions takes a share of the batch.
-    if (groups > in.directions && groups % in.directions != 0) continue;
-    const int shards = std::max(1, groups / in.directions);
-    if (shards > std::max<Index>(1, in.batch)) break;
-    for (int members = 1; groups * members <= threads && members <= std::max<Index>(1, blocks); ++members) {
-      const double streams = std::ceil(double(in.directions * shards) / groups);
-      const Index rows = (in.batch + shards - 1) / shards;
-      const double step = streams * step_cycles(in, rows, groups, members);
+  const auto consider = [&](int groups, int wave) {
+    // A group beyond the directions takes another layer or a share of the batch.
+    const int shards = std::max(1, groups / in.directions / wave);
+    if (shards > std::max<Index>(1, in.batch)) return;
+    const Index rows = (in.batch + shards - 1) / shards;
+    const double streams = std::ceil(double(in.layers * in.directions * shards) / groups);
+    // The last layer of a wave starts late by a chunk for every layer before it.
+    const double late = 1 + double(wave - 1) / kWaveChunks;
+    for (int members = 1; groups * members <= threads && members <= blocks; ++members) {
+      const double step = streams * late * step_cycles(in, rows, groups, members, wave);
       const double region = kRegion * meeting(groups * members) / double(std::max<Index>(1, in.steps));
       if (step + region < best_cycles) {
         best_cycles = step + region;
-        best = Plan{groups, members, shards, step / kCyclesPerUs};
+        best = Plan{groups, members, shards, wave, step / kCyclesPerUs};
       }
+    }
+  };
+  for (int groups = 1; groups <= threads; ++groups) {
+    if (groups <= in.directions || groups % in.directions == 0) consider(groups, 1);
+    // What reads both directions of a layer waits for all of it.
+    if (in.directions > 1 || in.steps < 2 * kWaveChunks) continue;
+    for (int wave = 2; wave <= std::min(in.layers, groups); ++wave) {
+      if (groups % wave == 0) consider(groups, wave);
     }
   }
   return best;
+}
+
+const char* mode_of(const Plan& plan) {
+  if (plan.wave > 1) return "wavefront";
+  return plan.groups > 1 ? "streams" : plan.members > 1 ? "partition" : "serial";
 }
 
 }  // namespace rnnfused

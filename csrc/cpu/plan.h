@@ -7,12 +7,14 @@
 namespace rnnfused {
 
 // `groups` of `members` threads. A group runs whole streams, one after another; a stream is one direction of
-// one shard of the batch, and streams never wait for each other. The members of a group split a stream's
-// hidden units and meet at a barrier after every step.
+// one shard of the batch in one layer, and waits for nothing but the streams of the layer before that it
+// reads. The members of a group split a stream's hidden units and meet at a barrier after every step. `wave`
+// layers are under way at once, each a chunk of steps behind the one before it.
 struct Plan {
   int groups = 1;
   int members = 1;
   int shards = 1;
+  int wave = 1;
   double step_us = 0;  // the model's time for one step of every stream; what the choice was made on
 
   int threads() const { return groups * members; }
@@ -26,12 +28,20 @@ struct PlanInput {
   int bytes;    // of a scalar
   int threads;  // at most
   bool backward = false;
+  int layers = 1;
 };
+
+// Chunks into which a sequence is cut where layers follow each other: each layer more costs the time of one.
+constexpr Index kWaveChunks = 16;
 
 // Whether a sequence is too short for packed weights to pay: packing costs about as much as this many rows.
 RNNFUSED_HD bool runs_unpacked(Index steps, Index batch) { return steps * batch <= 8; }
 
 Plan make_plan(const PlanInput& input);
+
+// What a plan does, in a word: "serial", "partition" (members of one group), "streams" (groups side by side,
+// whatever their members) or "wavefront".
+const char* mode_of(const Plan& plan);
 
 // Rows of shard s are [first, last) of every step's batch.
 RNNFUSED_HD Index shard_first(Index batch, int shards, int s) { return batch * s / shards; }

@@ -22,6 +22,17 @@ inline void pause_cpu() {
 #endif
 }
 
+template <class Condition>
+void spin_until(Condition holds) {
+  for (int spins = 0; !holds(); ++spins) {
+    if (spins < kSpins) {
+      pause_cpu();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
 int processors() {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -47,13 +58,11 @@ void Barrier::wait() {
     epoch_.store(epoch + 1, std::memory_order_release);
     return;
   }
-  for (int spins = 0; epoch_.load(std::memory_order_acquire) == epoch; ++spins) {
-    if (spins < kSpins) {
-      pause_cpu();
-    } else {
-      sched_yield();
-    }
-  }
+  spin_until([&] { return epoch_.load(std::memory_order_acquire) != epoch; });
+}
+
+void Progress::wait_for(Index steps) const {
+  spin_until([&] { return done_.load(std::memory_order_acquire) >= steps; });
 }
 
 #ifdef RNNFUSED_STD_THREADS

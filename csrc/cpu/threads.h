@@ -3,6 +3,8 @@
 
 #include <atomic>
 
+#include "core/sequence.h"
+
 namespace rnnfused {
 
 constexpr int kMaxThreads = 256;
@@ -27,6 +29,16 @@ class Barrier {
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> epoch_{0};
   int members_;
+};
+
+// How many steps a stream has done, for those who read what it writes.
+class Progress {
+ public:
+  void set(Index steps) { done_.store(steps, std::memory_order_release); }
+  void wait_for(Index steps) const;
+
+ private:
+  alignas(64) std::atomic<Index> done_{0};
 };
 
 }  // namespace rnnfused

@@ -18,7 +18,10 @@ struct BackwardTensors {
   const at::Tensor* gradient(size_t index) const { return gradients[index] ? &*gradients[index] : nullptr; }
 };
 
-ForwardTensors forward_on_cpu(const Inputs& in, bool save, bool recompute);
+// Memory for what a layer gives. A stack's layers have theirs before any of them runs, since each one's y is
+// the next one's x.
+ForwardTensors outputs_on_cpu(const Inputs& in, bool save, bool recompute);
+void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute);
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
 ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute);

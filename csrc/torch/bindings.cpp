@@ -11,6 +11,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("layer_backward", &rnnfused::layer_backward, release(), py::arg("cell"), py::arg("x"), py::arg("h0"),
         py::arg("c0"), py::arg("weights"), py::arg("batch_sizes"), py::arg("y"), py::arg("tape"),
         py::arg("dy"), py::arg("dhn"), py::arg("dcn"), py::arg("wanted"), py::arg("recompute"));
+  m.def("stack_forward", &rnnfused::stack_forward, release(), py::arg("cell"), py::arg("x"), py::arg("h0"),
+        py::arg("c0"), py::arg("params"), py::arg("batch_sizes"), py::arg("has_biases"), py::arg("layers"),
+        py::arg("bidirectional"), py::arg("batch_first"));
   m.def("check_input", &rnnfused::check_input, py::arg("x"));
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);
@@ -18,5 +21,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("kept_bytes", &rnnfused::kept_bytes);
   m.def("empty_cache", &rnnfused::empty_cache);
   m.def("describe_plan", &rnnfused::describe_plan, py::arg("cell"), py::arg("steps"), py::arg("batch"),
-        py::arg("input"), py::arg("hidden"), py::arg("output"), py::arg("directions"), py::arg("f64"));
+        py::arg("input"), py::arg("hidden"), py::arg("output"), py::arg("layers"), py::arg("directions"),
+        py::arg("f64"));
 }

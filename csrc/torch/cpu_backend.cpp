@@ -41,36 +41,53 @@ Rows<const T> rows_of(const at::Tensor& states, int direction) {
 
 }  // namespace
 
-ForwardTensors forward_on_cpu(const Inputs& in, bool save, bool recompute) {
+ForwardTensors outputs_on_cpu(const Inputs& in, bool save, bool recompute) {
   ForwardTensors out;
   out.y = in.empty(in.output_sizes());
   out.hn = in.empty(in.h0.sizes());
   if (in.c0.defined()) out.cn = in.empty(in.c0.sizes());
-  for_dtype(in.x, [&](auto type) {
-    using T = decltype(type);
-    const Index tape_size = cpu::tape_scalars<T>(in.cell, in.shape, recompute);
-    if (save) out.tape = in.empty({in.directions, tape_size});
-    Layer<T> layer{};
-    layer.directions = in.directions;
-    for (int d = 0; d < in.directions; ++d) {
-      ForwardArgs<T>& args = layer.forward[d];
-      args.shape = shape_of(in, d);
-      args.weights = weights_of<T>(in, d);
-      args.x = {in.x.const_data_ptr<T>(), in.shape.input};
-      args.initial[0] = rows_of<T>(in.h0, d);
-      args.initial[1] = rows_of<T>(in.c0, d);
-      args.y = {out.y.mutable_data_ptr<T>() + d * in.shape.output, in.directions * in.shape.output};
-      args.final[0] = {out.hn.mutable_data_ptr<T>() + d * in.shape.batch * in.shape.output, in.shape.output};
-      if (out.cn.defined()) {
-        args.final[1] = {out.cn.mutable_data_ptr<T>() + d * in.shape.batch * in.shape.hidden,
-                         in.shape.hidden};
-      }
-      args.tape = save ? out.tape.mutable_data_ptr<T>() + d * tape_size : nullptr;
-      args.recompute = recompute;
-    }
-    cpu::forward(in.cell, layer, threads_allowed());
-  });
+  if (save) {
+    for_dtype(in.x, [&](auto type) {
+      out.tape = in.empty({in.directions, cpu::tape_scalars<decltype(type)>(in.cell, in.shape, recompute)});
+    });
+  }
   return out;
+}
+
+namespace {
+
+template <class T>
+Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompute) {
+  Layer<T> layer{};
+  layer.directions = in.directions;
+  for (int d = 0; d < in.directions; ++d) {
+    ForwardArgs<T>& args = layer.forward[d];
+    args.shape = shape_of(in, d);
+    args.weights = weights_of<T>(in, d);
+    args.x = {in.x.const_data_ptr<T>(), in.shape.input};
+    args.initial[0] = rows_of<T>(in.h0, d);
+    args.initial[1] = rows_of<T>(in.c0, d);
+    args.y = {out.y.mutable_data_ptr<T>() + d * in.shape.output, in.directions * in.shape.output};
+    args.final[0] = {out.hn.mutable_data_ptr<T>() + d * in.shape.batch * in.shape.output, in.shape.output};
+    if (out.cn.defined()) {
+      args.final[1] = {out.cn.mutable_data_ptr<T>() + d * in.shape.batch * in.shape.hidden, in.shape.hidden};
+    }
+    args.tape = out.tape.defined() ? out.tape.mutable_data_ptr<T>() + d * out.tape.size(1) : nullptr;
+    args.recompute = recompute;
+  }
+  return layer;
+}
+
+}  // namespace
+
+void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute) {
+  for_dtype(layers[0].x, [&](auto type) {
+    using T = decltype(type);
+    c10::SmallVector<Layer<T>, 1> stack;
+    for (size_t i = 0; i < layers.size(); ++i)
+      stack.push_back(forward_layer<T>(layers[i], out[i], recompute));
+    cpu::forward(layers[0].cell, Stack<T>{int(stack.size()), stack.data()}, threads_allowed());
+  });
 }
 
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute) {

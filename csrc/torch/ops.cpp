@@ -1,6 +1,6 @@
 #include "torch/ops.h"
 
-#include <c10/core/DeviceGuard.h>
+#include <ATen/ops/cat.h>
 #include <c10/util/Exception.h>
 
 #include "cpu/dispatch.h"
@@ -9,14 +9,82 @@
 
 namespace rnnfused {
 
+namespace {
+
+std::optional<at::Tensor> if_defined(const at::Tensor& t) {
+  return t.defined() ? std::optional(t) : std::nullopt;
+}
+
+ForwardTensors forward(const Inputs& in, bool save, bool recompute) {
+  if (in.on_gpu) return forward_on_gpu(in, save, recompute);
+  ForwardTensors out = outputs_on_cpu(in, save, recompute);
+  forward_on_cpu(in, out, recompute);
+  return out;
+}
+
+// A layer's weights out of a stack's flat list, with a place for those that it does not have.
+OptionalTensors slots_of(c10::ArrayRef<at::Tensor> params, int directions, bool has_biases, bool projected) {
+  OptionalTensors slots(size_t(directions * kSlots));
+  auto next = params.begin();
+  for (auto slot = slots.begin(); slot != slots.end(); slot += kSlots) {
+    slot[0] = *next++, slot[1] = *next++;
+    if (has_biases) slot[2] = *next++, slot[3] = *next++;
+    if (projected) slot[4] = *next++;
+  }
+  return slots;
+}
+
+}  // namespace
+
 ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
                             const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
                             const std::optional<at::Tensor>& batch_sizes, bool save, bool recompute) {
-  const Inputs in(cell, x, h0, c0, weights, batch_sizes);
-  const auto maybe = [](const at::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
-  const ForwardTensors out =
-      in.on_gpu ? forward_on_gpu(in, save, recompute) : forward_on_cpu(in, save, recompute);
-  return {out.y, out.hn, maybe(out.cn), maybe(out.tape)};
+  const ForwardTensors out = forward(Inputs(cell, x, h0, c0, weights, batch_sizes), save, recompute);
+  return {out.y, out.hn, if_defined(out.cn), if_defined(out.tape)};
+}
+
+StackResult stack_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
+                          const std::optional<at::Tensor>& c0, const std::vector<at::Tensor>& params,
+                          const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
+                          bool bidirectional, bool batch_first) {
+  const int64_t directions = bidirectional ? 2 : 1;
+  const auto check_state = [&](const at::Tensor& state, const char* name) {
+    TORCH_CHECK(state.dim() == 3 && state.size(0) == layers * directions, name, ": expected size [",
+                layers * directions, ", batch, units], got ", state.sizes());
+  };
+  check_state(h0, "h0");
+  if (c0) check_state(*c0, "c0");
+  const bool projected = c0 && h0.size(2) != c0->size(2);
+  const size_t of_layer = size_t(directions * (2 + 2 * has_biases + projected));
+  TORCH_CHECK_VALUE(layers > 0 && params.size() == of_layer * size_t(layers), "params: expected ",
+                    of_layer * size_t(layers), " tensors, got ", params.size());
+
+  const bool transposed = batch_first && !batch_sizes;
+  at::Tensor y = transposed ? x.transpose(0, 1) : x;
+  std::vector<Inputs> stack;
+  std::vector<ForwardTensors> out;
+  stack.reserve(size_t(layers));
+  for (int64_t l = 0; l < layers; ++l) {
+    const auto own = [&](const at::Tensor& states) {
+      return layers == 1 ? states : states.narrow(0, l * directions, directions);
+    };
+    const c10::ArrayRef<at::Tensor> of_this(params.data() + size_t(l) * of_layer, of_layer);
+    stack.emplace_back(cell, y, own(h0), c0 ? std::optional(own(*c0)) : std::nullopt,
+                       slots_of(of_this, int(directions), has_biases, projected), batch_sizes);
+    const Inputs& in = stack.back();
+    out.push_back(in.on_gpu ? forward_on_gpu(in, false, false) : outputs_on_cpu(in, false, false));
+    y = out.back().y;
+  }
+  if (!stack[0].on_gpu) forward_on_cpu(stack, out, false);
+
+  const auto finals = [&](at::Tensor ForwardTensors::* state) {
+    if (layers == 1) return out[0].*state;
+    std::vector<at::Tensor> states;
+    for (const ForwardTensors& of_one : out) states.push_back(of_one.*state);
+    return at::cat(states);
+  };
+  return {transposed ? y.transpose(0, 1) : y, finals(&ForwardTensors::hn),
+          c0 ? std::optional(finals(&ForwardTensors::cn)) : std::nullopt};
 }
 
 OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
@@ -61,13 +129,15 @@ std::string isa() { return cpu::kernels().isa; }
 
 std::vector<std::string> available_isas() { return cpu::available_isas(); }
 
-std::tuple<int, int, int> describe_plan(const std::string& cell, int64_t steps, int64_t batch, int64_t input,
-                                        int64_t hidden, int64_t output, int64_t directions, bool f64) {
+std::tuple<std::string, int, int, int, int> describe_plan(const std::string& cell, int64_t steps,
+                                                          int64_t batch, int64_t input, int64_t hidden,
+                                                          int64_t output, int64_t layers, int64_t directions,
+                                                          bool f64) {
   TORCH_CHECK_VALUE(directions == 1 || directions == 2, "directions: expected 1 or 2, got ", directions);
   const SequenceShape shape{steps, batch, input, hidden, output, nullptr, false};
   const auto make = f64 ? cpu::plan<double> : cpu::plan<float>;
-  const Plan plan = make(cell_id(cell), shape, int(directions), threads_allowed(), false);
-  return {plan.groups, plan.members, plan.shards};
+  const Plan plan = make(cell_id(cell), shape, int(layers), int(directions), threads_allowed(), false);
+  return {mode_of(plan), plan.groups, plan.members, plan.shards, plan.wave};
 }
 
 }  // namespace rnnfused

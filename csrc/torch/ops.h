@@ -23,6 +23,17 @@ ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const 
                             const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
                             const std::optional<at::Tensor>& batch_sizes, bool save, bool recompute);
 
+// Layers over one another without a tape, for what nothing differentiates and no dropout comes between: y as
+// x lies, h_n [L D, B, P], c_n [L D, B, H]. x: [T, B, I], [B, T, I] if batch_first, or packed rows. params:
+// for each layer and direction W_ih, W_hh, then b_ih and b_hh if there are biases, then W_hr if h0 is
+// narrower than c0. Throws RuntimeError, naming the argument, for what does not fit together, ValueError for
+// a wrong number of params.
+using StackResult = std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>>;
+StackResult stack_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
+                          const std::optional<at::Tensor>& c0, const std::vector<at::Tensor>& params,
+                          const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
+                          bool bidirectional, bool batch_first);
+
 // Gradients of x, h0, c0 and of every weight, in that order; absent where `wanted` (in the same order) says
 // so.
 OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
@@ -39,7 +50,10 @@ void check_input(const at::Tensor& x);
 std::vector<std::string> cell_names();
 std::string isa();
 std::vector<std::string> available_isas();
-std::tuple<int, int, int> describe_plan(const std::string& cell, int64_t steps, int64_t batch, int64_t input,
-                                        int64_t hidden, int64_t output, int64_t directions, bool f64);
+// Mode, groups, members, shards, wave: cpu/plan.h.
+std::tuple<std::string, int, int, int, int> describe_plan(const std::string& cell, int64_t steps,
+                                                          int64_t batch, int64_t input, int64_t hidden,
+                                                          int64_t output, int64_t layers, int64_t directions,
+                                                          bool f64);
 
 }  // namespace rnnfused

@@ -187,9 +187,10 @@ struct Problem {
 
 // Whether the kernel kept to its scratch.
 template <class Args>
-bool run_kernel(TeamKernel<Args> kernel, const Args& args, const Plan& plan, Index scratch_bytes) {
+bool run_kernel(TeamKernel<Args> kernel, const Args& args, const Plan& plan, int streams,
+                Index scratch_bytes) {
   const Poisoned<unsigned char> scratch(1, scratch_bytes > 0 ? scratch_bytes : 1);
-  run_team(kernel, args, plan, scratch.data());
+  run_team(kernel, args, plan, streams, scratch.data());
   return scratch.intact();
 }
 
@@ -234,28 +235,27 @@ class Run {
   }
 
   Run& forward(bool training) {
-    Layer<T> layer{};
-    layer.directions = p_.variant.directions;
-    for (int d = 0; d < layer.directions; ++d) {
-      ForwardArgs<T>& args = layer.forward[d];
-      args.shape = p_.shape(d);
-      args.weights = p_.weights(d);
-      args.x = rows_of(x_);
-      args.y = y_.rows(d * p_.sizes.output);
-      args.tape = training ? tape_[size_t(d)].data() : nullptr;
-      args.recompute = p_.variant.recompute;
-      for (int s = 0; s < p_.states; ++s) {
-        args.initial[s] = initial(d, s);
-        args.final[s] = final_[size_t(d * p_.states + s)].rows();
-      }
-    }
-    intact_ &= run_kernel(kernels_.forward, layer, plan_, kernels_.forward_scratch(layer, plan_));
-    keep("y", y_);
-    for (int d = 0; d < layer.directions; ++d) {
-      intact_ &= tape_[size_t(d)].intact();
-      for (int s = 0; s < p_.states; ++s) keep(named("final", d, s), final_[size_t(d * p_.states + s)]);
-    }
+    run_stack({this}, training);
     return *this;
+  }
+
+  // The layers over one another, each reading the y of the one before it instead of its problem's x.
+  static void run_stack(const std::vector<Run*>& runs, bool training) {
+    Run& first = *runs[0];
+    std::vector<Layer<T>> layers;
+    const Run* below = nullptr;
+    for (const Run* run : runs) {
+      layers.push_back(run->layer(training, below ? below->y_ : run->x_));
+      below = run;
+    }
+    const Stack<T> stack{int(layers.size()), layers.data()};
+    const int streams = stack.layers > 1 ? stack.layers * stack.directions() * first.plan_.shards : 0;
+    const Index scratch = first.kernels_.forward_scratch(stack, first.plan_);
+    const bool intact = run_kernel(first.kernels_.forward, stack, first.plan_, streams, scratch);
+    for (Run* run : runs) {
+      run->intact_ &= intact;
+      run->keep_outputs();
+    }
   }
 
   Run& backward(const Asked& asked) {
@@ -291,7 +291,7 @@ class Run {
       args.dbias = output(asked.biases && p_.variant.biases, named("db_hh", d), 1, gates);
       args.dprojection = output(asked.weights && p_.projected(), named("dw_hr", d), n.output, n.hidden);
     }
-    intact_ &= run_kernel(kernels_.backward, layer, plan_, kernels_.backward_scratch(layer, plan_));
+    intact_ &= run_kernel(kernels_.backward, layer, plan_, 0, kernels_.backward_scratch(layer, plan_));
     if (asked.dx) keep("dx", dx);
     for (const auto& [name, memory] : outputs) keep(name, memory);
     return *this;
@@ -308,6 +308,31 @@ class Run {
   Rows<const T> initial(int direction, int state) const {
     const std::vector<T>& values = p_.directions[size_t(direction)].initial[state];
     return {p_.variant.initial ? values.data() : nullptr, p_.units(state)};
+  }
+  Layer<T> layer(bool training, const Poisoned<T>& x) const {
+    Layer<T> layer{};
+    layer.directions = p_.variant.directions;
+    for (int d = 0; d < layer.directions; ++d) {
+      ForwardArgs<T>& args = layer.forward[d];
+      args.shape = p_.shape(d);
+      args.weights = p_.weights(d);
+      args.x = rows_of(x);
+      args.y = y_.rows(d * p_.sizes.output);
+      args.tape = training ? tape_[size_t(d)].data() : nullptr;
+      args.recompute = p_.variant.recompute;
+      for (int s = 0; s < p_.states; ++s) {
+        args.initial[s] = initial(d, s);
+        args.final[s] = final_[size_t(d * p_.states + s)].rows();
+      }
+    }
+    return layer;
+  }
+  void keep_outputs() {
+    keep("y", y_);
+    for (int d = 0; d < p_.variant.directions; ++d) {
+      intact_ &= tape_[size_t(d)].intact();
+      for (int s = 0; s < p_.states; ++s) keep(named("final", d, s), final_[size_t(d * p_.states + s)]);
+    }
   }
   void keep(const std::string& name, const Poisoned<T>& memory) {
     values_[name] = memory.values();
@@ -498,6 +523,12 @@ inline const std::vector<Plan>& plans() {
   return all;
 }
 
+// Groups, members, shards and wave for a stack in one direction.
+inline const std::vector<Plan>& waves() {
+  static const std::vector<Plan> all = {{2, 1, 1, 2}, {3, 1, 1, 3}, {2, 2, 1, 2}, {4, 1, 2, 2}, {2, 1, 2, 1}};
+  return all;
+}
+
 inline std::string text(const Sizes& s, const Variant& v, const Plan& p) {
   const auto list = [](std::initializer_list<Index> numbers) {
     std::string out;
@@ -507,7 +538,7 @@ inline std::string text(const Sizes& s, const Variant& v, const Plan& p) {
   return "T B I H P = " + list({s.steps, s.batch, s.input, s.hidden, s.output}) +
          ", ragged directions initial biases recompute = " +
          list({v.ragged, v.directions, v.initial, v.biases, v.recompute}) +
-         ", groups members shards = " + list({p.groups, p.members, p.shards});
+         ", groups members shards wave = " + list({p.groups, p.members, p.shards, p.wave});
 }
 
 }  // namespace rnnfused::test

@@ -210,6 +210,55 @@ TEST_CASE_TEMPLATE("chunks", T, float, double) {
   }
 }
 
+// Layers over one another, under way at once or not, against the same layers one call after the other.
+template <class T>
+void check_stack(const Tested& tested, const Sizes& sizes, const Variant& variant, int layers,
+                 const std::vector<Plan>& under) {
+  const CellKernels<T>& kernels = typed<T>().cells[int(tested.id)];
+  std::vector<Problem<T>> problems;
+  std::vector<Values> expected;
+  for (int l = 0; l < layers; ++l) {
+    Sizes own = sizes;
+    if (l > 0) own.input = sizes.output * variant.directions;
+    problems.emplace_back(own, variant, tested.plain.gates, tested.plain.states, false, unsigned(10 + l));
+    if (l > 0) {
+      const std::vector<double>& below = expected.back().at("y");
+      problems.back().x.assign(below.begin(), below.end());
+    }
+    expected.push_back(Run<T>(kernels, problems.back(), {}).forward(true).values());
+  }
+  for (const Plan& plan : under) {
+    CAPTURE(text(sizes, variant, plan));
+    for (const bool training : {false, true}) {
+      std::vector<std::unique_ptr<Run<T>>> runs;
+      std::vector<Run<T>*> stack;
+      for (const Problem<T>& problem : problems) {
+        runs.push_back(std::make_unique<Run<T>>(kernels, problem, plan));
+        stack.push_back(runs.back().get());
+      }
+      Run<T>::run_stack(stack, training);
+      for (size_t l = 0; l < runs.size(); ++l) {
+        CAPTURE(l);
+        REQUIRE(runs[l]->intact());
+        REQUIRE(first_difference(runs[l]->values(), expected[l]) == "");
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("a stack gives the bits of its layers one after the other", T, float, double) {
+  const Index L = typed<T>().lanes;
+  const Tested &lstm = kTested[2], &gru = kTested[3];
+  for (const bool ragged : {false, true}) {
+    check_stack<T>(lstm, {40, 3, 5, 2 * L + 1, 2 * L + 1}, {ragged}, 3, waves());
+    check_stack<T>(lstm, {40, 3, 5, 2 * L + 1, 3}, {ragged}, 2, waves());
+    check_stack<T>(gru, {9, 20, 4, L + 1, L + 1}, {ragged, 1, false, false}, 4, waves());
+    check_stack<T>(gru, {7, 4, 4, L + 1, L + 1}, {ragged, 2}, 3, plans());
+  }
+  check_stack<T>(lstm, {1, 1, 5, L, L}, {}, 3, plans());
+  check_stack<T>(gru, {0, 2, 5, L, L}, {}, 2, waves());
+}
+
 TEST_CASE_TEMPLATE("what is not asked for changes nothing else", T, float, double) {
   for (const Tested& tested : kTested) {
     for (const Index output : {9, 7}) {
@@ -265,7 +314,7 @@ TEST_CASE_TEMPLATE("the chosen plan gives the bits of one thread, at any number 
   serial.forward(true).backward({});
   for (int threads : {1, 2, 4}) {
     for (const bool backward : {false, true}) {
-      const Plan plan = cpu::plan<T>(CellId::lstm, problem.shape(0), 2, threads, backward);
+      const Plan plan = cpu::plan<T>(CellId::lstm, problem.shape(0), 1, 2, threads, backward);
       CAPTURE(text(problem.sizes, problem.variant, plan));
       CHECK(plan.threads() <= threads);
       Run<T> run(kernels, problem, plan);

@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <initializer_list>
+#include <string>
 
 #include "cpu/plan.h"
 
@@ -18,7 +19,10 @@ void for_inputs(Body body) {
             for (const int directions : {1, 2}) {
               for (const int lanes : {1, 8, 16}) {
                 for (const int threads : {1, 2, 3, 8, 13, 64}) {
-                  body({steps, batch, 40, hidden, output, gates, directions, lanes, 4, threads});
+                  for (const int layers : {1, 3}) {
+                    body({steps, batch, 40, hidden, output, gates, directions, lanes, 4, threads, false,
+                          layers});
+                  }
                 }
               }
             }
@@ -30,7 +34,8 @@ void for_inputs(Body body) {
 }
 
 bool operator==(const Plan& a, const Plan& b) {
-  return a.groups == b.groups && a.members == b.members && a.shards == b.shards && a.step_us == b.step_us;
+  return a.groups == b.groups && a.members == b.members && a.shards == b.shards && a.wave == b.wave &&
+         a.step_us == b.step_us;
 }
 
 TEST_CASE("a plan fits what it is for") {
@@ -49,7 +54,12 @@ TEST_CASE("a plan fits what it is for") {
     REQUIRE(plan.threads() <= in.threads);
     REQUIRE(plan.members <= (blocks > 1 ? blocks : 1));
     REQUIRE(plan.shards <= (in.batch > 1 ? in.batch : 1));
-    REQUIRE(plan.groups <= in.directions * plan.shards);  // no group without a stream
+    REQUIRE(plan.wave >= 1);
+    REQUIRE(plan.wave <= in.layers);
+    if (in.directions > 1) REQUIRE(plan.wave == 1);  // what reads both directions waits for all of a layer
+    REQUIRE(plan.groups <= in.directions * plan.shards * plan.wave);  // no group without a stream
+    // The streams of a layer that one thread carries are those of the next layer, a wave aside.
+    if (plan.wave > 1) REQUIRE(plan.groups == plan.shards * plan.wave);
     REQUIRE(plan.step_us >= 0);
   });
 }
@@ -81,6 +91,21 @@ TEST_CASE("two directions run side by side unless a cache holds the weights of o
   CHECK(make_plan({100, 1, 1024, 1024, 1024, 4, 2, 16, 4, 2}).members == 2);
   // Backward's members exchange more than forward's.
   CHECK(make_plan({100, 32, 256, 256, 256, 4, 2, 16, 4, 2, true}).groups == 2);
+}
+
+TEST_CASE("layers follow each other where one alone does not keep two threads busy") {
+  const auto layers = [](Index steps, Index batch, Index hidden, int directions, int count) {
+    return make_plan({steps, batch, hidden, hidden, hidden, 4, directions, 16, 4, 2, false, count});
+  };
+  CHECK(layers(128, 1, 64, 1, 2).wave == 2);
+  CHECK(layers(128, 1, 64, 1, 1).wave == 1);
+  CHECK(layers(128, 16, 64, 1, 2).shards == 2);  // needs no waiting at all
+  CHECK(layers(8, 1, 64, 1, 2).wave == 1);       // too few steps to be a chunk behind
+  CHECK(layers(128, 1, 1024, 1, 2).members == 2);
+  CHECK(std::string(mode_of(layers(128, 1, 64, 1, 2))) == "wavefront");
+  CHECK(std::string(mode_of(layers(128, 16, 64, 1, 2))) == "streams");
+  CHECK(std::string(mode_of(layers(128, 1, 1024, 1, 2))) == "partition");
+  CHECK(std::string(mode_of(layers(8, 1, 16, 1, 1))) == "serial");
 }
 
 TEST_CASE("shards cover the batch in order, without gaps") {

@@ -160,33 +160,26 @@ def stack(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What `rnn`, `lstm` and `gru` have in common: layer over layer, with dropout between them as in torch.
 
-    What nothing follows runs in one native call, which checks all that it is given: it is checked here only
-    once it was refused, for torch's words. Checking twice would take as long as a step.
+    The native layers check all that they are given: what one call takes is checked here only once it was
+    refused, for torch's words. Checking twice would take as long as a step.
     """
     check_dropout(dropout)
     drops = training and dropout > 0 and num_layers > 1
-    refused: Exception | None = None
-    if not drops and not followed(input, *hx, *params):
-        try:
-            return plain(
-                spec.name,
-                input,
-                hx,
-                params,
-                batch_sizes,
-                has_biases,
-                num_layers,
-                bidirectional,
-                batch_first,
-            )
-        except Exception as error:
-            refused = error
     directions = 2 if bidirectional else 1
-    transposed = batch_first and batch_sizes is None
+    refused: Exception | None = None
+    try:
+        if not drops and not followed(input, *hx, *params):
+            return plain(
+                spec.name, input, hx, params, batch_sizes, has_biases, num_layers, bidirectional, batch_first
+            )
+        if num_layers == 1:
+            x, weights = _arranged(input, hx, params, has_biases, directions, batch_first, batch_sizes)
+            y, final = layer(spec.name, x, hx, weights, batch_sizes, recompute)
+            return _as_given(y, batch_first, batch_sizes), final
+    except Exception as error:
+        refused = error
     check_dimensions(input, batch_sizes)
-    x = input.transpose(0, 1) if transposed else input
-    projected = len(hx) > 1 and hx[0].shape[-1] != hx[1].shape[-1]
-    weights = check_params(params, has_biases, projected, num_layers * directions)
+    x, weights = _arranged(input, hx, params, has_biases, num_layers * directions, batch_first, batch_sizes)
     check_sequence(spec, x, hx, num_layers * directions, batch_sizes)
     if refused is not None:
         raise refused
@@ -198,5 +191,26 @@ def stack(
         slots = weights[own.start * SLOTS : own.stop * SLOTS]
         x, final = layer(spec.name, x, tuple(s[own] for s in hx), slots, batch_sizes, recompute)
         finals.append(final)
-    output = x.transpose(0, 1) if transposed else x
-    return output, tuple(torch.cat(states) for states in zip(*finals, strict=True))
+    return _as_given(x, batch_first, batch_sizes), tuple(
+        torch.cat(states) for states in zip(*finals, strict=True)
+    )
+
+
+def _arranged(
+    input: Tensor,
+    hx: tuple[Tensor, ...],
+    params: Sequence[Tensor],
+    has_biases: bool,
+    parts: int,
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The input by steps, and the weights of each of the parts (layers, directions) in their slots."""
+    projected = len(hx) > 1 and hx[0].shape[-1] != hx[1].shape[-1]
+    weights = check_params(params, has_biases, projected, parts)
+    return _as_given(input, batch_first, batch_sizes), weights
+
+
+def _as_given(x: Tensor, batch_first: bool, batch_sizes: Tensor | None) -> Tensor:
+    """From the caller's order of steps and batch to the layers', or back."""
+    return x.transpose(0, 1) if batch_first and batch_sizes is None else x

@@ -90,11 +90,12 @@ class _Sequence(torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         refused: Exception | None = None
-        if hx is not None and input.dim() == 3:
+        batch_dim = 0 if self.batch_first else 1
+        if input.dim() == 3:
             # The checks take as long as a step of a small layer. The native layer makes them too, and what it
             # refuses falls through to those that speak torch's words.
             try:
-                return self._run(input, hx, None)
+                return self._run(input, self._zeros(input, input.size(batch_dim)) if hx is None else hx, None)
             except Exception as error:
                 refused = error
         if input.dim() not in (2, 3):
@@ -102,7 +103,6 @@ class _Sequence(torch.nn.RNNBase):
             tensor = " tensor" if kind == "RNN" else ""
             raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead")
         batched = input.dim() == 3
-        batch_dim = 0 if self.batch_first else 1
         if hx is not None:
             self._check_dimensions(hx, batched)
         if not batched:

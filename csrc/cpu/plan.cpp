@@ -21,7 +21,9 @@ constexpr double kRow = 12;                    // set-up of one row of one block
 constexpr double kPack = 12;                   // one vector of weights
 constexpr double kBarrier = 700;               // two threads; grows with their number
 constexpr double kLine = 10;                   // 64 bytes that another core has written
-constexpr double kRegion = 20000;  // starting and joining a parallel region of two; grows as the barrier
+// Starting and joining a parallel region of two, whose threads still spin from the one before; grows as the
+// barrier.
+constexpr double kRegion = 5000;
 
 // What it costs threads to meet, in units of what it costs two.
 double meeting(int threads) { return threads == 1 ? 0 : 1 + 0.25 * std::log2(double(threads) / 2); }

@@ -65,6 +65,7 @@ Inputs::Inputs(const std::string& cell_name, const at::Tensor& x_in, const at::T
     check_tensor(*c0_in, "c0", x, {directions, shape.batch, shape.hidden});
     c0 = dense(*c0_in);
   }
+  weights.reserve(w.size());
   for (int d = 0; d < directions; ++d) add_weights(&w[size_t(d * kSlots)]);
 }
 
@@ -73,7 +74,6 @@ void Inputs::set_shape(const std::optional<at::Tensor>& batch_sizes, Index hidde
   shape.hidden = hidden;
   shape.output = output;
   shape.input = x.size(-1);
-  offsets = {0};
   if (batch_sizes) {
     TORCH_CHECK(
         batch_sizes->device().is_cpu() && batch_sizes->scalar_type() == at::kLong && batch_sizes->dim() == 1,
@@ -83,6 +83,8 @@ void Inputs::set_shape(const std::optional<at::Tensor>& batch_sizes, Index hidde
     shape.steps = sizes.numel();
     TORCH_CHECK(shape.steps > 0, "batch_sizes: expected at least one step, got none");
     shape.batch = n[0];
+    offsets.reserve(size_t(shape.steps) + 1);
+    offsets.push_back(0);
     for (Index t = 0; t < shape.steps; ++t) {
       TORCH_CHECK(n[t] >= 0 && n[t] <= (t ? n[t - 1] : n[t]),
                   "batch_sizes: expected sizes that never grow, got ", n[t], " after ", t ? n[t - 1] : 0);
@@ -94,7 +96,8 @@ void Inputs::set_shape(const std::optional<at::Tensor>& batch_sizes, Index hidde
     shape.steps = x.size(0);
     TORCH_CHECK(shape.steps > 0, "Expected sequence length to be larger than 0 in RNN");
     shape.batch = x.size(1);
-    for (Index t = 1; t <= shape.steps; ++t) offsets.push_back(t * shape.batch);
+    offsets.reserve(size_t(shape.steps) + 1);
+    for (Index t = 0; t <= shape.steps; ++t) offsets.push_back(t * shape.batch);
   }
   shape.offsets = offsets.data();
 }
@@ -123,8 +126,8 @@ at::Tensor Inputs::empty(at::IntArrayRef sizes) const {
                                    x.scalar_type(), std::nullopt);
 }
 
-std::vector<int64_t> Inputs::output_sizes() const {
-  std::vector<int64_t> sizes = x.sizes().vec();
+at::DimVector Inputs::output_sizes() const {
+  at::DimVector sizes(x.sizes());
   sizes.back() = directions * shape.output;
   return sizes;
 }

@@ -1,6 +1,8 @@
 // Everything a call hands over, checked, as the kernels read it, and alive until the call ends.
 #pragma once
 
+#include <ATen/DimVector.h>
+
 #include "core/sequence.h"
 #include "cpu/kernels.h"
 #include "torch/ops.h"
@@ -39,7 +41,7 @@ struct Inputs {
   }
   // A result like x, uninitialised.
   at::Tensor empty(at::IntArrayRef sizes) const;
-  std::vector<int64_t> output_sizes() const;
+  at::DimVector output_sizes() const;
 
  private:
   void set_shape(const std::optional<at::Tensor>& batch_sizes, Index hidden, Index output);

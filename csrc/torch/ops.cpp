@@ -102,7 +102,7 @@ OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, con
     check_tensor(*t, name, in.x, sizes);
     return dense(*t);
   };
-  const std::vector<int64_t> output_sizes = in.output_sizes();
+  const at::DimVector output_sizes = in.output_sizes();
   OptionalTensors gradients(wanted.size());
   const BackwardTensors tensors{given(y, "output", output_sizes),
                                 tape,

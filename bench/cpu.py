@@ -68,7 +68,7 @@ def main() -> int:
             print(f"bench: {error}", file=sys.stderr)
             return 1
     print(report.markdown(rows, limits), "\n")
-    print(report.summary(rows))
+    print(report.summary(rows, limits))
     settings = {"rounds": options.rounds, "seconds": options.seconds, "threads": options.threads}
     report.save(options.output, rows, limits, settings)
     return 0

@@ -16,7 +16,7 @@ from bench.harness import Row
 from bench.limits import Limits
 from bench.peers import PEERS
 
-__all__ = ["geometric_mean", "load", "markdown", "per_step", "save", "summary"]
+__all__ = ["at_limit", "geometric_mean", "load", "markdown", "per_step", "save", "summary"]
 
 
 def per_step(case: Case, seconds: float) -> str:
@@ -26,18 +26,26 @@ def per_step(case: Case, seconds: float) -> str:
 
 
 def markdown(rows: list[Row], limits: Limits) -> str:
-    """One line a row: us a step of every peer, the ratio to the best, the share of the limit, the memory."""
+    """One line a row: us a step of every peer, the ratio to the best, what that ratio were at the limit, the
+    share of the limit, the memory.
+    """
     peers = [peer for peer in PEERS if any(peer in row.medians for row in rows)]
-    columns = ["mode", "cell", "T", "B", "H", *peers, "best peer", "ratio", "of the limit", "memory"]
+    columns = ["mode", "cell", "T", "B", "H", *peers, "best peer", "ratio", "at the limit"]
+    columns += ["of the limit", "memory"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         c = row.case
         cells = [c.mode, c.cell, str(c.steps), str(c.batch), str(c.hidden)]
         cells += [per_step(c, row.medians[peer]) if peer in row.medians else "" for peer in peers]
-        cells += [row.best_peer()[0], f"{row.ratio():.2f}"]
+        cells += [row.best_peer()[0], f"{row.ratio():.2f}", f"{at_limit(row, limits):.2f}"]
         cells += [f"{limits.seconds(c) / row.medians['rnnfused']:.0%}", _memory(row)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def at_limit(row: Row, limits: Limits) -> float:
+    """What the ratio to the best peer were if rnnfused took no more than the limit."""
+    return row.best_peer()[1] / limits.seconds(row.case)
 
 
 def _memory(row: Row) -> str:
@@ -51,20 +59,22 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def summary(rows: list[Row]) -> str:
+def summary(rows: list[Row], limits: Limits) -> str:
     """How many times faster than torch.nn, and than the best peer of each row: the geometric mean of each
-    mode and its lowest row.
+    mode and its lowest row; and what the mean over the best peers were if every row ran at its limit.
     """
     lines = [
-        "| mode | rows | torch.nn | lowest | best peer | lowest | its row |",
-        "|---|---|---|---|---|---|---|",
+        "| mode | rows | torch.nn | lowest | best peer | lowest | its row | at the limit |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for mode in dict.fromkeys(row.case.mode for row in rows):
         of_mode = [row for row in rows if row.case.mode == mode]
         cells = [mode, str(len(of_mode))]
         for ratios in ([row.ratio("torch") for row in of_mode], [row.ratio() for row in of_mode]):
             cells += [f"{geometric_mean(ratios):.2f}", f"{min(ratios):.2f}"]
-        lines.append("| " + " | ".join([*cells, min(of_mode, key=Row.ratio).case.name]) + " |")
+        at_best = geometric_mean([at_limit(row, limits) for row in of_mode])
+        cells += [min(of_mode, key=Row.ratio).case.name, f"{at_best:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -109,6 +119,8 @@ def save(path: Path, rows: list[Row], limits: Limits, settings: dict[str, Any]) 
         ],
     }
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    tables = [summary(rows, limits), markdown(rows, limits)]
+    path.with_suffix(".md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
 
 
 def load(path: Path) -> tuple[list[Row], Limits]:

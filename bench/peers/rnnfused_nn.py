@@ -1,11 +1,12 @@
-"""rnnfused, as a user gets it: torch's layers, converted."""
+"""rnnfused, as a user gets it: torch's layers, converted; for one step a call, a Stepper."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 import rnnfused
-from bench.cases import Case
+from bench.cases import Case, inputs
 from bench.peers import Prepared
 from bench.peers.torch_layers import measured, torch_layers
 
@@ -21,4 +22,23 @@ def settle(threads: int) -> None:
 
 def prepare(case: Case, threads: int) -> Prepared:
     settle(threads)
-    return measured(rnnfused.convert(torch_layers(case)), case)
+    layers = rnnfused.convert(torch_layers(case))
+    if case.mode == "streaming" and hasattr(rnnfused, "Stepper"):
+        return _steps(rnnfused.Stepper(layers, case.batch), case)
+    return measured(layers, case)
+
+
+def _steps(stepper: rnnfused.Stepper, case: Case) -> Prepared:
+    x = torch.from_numpy(inputs(case))[0]
+    first: torch.Tensor | None = None
+
+    def run() -> None:
+        nonlocal first
+        y = stepper(x)
+        first = y if first is None else first
+
+    def results() -> dict[str, np.ndarray]:
+        assert first is not None
+        return {"y": first[None].numpy()}
+
+    return Prepared(run, results, torch.inference_mode)

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <type_traits>
 
@@ -81,32 +79,7 @@ const CellKernels<T>& cell_kernels(CellId cell) {
 
 // Scratch is kept by the calling thread from call to call: fresh pages from the system cost more than a short
 // sequence.
-class Scratch {
- public:
-  void* at_least(Index bytes) {
-    if (bytes > size_) {
-      memory_.reset();
-      size_ = 0;
-      memory_.reset(::operator new(size_t(bytes), std::align_val_t{64}));
-      size_ = bytes;
-    }
-    return memory_.get();
-  }
-  // Large memory goes back to the system.
-  void trim() {
-    if (size_ <= kKept) return;
-    memory_.reset();
-    size_ = 0;
-  }
-
- private:
-  static constexpr Index kKept = Index(256) << 20;
-  struct Free {
-    void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<void, Free> memory_;
-  Index size_ = 0;
-};
+constexpr Index kKeptScratch = Index(256) << 20;
 
 Scratch& kept_scratch() {
   thread_local Scratch scratch;
@@ -118,7 +91,13 @@ void run(TeamKernel<LayerType> kernel, const LayerType& layer, const Plan& plan,
          Index scratch_bytes) {
   Scratch& scratch = kept_scratch();
   run_team(kernel, layer, plan, streams, scratch.at_least(std::max<Index>(64, scratch_bytes)));
-  scratch.trim();
+  if (scratch.size() > kKeptScratch) scratch.clear();  // large memory goes back to the system
+}
+
+// Streams that others wait for.
+template <class T>
+int streams_of(const Stack<T>& stack, const Plan& plan) {
+  return stack.layers > 1 ? stack.layers * stack.directions() * plan.shards : 0;
 }
 
 void log_plan(const char* what, CellId cell, const SequenceShape& shape, int layers, int directions,
@@ -169,8 +148,23 @@ void forward(CellId cell, const Stack<T>& stack, int threads) {
   const Plan chosen = plan<T>(cell, shape, stack.layers, stack.directions(), threads, false);
   log_plan("forward", cell, shape, stack.layers, stack.directions(), chosen);
   const CellKernels<T>& k = cell_kernels<T>(cell);
-  const int streams = stack.layers > 1 ? stack.layers * stack.directions() * chosen.shards : 0;
-  run(k.forward, stack, chosen, streams, k.forward_scratch(stack, chosen));
+  run(k.forward, stack, chosen, streams_of(stack, chosen), k.forward_scratch(stack, chosen));
+}
+
+template <class T>
+void PackedStack::forward(CellId cell, Stack<T> stack, int threads) {
+  const bool new_plan = memory_.size() == 0 || threads != threads_ ||
+                        (plan_.threads() > 1 && plan_.threads() > usable_threads());
+  stack.panels = new_plan ? Panels::left : Panels::found;
+  const CellKernels<T>& k = cell_kernels<T>(cell);
+  if (new_plan) {
+    plan_ = plan<T>(cell, stack.shape(), stack.layers, stack.directions(), threads, false);
+    threads_ = threads;
+    log_plan("packed", cell, stack.shape(), stack.layers, stack.directions(), plan_);
+    memory_.clear();
+    memory_.at_least(std::max<Index>(64, k.forward_scratch(stack, plan_)));
+  }
+  run_team(k.forward, stack, plan_, streams_of(stack, plan_), memory_.data());
 }
 
 template <class T>
@@ -186,6 +180,7 @@ void backward(CellId cell, const LayerGradient<T>& layer, int threads) {
   template Index tape_scalars<T>(CellId, const SequenceShape&, bool);       \
   template Plan plan<T>(CellId, const SequenceShape&, int, int, int, bool); \
   template void forward<T>(CellId, const Stack<T>&, int);                   \
+  template void PackedStack::forward<T>(CellId, Stack<T>, int);             \
   template void backward<T>(CellId, const LayerGradient<T>&, int);
 RNNFUSED_INSTANTIATE(float)
 RNNFUSED_INSTANTIATE(double)

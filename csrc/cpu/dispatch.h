@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/scratch.h"
 
 namespace rnnfused::cpu {
 
@@ -25,6 +26,19 @@ Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, i
 
 template <class T>
 void forward(CellId cell, const Stack<T>& stack, int threads);
+
+// A stack whose weights stay packed from call to call, for calls of one shape.
+class PackedStack {
+ public:
+  // As forward() with the same cell, shape and weights every time.
+  template <class T>
+  void forward(CellId cell, Stack<T> stack, int threads);
+
+ private:
+  Plan plan_;
+  int threads_ = 0;
+  Scratch memory_;
+};
 
 template <class T>
 void backward(CellId cell, const LayerGradient<T>& layer, int threads);

@@ -21,7 +21,8 @@ class ForwardStream {
 
  public:
   // `in_chunks`: whether another stream waits for the first steps while this one does the last.
-  ForwardStream(const ForwardArgs<T>& args, Range rows, int member, int members, bool in_chunks, Arena& arena)
+  ForwardStream(const ForwardArgs<T>& args, Range rows, int member, int members, bool in_chunks,
+                Panels panels, Arena& arena)
       : args_(args),
         stream_{args.shape, rows.first, rows.last},
         tape_(args.shape, args.recompute, args.tape),
@@ -29,8 +30,9 @@ class ForwardStream {
         outputs_(share(blocks_of<T>(args.shape.output), members, member)),
         group_(rows.size() <= 2 && rows.size() <= max_rows(kWideGroup<Cell> * G) ? kWideGroup<Cell>
                                                                                  : kNarrowGroup<Cell>),
-        direct_(runs_unpacked(args.shape.steps, args.shape.batch)),
-        in_chunks_(in_chunks) {
+        direct_(panels == Panels::dropped && runs_unpacked(args.shape.steps, args.shape.batch)),
+        in_chunks_(in_chunks),
+        panels_(panels) {
     const SequenceShape& shape = args.shape;
     const Index units = padded<T>(shape.hidden);
     zeros_ = arena.take<T>(units);
@@ -85,7 +87,7 @@ class ForwardStream {
     const Index rows = fit < least ? least : fit > 512 ? 512 : fit;
     return shape.rows() <= 4 * rows ? 4 * rows : rows;
   }
-  bool one_chunk() const { return chunk_rows() >= stream_.shape.rows(); }
+  bool one_chunk() const { return panels_ == Panels::dropped && chunk_rows() >= stream_.shape.rows(); }
   bool tapes_gates() const { return args_.tape && tape_.keeps_gates; }
 
   void lay_out(Range blocks, Range outputs, Arena& arena) {
@@ -117,10 +119,12 @@ class ForwardStream {
   }
 
   void prepare() {
-    if (!direct_) pack_weights();
-    for (Index block = blocks_.first; block < blocks_.last; ++block)
-      sum_biases<Cell>(args_.weights, stream_.shape.hidden, block, bias_of(block));
-    for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
+    if (panels_ != Panels::found) {
+      if (!direct_) pack_weights();
+      for (Index block = blocks_.first; block < blocks_.last; ++block)
+        sum_biases<Cell>(args_.weights, stream_.shape.hidden, block, bias_of(block));
+      for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
+    }
     if (cell_) {
       for (Index b = 0; b < stream_.batch(); ++b) copy_initial(1, b, cell_ + b * tape_.units);
     }
@@ -350,6 +354,7 @@ class ForwardStream {
   Index group_;
   bool direct_;  // weights are read as they lie
   bool in_chunks_;
+  Panels panels_;
 
   T *zeros_ = nullptr, *cell_ = nullptr, *unprojected_ = nullptr;  // shared by the members
   T *input_panels_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *bias_ = nullptr;
@@ -384,7 +389,12 @@ RNNFUSED_HD void for_streams(const Plan& plan, const Stack<T>& stack, int group,
   for_streams(plan, stack.layers, stack.directions(), stack.shape().batch, group, body);
 }
 
-// Scratch is one slab per group, large enough for any of its streams.
+// Scratch is one slab per group, or per stream where panels stay there; each is large enough for any stream.
+template <class T>
+Index forward_slabs(const Stack<T>& stack, const Plan& plan) {
+  return stack.panels == Panels::dropped ? plan.groups : stack.layers * stack.directions() * plan.shards;
+}
+
 template <class Cell, class T>
 Index forward_slab(const Stack<T>& stack, const Plan& plan) {
   Index most = 0;
@@ -392,7 +402,7 @@ Index forward_slab(const Stack<T>& stack, const Plan& plan) {
     for_streams(plan, stack, group, [&](const StreamPlace& at) {
       Arena arena(nullptr);
       ForwardStream<Cell, T>(stack.layer[at.layer].forward[at.direction], at.rows, 0, plan.members,
-                             plan.wave > 1, arena);
+                             plan.wave > 1, stack.panels, arena);
       most = arena.used() > most ? arena.used() : most;
     });
   }
@@ -401,7 +411,7 @@ Index forward_slab(const Stack<T>& stack, const Plan& plan) {
 
 template <class Cell, class T>
 Index forward_scratch(const Stack<T>& stack, const Plan& plan) {
-  return forward_slab<Cell>(stack, plan) * plan.groups;
+  return forward_slab<Cell>(stack, plan) * forward_slabs(stack, plan);
 }
 
 template <class Cell, class T>
@@ -409,11 +419,12 @@ void forward(const Stack<T>& stack, const Team& team, int thread) {
   const Plan& plan = team.plan;
   const int group = thread / plan.members, member = thread % plan.members;
   const int directions = stack.directions(), of_layer = directions * plan.shards;
-  char* slab = static_cast<char*>(team.scratch) + forward_slab<Cell>(stack, plan) * group;
+  const Index slab = forward_slab<Cell>(stack, plan);
   for_streams(plan, stack, group, [&](const StreamPlace& at) {
-    Arena arena(slab);
+    const int own = stack.panels == Panels::dropped ? group : at.number;
+    Arena arena(static_cast<char*>(team.scratch) + slab * own);
     ForwardStream<Cell, T> stream(stack.layer[at.layer].forward[at.direction], at.rows, member, plan.members,
-                                  plan.wave > 1, arena);
+                                  plan.wave > 1, stack.panels, arena);
     // Both directions of a shard are its input, and of a reversed one the first steps come last.
     const Progress* below = at.layer > 0 ? team.progress + (at.number - at.direction - of_layer) : nullptr;
     const Index steps = stack.shape().steps;

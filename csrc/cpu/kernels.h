@@ -23,11 +23,16 @@ struct Layer {
   ForwardArgs<T> forward[kMaxDirections];
 };
 
+// What becomes of packed weights: they are dropped with the call that packed them, left in its scratch for
+// the next call of that shape and plan, or found there.
+enum class Panels { dropped, left, found };
+
 // Layers over one another, of the same directions: each reads what the one before it wrote.
 template <class T>
 struct Stack {
   int layers;
   const Layer<T>* layer;
+  Panels panels = Panels::dropped;
 
   RNNFUSED_HD int directions() const { return layer[0].directions; }
   RNNFUSED_HD const SequenceShape& shape() const { return layer[0].forward[0].shape; }

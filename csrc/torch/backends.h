@@ -21,11 +21,19 @@ struct BackwardTensors {
 // Memory for what a layer gives. A stack's layers have theirs before any of them runs, since each one's y is
 // the next one's x.
 ForwardTensors outputs_on_cpu(const Inputs& in, bool save, bool recompute);
+template <class T>
+Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompute);
 void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute);
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
 ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute);
 void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
+
+// Calls body with a scalar of the tensor's type, one of the CPU's.
+template <class Body>
+void for_dtype(const at::Tensor& x, Body body) {
+  x.scalar_type() == at::kFloat ? body(float{}) : body(double{});
+}
 
 // What a call may use of torch's threads.
 int threads_allowed();

@@ -2,6 +2,7 @@
 
 #include "torch/memory.h"
 #include "torch/ops.h"
+#include "torch/stepper.h"
 
 PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;
@@ -15,6 +16,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("c0"), py::arg("params"), py::arg("batch_sizes"), py::arg("has_biases"), py::arg("layers"),
         py::arg("bidirectional"), py::arg("batch_first"));
   m.def("check_input", &rnnfused::check_input, py::arg("x"));
+  py::class_<rnnfused::Stepper>(m, "Stepper")
+      .def(py::init<const std::string&, const std::vector<at::Tensor>&, const at::Tensor&,
+                    const std::optional<at::Tensor>&, bool>(),
+           py::arg("cell"), py::arg("params"), py::arg("h"), py::arg("c"), py::arg("has_biases"))
+      .def("step", &rnnfused::Stepper::step, release(), py::arg("x"));
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);
   m.def("available_isas", &rnnfused::available_isas);

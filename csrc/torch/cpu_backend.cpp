@@ -10,11 +10,6 @@ int threads_allowed() { return at::in_parallel_region() ? 1 : at::get_num_thread
 
 namespace {
 
-template <class Body>
-void for_dtype(const at::Tensor& x, Body body) {
-  x.scalar_type() == at::kFloat ? body(float{}) : body(double{});
-}
-
 template <class T>
 const T* data_or_null(const at::Tensor& t) {
   return t.defined() ? t.const_data_ptr<T>() : nullptr;
@@ -54,8 +49,6 @@ ForwardTensors outputs_on_cpu(const Inputs& in, bool save, bool recompute) {
   return out;
 }
 
-namespace {
-
 template <class T>
 Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompute) {
   Layer<T> layer{};
@@ -77,8 +70,8 @@ Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompu
   }
   return layer;
 }
-
-}  // namespace
+template Layer<float> forward_layer(const Inputs&, const ForwardTensors&, bool);
+template Layer<double> forward_layer(const Inputs&, const ForwardTensors&, bool);
 
 void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute) {
   for_dtype(layers[0].x, [&](auto type) {

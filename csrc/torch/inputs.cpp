@@ -39,6 +39,36 @@ void check_input(const at::Tensor& x) {
               type);
 }
 
+StackParams::StackParams(c10::ArrayRef<at::Tensor> all, const at::Tensor& h0,
+                         const std::optional<at::Tensor>& c0, bool biases, int64_t layer_count,
+                         int64_t direction_count)
+    : params(all), layers(layer_count), directions(direction_count), has_biases(biases), projected(false) {
+  const auto check_state = [&](const at::Tensor& state, const char* name) {
+    TORCH_CHECK(state.dim() == 3 && state.size(0) == layers * directions, name, ": expected size [",
+                layers * directions, ", batch, units], got ", state.sizes());
+  };
+  check_state(h0, "h0");
+  if (c0) check_state(*c0, "c0");
+  projected = c0 && h0.size(2) != c0->size(2);
+  TORCH_CHECK_VALUE(layers > 0 && params.size() == of_layer() * size_t(layers), "params: expected ",
+                    of_layer() * size_t(layers), " tensors, got ", params.size());
+}
+
+at::Tensor StackParams::state(const at::Tensor& states, int64_t layer) const {
+  return layers == 1 ? states : states.narrow(0, layer * directions, directions);
+}
+
+OptionalTensors StackParams::slots(int64_t layer) const {
+  OptionalTensors slots(size_t(directions * kSlots));
+  auto next = params.begin() + ptrdiff_t(size_t(layer) * of_layer());
+  for (auto slot = slots.begin(); slot != slots.end(); slot += kSlots) {
+    slot[0] = *next++, slot[1] = *next++;
+    if (has_biases) slot[2] = *next++, slot[3] = *next++;
+    if (projected) slot[4] = *next++;
+  }
+  return slots;
+}
+
 Inputs::Inputs(const std::string& cell_name, const at::Tensor& x_in, const at::Tensor& h0_in,
                const std::optional<at::Tensor>& c0_in, const OptionalTensors& w,
                const std::optional<at::Tensor>& batch_sizes)

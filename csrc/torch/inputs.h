@@ -21,6 +21,25 @@ at::Tensor dense(const at::Tensor& t);
 // these sizes.
 void check_tensor(const at::Tensor& t, const char* name, const at::Tensor& like, at::IntArrayRef sizes);
 
+// Layers over one another: each one's share of the states and of the flat list of parameters.
+struct StackParams {
+  c10::ArrayRef<at::Tensor> params;
+  int64_t layers, directions;
+  bool has_biases, projected;
+
+  // Throws RuntimeError for states of another number of layers, ValueError for a wrong number of params.
+  StackParams(c10::ArrayRef<at::Tensor> all, const at::Tensor& h0, const std::optional<at::Tensor>& c0,
+              bool biases, int64_t layer_count, int64_t direction_count);
+
+  // A layer's slice of h or c.
+  at::Tensor state(const at::Tensor& states, int64_t layer) const;
+  // A layer's weights, with a place for those that it does not have.
+  OptionalTensors slots(int64_t layer) const;
+
+ private:
+  size_t of_layer() const { return size_t(directions * (2 + 2 * has_biases + projected)); }
+};
+
 struct Inputs {
   CellId cell;
   CellInfo info;

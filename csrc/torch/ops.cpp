@@ -22,18 +22,6 @@ ForwardTensors forward(const Inputs& in, bool save, bool recompute) {
   return out;
 }
 
-// A layer's weights out of a stack's flat list, with a place for those that it does not have.
-OptionalTensors slots_of(c10::ArrayRef<at::Tensor> params, int directions, bool has_biases, bool projected) {
-  OptionalTensors slots(size_t(directions * kSlots));
-  auto next = params.begin();
-  for (auto slot = slots.begin(); slot != slots.end(); slot += kSlots) {
-    slot[0] = *next++, slot[1] = *next++;
-    if (has_biases) slot[2] = *next++, slot[3] = *next++;
-    if (projected) slot[4] = *next++;
-  }
-  return slots;
-}
-
 }  // namespace
 
 ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
@@ -47,30 +35,15 @@ StackResult stack_forward(const std::string& cell, const at::Tensor& x, const at
                           const std::optional<at::Tensor>& c0, const std::vector<at::Tensor>& params,
                           const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
                           bool bidirectional, bool batch_first) {
-  const int64_t directions = bidirectional ? 2 : 1;
-  const auto check_state = [&](const at::Tensor& state, const char* name) {
-    TORCH_CHECK(state.dim() == 3 && state.size(0) == layers * directions, name, ": expected size [",
-                layers * directions, ", batch, units], got ", state.sizes());
-  };
-  check_state(h0, "h0");
-  if (c0) check_state(*c0, "c0");
-  const bool projected = c0 && h0.size(2) != c0->size(2);
-  const size_t of_layer = size_t(directions * (2 + 2 * has_biases + projected));
-  TORCH_CHECK_VALUE(layers > 0 && params.size() == of_layer * size_t(layers), "params: expected ",
-                    of_layer * size_t(layers), " tensors, got ", params.size());
-
+  const StackParams of(params, h0, c0, has_biases, layers, bidirectional ? 2 : 1);
   const bool transposed = batch_first && !batch_sizes;
   at::Tensor y = transposed ? x.transpose(0, 1) : x;
   std::vector<Inputs> stack;
   std::vector<ForwardTensors> out;
   stack.reserve(size_t(layers));
   for (int64_t l = 0; l < layers; ++l) {
-    const auto own = [&](const at::Tensor& states) {
-      return layers == 1 ? states : states.narrow(0, l * directions, directions);
-    };
-    const c10::ArrayRef<at::Tensor> of_this(params.data() + size_t(l) * of_layer, of_layer);
-    stack.emplace_back(cell, y, own(h0), c0 ? std::optional(own(*c0)) : std::nullopt,
-                       slots_of(of_this, int(directions), has_biases, projected), batch_sizes);
+    stack.emplace_back(cell, y, of.state(h0, l), c0 ? std::optional(of.state(*c0, l)) : std::nullopt,
+                       of.slots(l), batch_sizes);
     const Inputs& in = stack.back();
     out.push_back(in.on_gpu ? forward_on_gpu(in, false, false) : outputs_on_cpu(in, false, false));
     y = out.back().y;

@@ -242,18 +242,31 @@ class Run {
   // The layers over one another, each reading the y of the one before it instead of its problem's x.
   static void run_stack(const std::vector<Run*>& runs, bool training) {
     Run& first = *runs[0];
-    std::vector<Layer<T>> layers;
-    const Run* below = nullptr;
-    for (const Run* run : runs) {
-      layers.push_back(run->layer(training, below ? below->y_ : run->x_));
-      below = run;
-    }
+    const std::vector<Layer<T>> layers = layers_of(runs, training);
     const Stack<T> stack{int(layers.size()), layers.data()};
     const int streams = stack.layers > 1 ? stack.layers * stack.directions() * first.plan_.shards : 0;
     const Index scratch = first.kernels_.forward_scratch(stack, first.plan_);
     const bool intact = run_kernel(first.kernels_.forward, stack, first.plan_, streams, scratch);
     for (Run* run : runs) {
       run->intact_ &= intact;
+      run->keep_outputs();
+    }
+  }
+
+  // The same, with scratch of the caller's in which packed weights are left or found.
+  static void run_packed(const std::vector<Run*>& runs, Panels panels,
+                         std::unique_ptr<Poisoned<unsigned char>>& scratch) {
+    const Run& first = *runs[0];
+    const std::vector<Layer<T>> layers = layers_of(runs, false);
+    const Stack<T> stack{int(layers.size()), layers.data(), panels};
+    if (panels == Panels::left) {
+      const Index bytes = first.kernels_.forward_scratch(stack, first.plan_);
+      scratch = std::make_unique<Poisoned<unsigned char>>(1, bytes > 0 ? bytes : 1);
+    }
+    const int streams = stack.layers * stack.directions() * first.plan_.shards;
+    run_team(first.kernels_.forward, stack, first.plan_, streams, scratch->data());
+    for (Run* run : runs) {
+      run->intact_ &= scratch->intact();
       run->keep_outputs();
     }
   }
@@ -308,6 +321,15 @@ class Run {
   Rows<const T> initial(int direction, int state) const {
     const std::vector<T>& values = p_.directions[size_t(direction)].initial[state];
     return {p_.variant.initial ? values.data() : nullptr, p_.units(state)};
+  }
+  static std::vector<Layer<T>> layers_of(const std::vector<Run*>& runs, bool training) {
+    std::vector<Layer<T>> layers;
+    const Run* below = nullptr;
+    for (const Run* run : runs) {
+      layers.push_back(run->layer(training, below ? below->y_ : run->x_));
+      below = run;
+    }
+    return layers;
   }
   Layer<T> layer(bool training, const Poisoned<T>& x) const {
     Layer<T> layer{};

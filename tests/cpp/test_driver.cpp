@@ -210,39 +210,54 @@ TEST_CASE_TEMPLATE("chunks", T, float, double) {
   }
 }
 
-// Layers over one another, under way at once or not, against the same layers one call after the other.
+// Layers over one another, each one's input the output of the one before it, and their results one call after
+// the other.
+template <class T>
+struct StackCase {
+  const CellKernels<T>& kernels;
+  std::vector<Problem<T>> problems;
+  std::vector<Values> expected;
+
+  StackCase(const Tested& tested, const Sizes& sizes, const Variant& variant, int layers)
+      : kernels(typed<T>().cells[int(tested.id)]) {
+    for (int l = 0; l < layers; ++l) {
+      Sizes own = sizes;
+      if (l > 0) own.input = sizes.output * variant.directions;
+      problems.emplace_back(own, variant, tested.plain.gates, tested.plain.states, false, unsigned(10 + l));
+      if (l > 0) {
+        const std::vector<double>& below = expected.back().at("y");
+        problems.back().x.assign(below.begin(), below.end());
+      }
+      expected.push_back(Run<T>(kernels, problems.back(), {}).forward(true).values());
+    }
+  }
+
+  // Calls body with a Run of every layer, and compares what it leaves in them.
+  template <class Body>
+  void check(const Plan& plan, Body body) const {
+    CAPTURE(text(problems[0].sizes, problems[0].variant, plan));
+    std::vector<std::unique_ptr<Run<T>>> runs;
+    std::vector<Run<T>*> stack;
+    for (const Problem<T>& problem : problems) {
+      runs.push_back(std::make_unique<Run<T>>(kernels, problem, plan));
+      stack.push_back(runs.back().get());
+    }
+    body(stack);
+    for (size_t l = 0; l < runs.size(); ++l) {
+      CAPTURE(l);
+      REQUIRE(runs[l]->intact());
+      REQUIRE(first_difference(runs[l]->values(), expected[l]) == "");
+    }
+  }
+};
+
 template <class T>
 void check_stack(const Tested& tested, const Sizes& sizes, const Variant& variant, int layers,
                  const std::vector<Plan>& under) {
-  const CellKernels<T>& kernels = typed<T>().cells[int(tested.id)];
-  std::vector<Problem<T>> problems;
-  std::vector<Values> expected;
-  for (int l = 0; l < layers; ++l) {
-    Sizes own = sizes;
-    if (l > 0) own.input = sizes.output * variant.directions;
-    problems.emplace_back(own, variant, tested.plain.gates, tested.plain.states, false, unsigned(10 + l));
-    if (l > 0) {
-      const std::vector<double>& below = expected.back().at("y");
-      problems.back().x.assign(below.begin(), below.end());
-    }
-    expected.push_back(Run<T>(kernels, problems.back(), {}).forward(true).values());
-  }
+  const StackCase<T> stack(tested, sizes, variant, layers);
   for (const Plan& plan : under) {
-    CAPTURE(text(sizes, variant, plan));
-    for (const bool training : {false, true}) {
-      std::vector<std::unique_ptr<Run<T>>> runs;
-      std::vector<Run<T>*> stack;
-      for (const Problem<T>& problem : problems) {
-        runs.push_back(std::make_unique<Run<T>>(kernels, problem, plan));
-        stack.push_back(runs.back().get());
-      }
-      Run<T>::run_stack(stack, training);
-      for (size_t l = 0; l < runs.size(); ++l) {
-        CAPTURE(l);
-        REQUIRE(runs[l]->intact());
-        REQUIRE(first_difference(runs[l]->values(), expected[l]) == "");
-      }
-    }
+    for (const bool training : {false, true})
+      stack.check(plan, [&](const auto& runs) { Run<T>::run_stack(runs, training); });
   }
 }
 
@@ -257,6 +272,25 @@ TEST_CASE_TEMPLATE("a stack gives the bits of its layers one after the other", T
   }
   check_stack<T>(lstm, {1, 1, 5, L, L}, {}, 3, plans());
   check_stack<T>(gru, {0, 2, 5, L, L}, {}, 2, waves());
+}
+
+TEST_CASE_TEMPLATE("packed weights that stay give the bits of those that are packed anew", T, float, double) {
+  const Index L = typed<T>().lanes;
+  const StackCase<T> cases[] = {
+      {kTested[0], {3, 3, 5, 9 * L + 1, 9 * L + 1}, {}, 1},
+      {kTested[2], {10, 1, 5, 2 * L + 1, 2 * L + 1}, {}, 2},
+      {kTested[2], {40, 3, 5, 2 * L + 1, 3}, {true}, 2},
+      {kTested[3], {7, 4, L, L + 1, L + 1}, {true, 2}, 2},
+  };
+  for (const StackCase<T>& stack : cases) {
+    std::vector<Plan> under = plans();
+    if (stack.problems[0].variant.directions == 1) under.insert(under.end(), waves().begin(), waves().end());
+    for (const Plan& plan : under) {
+      std::unique_ptr<Poisoned<unsigned char>> scratch;
+      for (const Panels panels : {Panels::left, Panels::found, Panels::found})
+        stack.check(plan, [&](const auto& runs) { Run<T>::run_packed(runs, panels, scratch); });
+    }
+  }
 }
 
 TEST_CASE_TEMPLATE("what is not asked for changes nothing else", T, float, double) {

@@ -1,0 +1,54 @@
+#include "torch/stepper.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+
+#include "torch/backends.h"
+
+namespace rnnfused {
+
+Stepper::Stepper(const std::string& cell, const std::vector<at::Tensor>& params, const at::Tensor& h,
+                 const std::optional<at::Tensor>& c, bool has_biases)
+    : h_(h), c_(c.value_or(at::Tensor())) {
+  const StackParams of(params, h, c, has_biases, h.dim() ? h.size(0) : 0, 1);
+  TORCH_CHECK(h.device().is_cpu(), "h: expected a tensor on the CPU, got ", h.device());
+  TORCH_CHECK(h.is_contiguous() && (!c || c->is_contiguous()), "state: expected contiguous tensors");
+  at::Tensor x = at::empty({1, h.size(1), params[0].size(-1)}, h.options());
+  layers_.reserve(size_t(of.layers));
+  for (int64_t l = 0; l < of.layers; ++l) {
+    layers_.emplace_back(cell, x, of.state(h_, l), c ? std::optional(of.state(c_, l)) : std::nullopt,
+                         of.slots(l), std::nullopt);
+    x = at::empty(layers_.back().output_sizes(), h.options());
+    if (l + 1 < of.layers) outputs_.push_back(x);
+  }
+}
+
+at::Tensor Stepper::step(const at::Tensor& x) {
+  const Inputs& first = layers_[0];
+  check_tensor(x, "input", first.x, {first.shape.batch, first.shape.input});
+  TORCH_CHECK(
+      !(x.requires_grad() && at::GradMode::is_enabled()) && !x._fw_grad(0).defined(),
+      "input: expected a tensor that nothing differentiates, since a Stepper has no derivative; got one "
+      "that does (call the module itself, or detach the input)");
+  const at::Tensor in = dense(x);
+  at::Tensor y = first.empty({first.shape.batch, first.shape.output});
+  for_dtype(x, [&](auto type) { run<decltype(type)>(in, y); });
+  return y;
+}
+
+template <class T>
+void Stepper::run(const at::Tensor& x, const at::Tensor& y) {
+  const std::lock_guard<std::mutex> lock(one_at_a_time_);
+  c10::SmallVector<Layer<T>, 2> stack;
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const Inputs& in = layers_[l];
+    // The state is written where it was read.
+    Layer<T> layer = forward_layer<T>(in, {l < outputs_.size() ? outputs_[l] : y, in.h0, in.c0, {}}, false);
+    if (l == 0) layer.forward[0].x.data = x.const_data_ptr<T>();
+    stack.push_back(layer);
+  }
+  packed_.forward(layers_[0].cell, Stack<T>{int(stack.size()), stack.data()}, threads_allowed());
+}
+
+}  // namespace rnnfused

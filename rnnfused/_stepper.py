@@ -1,0 +1,89 @@
+"""Recurrent layers run one step a call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnfused._load import _C
+from rnnfused.modules import CELLS_OF_MODE, GRU, LSTM, RNN
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """Layers run one step a call, the state carried from call to call: for input that comes as it is made, in
+    speech recognition, text generation or control.
+
+    A call of the module reads its weights as they lie, makes zero states or takes them, and passes through
+    torch.nn.Module; a Stepper packs the weights once and keeps plan and state. Its outputs have the bits of
+    the module's over the whole sequence at once (where that has more than 8 rows: a shorter one runs with
+    unpacked weights, whose products are summed in another order).
+
+    module: an rnnfused.RNN, LSTM or GRU of any number of layers, in one direction, float32 or float64, on the
+    CPU. It is run as in eval mode, without dropout. batch_size: sequences that go on side by side. The state
+    is zero at first.
+
+    Weights are those that the module has when the Stepper is made: after a change, call `refresh`. Nothing is
+    differentiated. Calls from several threads are safe, and wait for each other. Raises TypeError for another
+    module, ValueError for two directions or a batch size below 1, RuntimeError for another device or dtype.
+    """
+
+    def __init__(self, module: RNN | LSTM | GRU, batch_size: int = 1) -> None:
+        if not isinstance(module, (RNN, LSTM, GRU)):
+            raise TypeError(f"module: expected an rnnfused.RNN, LSTM or GRU, got {type(module).__name__}")
+        if module.bidirectional:
+            raise ValueError("module: expected one direction, got bidirectional=True")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        self._module = module
+        like = module._params()[0]
+        self._states = tuple(
+            torch.zeros(module.num_layers, batch_size, size, dtype=like.dtype, device=like.device)
+            for size in module._state_sizes()
+        )
+        self.refresh()
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """One step: input [B, I], of the module's dtype; returns the last layer's output [B, P], which later
+        calls leave alone.
+
+        Raises RuntimeError for another size, dtype or device, and for an input that requires a gradient.
+        """
+        return self._step(input)
+
+    def __repr__(self) -> str:
+        return f"Stepper({self._module!r}, batch_size={self._states[0].shape[1]})"
+
+    @property
+    def state(self) -> Any:
+        """The state as the module takes and returns it: h [L, B, P], for an LSTM (h, c) with c [L, B, H]. A
+        copy; assign to set it, for instance to what the module returned for the beginning of a sequence.
+        """
+        return self._module._hx(tuple(state.clone() for state in self._states))
+
+    @state.setter
+    def state(self, hx: Any) -> None:
+        given = self._module._states(hx)
+        if len(given) != len(self._states):
+            raise ValueError(f"state: expected {len(self._states)} tensors, got {len(given)}")
+        for own, new in zip(self._states, given, strict=True):
+            if new.shape != own.shape:
+                raise ValueError(f"state: expected size {list(own.shape)}, got {list(new.shape)}")
+        with torch.no_grad():
+            for own, new in zip(self._states, given, strict=True):
+                own.copy_(new)
+
+    def reset(self) -> None:
+        """Sets the state to zero."""
+        for state in self._states:
+            state.zero_()
+
+    def refresh(self) -> None:
+        """Takes the module's weights as they are now; the state stays."""
+        module = self._module
+        h, c = self._states[0], self._states[1] if len(self._states) > 1 else None
+        params = [parameter.detach() for parameter in module._params()]
+        self._step = _C.Stepper(CELLS_OF_MODE[module.mode].name, params, h, c, module.bias).step

@@ -1,0 +1,177 @@
+"""Steppers: one step a call, with the bits of the module over the whole sequence."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import rnnfused
+
+T, INPUT, H = 12, 7, 37
+
+
+def layer(kind: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return getattr(rnnfused, kind)(INPUT, H, **options)
+
+
+def flat(hx: Any) -> list[Tensor]:
+    return list(hx) if isinstance(hx, tuple) else [hx]
+
+
+def assert_same(got: Any, want: Any) -> None:
+    for one, other in zip(flat(got), flat(want), strict=True):
+        assert torch.equal(one, other)
+
+
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("LSTM", {}),
+    ("LSTM", {"num_layers": 3, "batch_first": True}),
+    ("LSTM", {"num_layers": 2, "proj_size": 9, "bias": False}),
+    ("GRU", {"num_layers": 2, "dtype": torch.float64}),
+    ("GRU", {"bias": False}),
+    ("RNN", {"num_layers": 2, "nonlinearity": "relu"}),
+    ("RNN", {}),
+]
+
+
+@pytest.mark.parametrize("kind, options", KINDS)
+@pytest.mark.parametrize("batch", [1, 3, 20])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_bits_of_the_whole_sequence(kind: str, options: dict[str, Any], batch: int, threads: int) -> None:
+    module = layer(kind, **options)
+    x = torch.randn(T, batch, INPUT, dtype=options.get("dtype", torch.float32))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            want, final = module(x.transpose(0, 1) if module.batch_first else x)
+        stepper = rnnfused.Stepper(module, batch)
+        got = torch.stack([stepper(step) for step in x])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(got, want.transpose(0, 1) if module.batch_first else want)
+    assert_same(stepper.state, final)
+
+
+def test_a_large_layer_on_two_threads_and_on_one() -> None:
+    module = rnnfused.LSTM(300, 400, 2)
+    x, before = torch.randn(9, 2, 300), torch.get_num_threads()
+    want, _ = module(x)
+    stepper = rnnfused.Stepper(module, 2)
+    try:
+        for step, (row, threads) in enumerate(zip(x, [2, 1, 2, 2, 1, 1, 2, 4, 2], strict=True)):
+            torch.set_num_threads(threads)  # the plan and the packed weights follow
+            assert torch.equal(stepper(row), want[step])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_state_can_be_had_and_set() -> None:
+    module = layer("LSTM", num_layers=2)
+    x = torch.randn(T, 3, INPUT)
+    with torch.no_grad():
+        want, final = module(x)
+        _, half = module(x[:5])
+    stepper = rnnfused.Stepper(module, 3)
+    stepper.state = half
+    kept = stepper.state
+    outputs = [stepper(row) for row in x[5:]]
+    assert torch.equal(torch.stack(outputs), want[5:])
+    assert_same(stepper.state, final)
+    assert_same(kept, half)  # a copy
+    stepper.reset()
+    assert torch.equal(stepper(x[0]), want[0])
+    stepper.state = tuple(s.requires_grad_() for s in half)
+    assert not any(s.requires_grad for s in flat(stepper.state))
+
+
+def test_changed_weights_are_taken_when_asked_for() -> None:
+    module = layer("GRU")
+    x = torch.randn(9, 4, INPUT)
+    stepper = rnnfused.Stepper(module, 4)
+    old, _ = module(x)
+    assert torch.equal(stepper(x[0]), old[0])
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(1.5)
+    assert torch.equal(stepper(x[1]), old[1])
+    module.weight_ih_l0 = torch.nn.Parameter(module.weight_ih_l0 * 0.5)
+    stepper.refresh()
+    stepper.reset()
+    new, _ = module(x)
+    assert torch.equal(stepper(x[0]), new[0])
+    assert not torch.equal(new[0], old[0])
+
+
+def test_inputs_of_any_kind_that_fits() -> None:
+    module = layer("LSTM")
+    stepper = rnnfused.Stepper(module, 2)
+    wide = torch.randn(2 * INPUT, 4)
+    strided = wide[::2, ::2].t()
+    want, _ = module(strided.expand(9, 2, INPUT).contiguous())
+    assert not strided.is_contiguous()
+    assert torch.equal(stepper(strided), want[0])
+    stepper.reset()
+    negative = torch.complex(torch.zeros(2, INPUT), -strided).conj().imag
+    assert negative.is_neg()
+    assert torch.equal(stepper(negative), want[0])
+
+
+def test_an_empty_batch_is_refused_and_so_is_what_does_not_fit() -> None:
+    with pytest.raises(TypeError, match=r"module: expected an rnnfused.RNN, LSTM or GRU, got LSTM"):
+        rnnfused.Stepper(torch.nn.LSTM(2, 3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="module: expected one direction, got bidirectional=True"):
+        rnnfused.Stepper(layer("GRU", bidirectional=True))
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        rnnfused.Stepper(layer("GRU"), 0)
+    with pytest.raises(RuntimeError, match="expected a tensor on the CPU"):
+        rnnfused.Stepper(layer("GRU", device="meta"))
+    stepper = rnnfused.Stepper(layer("LSTM"), 2)
+    before = stepper.state
+    with pytest.raises(RuntimeError, match=r"input: expected size \[2, 7\], got \[1, 7\]"):
+        stepper(torch.zeros(1, INPUT))
+    with pytest.raises(RuntimeError, match="input: expected dtype Float, got Double"):
+        stepper(torch.zeros(2, INPUT).double())
+    with pytest.raises(RuntimeError, match="input: expected a tensor on cpu, got meta"):
+        stepper(torch.zeros(2, INPUT, device="meta"))
+    with pytest.raises(RuntimeError, match="a Stepper has no derivative"):
+        stepper(torch.zeros(2, INPUT, requires_grad=True))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.zeros(2, INPUT), torch.ones(2, INPUT))
+        with pytest.raises(RuntimeError, match="a Stepper has no derivative"):
+            stepper(dual)
+    with pytest.raises(ValueError, match="state: expected 2 tensors, got 1"):
+        stepper.state = before[:1]
+    with pytest.raises(ValueError, match=r"state: expected size \[1, 2, 37\], got \[1, 3, 37\]"):
+        stepper.state = (torch.zeros(1, 3, H), before[1])
+    assert_same(stepper.state, before)
+    with torch.no_grad():
+        stepper(torch.zeros(2, INPUT, requires_grad=True))
+
+
+def test_many_callers_take_turns() -> None:
+    module = layer("GRU")
+    x = torch.randn(1, INPUT).expand(64, 1, INPUT).contiguous()
+    want, final = module(x)
+    stepper = rnnfused.Stepper(module)
+    with ThreadPoolExecutor(6) as callers:
+        found = list(callers.map(stepper, x))
+    # In some order, every step was taken once.
+    assert_same(stepper.state, final)
+    assert {row.sum().item() for row in found} == {row.sum().item() for row in want}
+
+
+def test_outputs_stay_and_the_module_is_shown() -> None:
+    stepper = rnnfused.Stepper(layer("RNN"))
+    first = stepper(torch.randn(1, INPUT))
+    kept = first.clone()
+    stepper(torch.randn(1, INPUT))
+    assert torch.equal(first, kept)
+    assert repr(stepper) == "Stepper(RNN(7, 37), batch_size=1)"
+    with pytest.raises(TypeError):
+        copy.deepcopy(stepper)  # packed weights have no copy: make another Stepper

@@ -41,6 +41,14 @@ def stack_forward(
 ) -> tuple[Tensor, Tensor, Tensor | None]: ...
 def check_input(x: Tensor) -> None: ...
 
+class Frozen:
+    def __init__(
+        self, cell: str, params: Sequence[Tensor], has_biases: bool, layers: int, bidirectional: bool
+    ) -> None: ...
+    def forward(
+        self, x: Tensor, h0: Tensor, c0: Tensor | None, batch_sizes: Tensor | None, batch_first: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
 class Stepper:
     def __init__(
         self, cell: str, params: Sequence[Tensor], h: Tensor, c: Tensor | None, has_biases: bool

@@ -8,7 +8,8 @@ from rnnfused._config import show_config as show_config
 from rnnfused._convert import convert as convert
 from rnnfused._convert import to_torch as to_torch
 from rnnfused._load import build_info as _build_info
-from rnnfused._stepper import Stepper as Stepper
+from rnnfused._packed import Frozen as Frozen
+from rnnfused._packed import Stepper as Stepper
 from rnnfused.modules import GRU as GRU
 from rnnfused.modules import LSTM as LSTM
 from rnnfused.modules import RNN as RNN

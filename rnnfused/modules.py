@@ -21,6 +21,8 @@ from rnnfused.cells import CELLS
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 States = tuple[Tensor, ...]
+# One layer stack on rows of input: (input, hx, batch_sizes).
+Run = Callable[[Tensor, Any, Tensor | None], tuple[Tensor, Any]]
 CELLS_OF_MODE = {spec.mode: spec for spec in CELLS.values()}
 
 
@@ -87,15 +89,19 @@ class _Sequence(torch.nn.RNNBase):
         the output, laid out as the input with D P features, and the final states. float32 and float64; on a
         GPU float16 and bfloat16 too. Raises torch.nn's exceptions with torch.nn's messages.
         """
+        return self._forward(self._run, input, hx)
+
+    def _forward(self, run: Run, input: Any, hx: Any) -> tuple[Any, Any]:
+        """From any form of input to what `run` takes, and back."""
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
+            return self._forward_packed(run, input, hx)
         refused: Exception | None = None
         batch_dim = 0 if self.batch_first else 1
         if input.dim() == 3:
             # The checks take as long as a step of a small layer. The native layer makes them too, and what it
             # refuses falls through to those that speak torch's words.
             try:
-                return self._run(input, self._zeros(input, input.size(batch_dim)) if hx is None else hx, None)
+                return run(input, self._zeros(input, input.size(batch_dim)) if hx is None else hx, None)
             except Exception as error:
                 refused = error
         if input.dim() not in (2, 3):
@@ -114,19 +120,19 @@ class _Sequence(torch.nn.RNNBase):
         self.check_forward_args(input, hx, None)
         if refused is not None:
             raise refused
-        output, final = self._run(input, hx, None)
+        output, final = run(input, hx, None)
         if not batched:
             output = output.squeeze(batch_dim)
             final = self._hx(tuple(s.squeeze(1) for s in self._states(final)))
         return output, final
 
-    def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
+    def _forward_packed(self, run: Run, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         check_input(data)
         batch = int(batch_sizes[0])
         hx = self._zeros(data, batch) if hx is None else self.permute_hidden(hx, sorted_indices)
         self.check_forward_args(data, hx, batch_sizes)
-        output, final = self._run(data, hx, batch_sizes)
+        output, final = run(data, hx, batch_sizes)
         return (
             PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
             self.permute_hidden(final, unsorted_indices),

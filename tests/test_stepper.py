@@ -139,11 +139,11 @@ def test_an_empty_batch_is_refused_and_so_is_what_does_not_fit() -> None:
         stepper(torch.zeros(2, INPUT).double())
     with pytest.raises(RuntimeError, match="input: expected a tensor on cpu, got meta"):
         stepper(torch.zeros(2, INPUT, device="meta"))
-    with pytest.raises(RuntimeError, match="a Stepper has no derivative"):
+    with pytest.raises(RuntimeError, match="packed layers have no derivative"):
         stepper(torch.zeros(2, INPUT, requires_grad=True))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(torch.zeros(2, INPUT), torch.ones(2, INPUT))
-        with pytest.raises(RuntimeError, match="a Stepper has no derivative"):
+        with pytest.raises(RuntimeError, match="packed layers have no derivative"):
             stepper(dual)
     with pytest.raises(ValueError, match="state: expected 2 tensors, got 1"):
         stepper.state = before[:1]

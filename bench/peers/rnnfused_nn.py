@@ -1,4 +1,4 @@
-"""rnnfused, as a user gets it: torch's layers, converted; for one step a call, a Stepper."""
+"""rnnfused, as a user gets it: torch's layers, converted, and for inference packed once, as peers do it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def settle(threads: int) -> None:
 def prepare(case: Case, threads: int) -> Prepared:
     settle(threads)
     layers = rnnfused.convert(torch_layers(case))
-    if case.mode == "streaming" and hasattr(rnnfused, "Stepper"):
+    if case.mode == "streaming" and hasattr(rnnfused, "Stepper"):  # an older version has none
         return _steps(rnnfused.Stepper(layers, case.batch), case)
+    if case.mode == "inference" and hasattr(rnnfused, "Frozen"):
+        return measured(rnnfused.Frozen(layers), case)
     return measured(layers, case)
 
 

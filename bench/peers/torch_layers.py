@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ def torch_layers(case: Case, dtype: torch.dtype = torch.float32) -> torch.nn.Mod
     return layers.to(dtype)
 
 
-def measured(layers: torch.nn.Module, case: Case, dtype: torch.dtype = torch.float32) -> Prepared:
-    """Forward in inference_mode, or forward and backward with all gradients."""
+def measured(layers: Any, case: Case, dtype: torch.dtype = torch.float32) -> Prepared:
+    """A module, or what is called as one: forward in inference_mode, or forward and all gradients."""
     x = torch.from_numpy(inputs(case)).to(dtype)
     if case.mode == "streaming":
         return _streaming(layers, x)
@@ -32,7 +33,9 @@ def measured(layers: torch.nn.Module, case: Case, dtype: torch.dtype = torch.flo
     if case.mode == "ragged":
         sequence = pack_padded_sequence(x, case.lengths())
         grad = pack_padded_sequence(grad, case.lengths()).data
-    leaves = {"x": x, **dict(layers.named_parameters())}
+    leaves = {"x": x}
+    if case.trains:
+        leaves |= layers.named_parameters()
     output = x
 
     def run() -> None:

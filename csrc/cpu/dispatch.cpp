@@ -153,18 +153,18 @@ void forward(CellId cell, const Stack<T>& stack, int threads) {
 
 template <class T>
 void PackedStack::forward(CellId cell, Stack<T> stack, int threads) {
-  const bool new_plan = memory_.size() == 0 || threads != threads_ ||
-                        (plan_.threads() > 1 && plan_.threads() > usable_threads());
-  stack.panels = new_plan ? Panels::left : Panels::found;
   const CellKernels<T>& k = cell_kernels<T>(cell);
-  if (new_plan) {
-    plan_ = plan<T>(cell, stack.shape(), stack.layers, stack.directions(), threads, false);
-    threads_ = threads;
-    log_plan("packed", cell, stack.shape(), stack.layers, stack.directions(), plan_);
+  const Plan chosen = plan<T>(cell, stack.shape(), stack.layers, stack.directions(), threads, false);
+  log_plan("packed", cell, stack.shape(), stack.layers, stack.directions(), chosen);
+  const bool few = few_rows(chosen, stack.shape().batch);
+  if (memory_.size() == 0 || members_ != chosen.members || few_rows_ != few) {
     memory_.clear();
-    memory_.at_least(std::max<Index>(64, k.forward_scratch(stack, plan_)));
+    stack.packed = memory_.at_least(std::max<Index>(64, k.packed_bytes(stack, chosen)));
+    run_team(k.pack, stack, chosen, 0, nullptr);
+    members_ = chosen.members, few_rows_ = few;
   }
-  run_team(k.forward, stack, plan_, streams_of(stack, plan_), memory_.data());
+  stack.packed = memory_.data();
+  run(k.forward, stack, chosen, streams_of(stack, chosen), k.forward_scratch(stack, chosen));
 }
 
 template <class T>

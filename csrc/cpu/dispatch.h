@@ -27,16 +27,17 @@ Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, i
 template <class T>
 void forward(CellId cell, const Stack<T>& stack, int threads);
 
-// A stack whose weights stay packed from call to call, for calls of one shape.
+// Packed weights of one stack, for calls of any shape. They are packed again where a call's plan has other
+// members, or few rows in place of many.
 class PackedStack {
  public:
-  // As forward() with the same cell, shape and weights every time.
+  // As forward(), with the same cell and the same weights every time.
   template <class T>
   void forward(CellId cell, Stack<T> stack, int threads);
 
  private:
-  Plan plan_;
-  int threads_ = 0;
+  int members_ = 0;
+  bool few_rows_ = false;
   Scratch memory_;
 };
 

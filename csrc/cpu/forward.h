@@ -12,6 +12,19 @@ namespace rnnfused::RNNFUSED_ISA {
 
 constexpr Index kLargeWeights = 16 << 20;  // bytes; half of a usual last-level cache
 
+// How a stack's streams run, beyond what follows from each one's sizes.
+struct Manner {
+  int members;
+  bool few_rows;
+  bool in_chunks;  // whether other streams wait for the first steps while one does the last
+  bool packed;     // whether weights are there, packed
+};
+
+template <class T>
+Manner manner_of(const Stack<T>& stack, const Plan& plan) {
+  return {plan.members, few_rows(plan, stack.shape().batch), plan.wave > 1, stack.packed != nullptr};
+}
+
 template <class Cell, class T>
 class ForwardStream {
   using V = Native<T>;
@@ -20,33 +33,41 @@ class ForwardStream {
   static constexpr bool has_cell_state = Cell::states > 1;
 
  public:
-  // `in_chunks`: whether another stream waits for the first steps while this one does the last.
-  ForwardStream(const ForwardArgs<T>& args, Range rows, int member, int members, bool in_chunks,
-                Panels panels, Arena& arena)
+  // Packed weights are taken from `packed`, everything else from `arena`; the two may be one.
+  ForwardStream(const ForwardArgs<T>& args, Range rows, int member, const Manner& manner, Arena& packed,
+                Arena& arena)
       : args_(args),
         stream_{args.shape, rows.first, rows.last},
         tape_(args.shape, args.recompute, args.tape),
-        blocks_(share(blocks_of<T>(args.shape.hidden), members, member)),
-        outputs_(share(blocks_of<T>(args.shape.output), members, member)),
-        group_(rows.size() <= 2 && rows.size() <= max_rows(kWideGroup<Cell> * G) ? kWideGroup<Cell>
-                                                                                 : kNarrowGroup<Cell>),
-        direct_(panels == Panels::dropped && runs_unpacked(args.shape.steps, args.shape.batch)),
-        in_chunks_(in_chunks),
-        panels_(panels) {
+        blocks_(share(blocks_of<T>(args.shape.hidden), manner.members, member)),
+        outputs_(share(blocks_of<T>(args.shape.output), manner.members, member)),
+        manner_(manner),
+        group_(manner.few_rows && max_rows(kWideGroup<Cell> * G) >= 2 ? kWideGroup<Cell>
+                                                                      : kNarrowGroup<Cell>),
+        direct_(!manner.packed && runs_unpacked(args.shape.steps, args.shape.batch)) {
     const SequenceShape& shape = args.shape;
+    const int members = manner.members;
     const Index units = padded<T>(shape.hidden);
     zeros_ = arena.take<T>(units);
     if (!args.tape && has_cell_state) cell_ = arena.take<T>(rows.size() * units);
     if (!args.tape && shape.projected()) unprojected_ = arena.take<T>(rows.size() * units);
-    for (int m = 0; m <= member; ++m)
-      lay_out(share(blocks_of<T>(shape.hidden), members, m), share(blocks_of<T>(shape.output), members, m),
-              arena);
+    const auto lay_out_member = [&](ForwardStream& stream, int m) {
+      stream.lay_out(share(blocks_of<T>(shape.hidden), members, m),
+                     share(blocks_of<T>(shape.output), members, m), packed, arena);
+    };
+    for (int m = 0; m <= member; ++m) lay_out_member(*this, m);
     // Whoever comes after starts behind every member.
     for (int m = member + 1; m < members; ++m) {
       ForwardStream other = *this;
-      other.lay_out(share(blocks_of<T>(shape.hidden), members, m),
-                    share(blocks_of<T>(shape.output), members, m), arena);
+      lay_out_member(other, m);
     }
+  }
+
+  // This member's weights and biases, as it reads them.
+  void pack() {
+    if (!direct_) pack_weights();
+    for (Index block = blocks_.first; block < blocks_.last; ++block)
+      sum_biases<Cell>(args_.weights, stream_.shape.hidden, block, bias_of(block));
   }
 
   // Calls await(n) before it reads the input of the first n positions, and done(n) once all members have
@@ -78,7 +99,7 @@ class ForwardStream {
   // short sequence is one chunk; a panel of W_ih is then packed, used and done with while it is in cache.
   Index chunk_rows() const {
     const SequenceShape& shape = stream_.shape;
-    if (in_chunks_) return shape.rows() / kWaveChunks + 1;
+    if (manner_.in_chunks) return shape.rows() / kWaveChunks + 1;
     const Index row_bytes = blocks_.size() * A * L * Index(sizeof(T));
     const Index weight_bytes = (shape.input + shape.output) * shape.hidden * G * Index(sizeof(T));
     // Weights beyond what a last-level cache holds come from memory at every pass.
@@ -87,10 +108,10 @@ class ForwardStream {
     const Index rows = fit < least ? least : fit > 512 ? 512 : fit;
     return shape.rows() <= 4 * rows ? 4 * rows : rows;
   }
-  bool one_chunk() const { return panels_ == Panels::dropped && chunk_rows() >= stream_.shape.rows(); }
+  bool one_chunk() const { return !manner_.packed && chunk_rows() >= stream_.shape.rows(); }
   bool tapes_gates() const { return args_.tape && tape_.keeps_gates; }
 
-  void lay_out(Range blocks, Range outputs, Arena& arena) {
+  void lay_out(Range blocks, Range outputs, Arena& packed, Arena& arena) {
     const SequenceShape& shape = stream_.shape;
     const Index batch = stream_.batch(), vectors = blocks.size() * G;
     const Index all = shape.rows();
@@ -98,11 +119,11 @@ class ForwardStream {
     const Index chunk = chunk_rows() + batch < all ? chunk_rows() + batch : all;
     chunk_capacity_ = chunk;
     if (!direct_) {
-      input_panels_ = arena.take<T>((one_chunk() ? kNarrowGroup<Cell> * G : vectors) * L * shape.input);
-      recurrent_panels_ = arena.take<T>(vectors * L * shape.output);
-      if (shape.projected()) projection_panels_ = arena.take<T>(outputs.size() * L * shape.hidden);
+      input_panels_ = packed.take<T>((one_chunk() ? kNarrowGroup<Cell> * G : vectors) * L * shape.input);
+      recurrent_panels_ = packed.take<T>(vectors * L * shape.output);
+      if (shape.projected()) projection_panels_ = packed.take<T>(outputs.size() * L * shape.hidden);
     }
-    bias_ = arena.take<T>(blocks.size() * A * L);
+    bias_ = packed.take<T>(blocks.size() * A * L);
     partial_ = arena.take<T>((chunk > batch ? chunk : batch) * kMaxWidth * L);
     chunk_row_ = arena.take<Index>(chunk);
     if (!tapes_gates()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
@@ -119,12 +140,8 @@ class ForwardStream {
   }
 
   void prepare() {
-    if (panels_ != Panels::found) {
-      if (!direct_) pack_weights();
-      for (Index block = blocks_.first; block < blocks_.last; ++block)
-        sum_biases<Cell>(args_.weights, stream_.shape.hidden, block, bias_of(block));
-      for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
-    }
+    if (!manner_.packed) pack();
+    for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
     if (cell_) {
       for (Index b = 0; b < stream_.batch(); ++b) copy_initial(1, b, cell_ + b * tape_.units);
     }
@@ -351,10 +368,9 @@ class ForwardStream {
   Stream stream_;
   Tape<Cell, T> tape_;
   Range blocks_, outputs_;  // of hidden units, and of units after a projection
+  Manner manner_;
   Index group_;
   bool direct_;  // weights are read as they lie
-  bool in_chunks_;
-  Panels panels_;
 
   T *zeros_ = nullptr, *cell_ = nullptr, *unprojected_ = nullptr;  // shared by the members
   T *input_panels_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *bias_ = nullptr;
@@ -389,20 +405,15 @@ RNNFUSED_HD void for_streams(const Plan& plan, const Stack<T>& stack, int group,
   for_streams(plan, stack.layers, stack.directions(), stack.shape().batch, group, body);
 }
 
-// Scratch is one slab per group, or per stream where panels stay there; each is large enough for any stream.
-template <class T>
-Index forward_slabs(const Stack<T>& stack, const Plan& plan) {
-  return stack.panels == Panels::dropped ? plan.groups : stack.layers * stack.directions() * plan.shards;
-}
-
+// Scratch is one slab per group, large enough for any of its streams.
 template <class Cell, class T>
 Index forward_slab(const Stack<T>& stack, const Plan& plan) {
   Index most = 0;
   for (int group = 0; group < plan.groups; ++group) {
     for_streams(plan, stack, group, [&](const StreamPlace& at) {
-      Arena arena(nullptr);
-      ForwardStream<Cell, T>(stack.layer[at.layer].forward[at.direction], at.rows, 0, plan.members,
-                             plan.wave > 1, stack.panels, arena);
+      Arena arena(nullptr), elsewhere(nullptr);
+      ForwardStream<Cell, T>(stack.layer[at.layer].forward[at.direction], at.rows, 0, manner_of(stack, plan),
+                             stack.packed ? elsewhere : arena, arena);
       most = arena.used() > most ? arena.used() : most;
     });
   }
@@ -411,7 +422,49 @@ Index forward_slab(const Stack<T>& stack, const Plan& plan) {
 
 template <class Cell, class T>
 Index forward_scratch(const Stack<T>& stack, const Plan& plan) {
-  return forward_slab<Cell>(stack, plan) * forward_slabs(stack, plan);
+  return forward_slab<Cell>(stack, plan) * plan.groups;
+}
+
+// Packed weights are one slab per layer and direction, whose shards share it; each is large enough for any.
+template <class Cell, class T>
+Index packed_slab(const Stack<T>& stack, const Plan& plan) {
+  Manner manner = manner_of(stack, plan);
+  manner.packed = true;
+  Index most = 0;
+  for (int l = 0; l < stack.layers; ++l) {
+    Arena packed(nullptr), elsewhere(nullptr);
+    const ForwardArgs<T>& args = stack.layer[l].forward[0];
+    ForwardStream<Cell, T>(args, {0, args.shape.batch}, 0, manner, packed, elsewhere);
+    most = packed.used() > most ? packed.used() : most;
+  }
+  return most;
+}
+
+template <class Cell, class T>
+Index packed_bytes(const Stack<T>& stack, const Plan& plan) {
+  return packed_slab<Cell>(stack, plan) * stack.layers * stack.directions();
+}
+
+// Where the packed weights of a layer and direction are.
+template <class Cell, class T>
+Arena packed_at(const Stack<T>& stack, const Plan& plan, int layer, int direction) {
+  if (!stack.packed) return Arena(nullptr);
+  const Index slab = packed_slab<Cell>(stack, plan) * (layer * stack.directions() + direction);
+  return Arena(static_cast<char*>(stack.packed) + slab);
+}
+
+// Packs the weights of a stack for any shape whose plan has as many members, and few rows where this one has.
+template <class Cell, class T>
+void pack(const Stack<T>& stack, const Team& team, int thread) {
+  const int members = team.plan.members, parts = stack.layers * stack.directions() * members;
+  for (int part = thread; part < parts; part += team.plan.threads()) {
+    const int direction = part / members % stack.directions(), layer = part / members / stack.directions();
+    const ForwardArgs<T>& args = stack.layer[layer].forward[direction];
+    Arena packed = packed_at<Cell>(stack, team.plan, layer, direction), elsewhere(nullptr);
+    ForwardStream<Cell, T>(args, {0, args.shape.batch}, part % members, manner_of(stack, team.plan), packed,
+                           elsewhere)
+        .pack();
+  }
 }
 
 template <class Cell, class T>
@@ -419,12 +472,11 @@ void forward(const Stack<T>& stack, const Team& team, int thread) {
   const Plan& plan = team.plan;
   const int group = thread / plan.members, member = thread % plan.members;
   const int directions = stack.directions(), of_layer = directions * plan.shards;
-  const Index slab = forward_slab<Cell>(stack, plan);
+  char* own = static_cast<char*>(team.scratch) + forward_slab<Cell>(stack, plan) * group;
   for_streams(plan, stack, group, [&](const StreamPlace& at) {
-    const int own = stack.panels == Panels::dropped ? group : at.number;
-    Arena arena(static_cast<char*>(team.scratch) + slab * own);
-    ForwardStream<Cell, T> stream(stack.layer[at.layer].forward[at.direction], at.rows, member, plan.members,
-                                  plan.wave > 1, stack.panels, arena);
+    Arena arena(own), packed = packed_at<Cell>(stack, plan, at.layer, at.direction);
+    ForwardStream<Cell, T> stream(stack.layer[at.layer].forward[at.direction], at.rows, member,
+                                  manner_of(stack, plan), stack.packed ? packed : arena, arena);
     // Both directions of a shard are its input, and of a reversed one the first steps come last.
     const Progress* below = at.layer > 0 ? team.progress + (at.number - at.direction - of_layer) : nullptr;
     const Index steps = stack.shape().steps;

@@ -23,16 +23,12 @@ struct Layer {
   ForwardArgs<T> forward[kMaxDirections];
 };
 
-// What becomes of packed weights: they are dropped with the call that packed them, left in its scratch for
-// the next call of that shape and plan, or found there.
-enum class Panels { dropped, left, found };
-
 // Layers over one another, of the same directions: each reads what the one before it wrote.
 template <class T>
 struct Stack {
   int layers;
   const Layer<T>* layer;
-  Panels panels = Panels::dropped;
+  void* packed = nullptr;  // weights that `pack` has packed for such a stack, if any
 
   RNNFUSED_HD int directions() const { return layer[0].directions; }
   RNNFUSED_HD const SequenceShape& shape() const { return layer[0].forward[0].shape; }
@@ -81,6 +77,8 @@ void run_team(TeamKernel<Args> kernel, const Args& args, const Plan& plan, int s
 template <class T>
 struct CellKernels {
   Index (*tape_scalars)(const SequenceShape& shape, bool recompute);
+  Index (*packed_bytes)(const Stack<T>& stack, const Plan& plan);
+  TeamKernel<Stack<T>> pack;
   Index (*forward_scratch)(const Stack<T>& stack, const Plan& plan);
   TeamKernel<Stack<T>> forward;
   Index (*backward_scratch)(const LayerGradient<T>& layer, const Plan& plan);

@@ -34,6 +34,11 @@ struct PlanInput {
 // Chunks into which a sequence is cut where layers follow each other: each layer more costs the time of one.
 constexpr Index kWaveChunks = 16;
 
+// Whether no stream has more than two rows: it then takes a wide tile to hide the latency of fma.
+RNNFUSED_HD bool few_rows(const Plan& plan, Index batch) {
+  return (batch + plan.shards - 1) / plan.shards <= 2;
+}
+
 // Whether a sequence is too short for packed weights to pay: packing costs about as much as this many rows.
 RNNFUSED_HD bool runs_unpacked(Index steps, Index batch) { return steps * batch <= 8; }
 

@@ -2,7 +2,7 @@
 
 #include "torch/memory.h"
 #include "torch/ops.h"
-#include "torch/stepper.h"
+#include "torch/packed.h"
 
 PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;
@@ -16,6 +16,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("c0"), py::arg("params"), py::arg("batch_sizes"), py::arg("has_biases"), py::arg("layers"),
         py::arg("bidirectional"), py::arg("batch_first"));
   m.def("check_input", &rnnfused::check_input, py::arg("x"));
+  py::class_<rnnfused::Frozen>(m, "Frozen")
+      .def(py::init<std::string, std::vector<at::Tensor>, bool, int64_t, bool>(), py::arg("cell"),
+           py::arg("params"), py::arg("has_biases"), py::arg("layers"), py::arg("bidirectional"))
+      .def("forward", &rnnfused::Frozen::forward, release(), py::arg("x"), py::arg("h0"), py::arg("c0"),
+           py::arg("batch_sizes"), py::arg("batch_first"));
   py::class_<rnnfused::Stepper>(m, "Stepper")
       .def(py::init<const std::string&, const std::vector<at::Tensor>&, const at::Tensor&,
                     const std::optional<at::Tensor>&, bool>(),

@@ -73,13 +73,16 @@ Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompu
 template Layer<float> forward_layer(const Inputs&, const ForwardTensors&, bool);
 template Layer<double> forward_layer(const Inputs&, const ForwardTensors&, bool);
 
-void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute) {
+void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute,
+                    cpu::PackedStack* packed) {
   for_dtype(layers[0].x, [&](auto type) {
     using T = decltype(type);
     c10::SmallVector<Layer<T>, 1> stack;
     for (size_t i = 0; i < layers.size(); ++i)
       stack.push_back(forward_layer<T>(layers[i], out[i], recompute));
-    cpu::forward(layers[0].cell, Stack<T>{int(stack.size()), stack.data()}, threads_allowed());
+    const Stack<T> call{int(stack.size()), stack.data()};
+    const CellId cell = layers[0].cell;
+    packed ? packed->forward(cell, call, threads_allowed()) : cpu::forward(cell, call, threads_allowed());
   });
 }
 

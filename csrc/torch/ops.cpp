@@ -31,10 +31,10 @@ ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const 
   return {out.y, out.hn, if_defined(out.cn), if_defined(out.tape)};
 }
 
-StackResult stack_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
-                          const std::optional<at::Tensor>& c0, const std::vector<at::Tensor>& params,
-                          const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
-                          bool bidirectional, bool batch_first) {
+StackResult run_stack(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
+                      const std::optional<at::Tensor>& c0, c10::ArrayRef<at::Tensor> params,
+                      const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
+                      bool bidirectional, bool batch_first, cpu::PackedStack* packed) {
   const StackParams of(params, h0, c0, has_biases, layers, bidirectional ? 2 : 1);
   const bool transposed = batch_first && !batch_sizes;
   at::Tensor y = transposed ? x.transpose(0, 1) : x;
@@ -45,10 +45,11 @@ StackResult stack_forward(const std::string& cell, const at::Tensor& x, const at
     stack.emplace_back(cell, y, of.state(h0, l), c0 ? std::optional(of.state(*c0, l)) : std::nullopt,
                        of.slots(l), batch_sizes);
     const Inputs& in = stack.back();
+    TORCH_CHECK(!(packed && in.on_gpu), "input: expected a tensor on the CPU, got ", x.device());
     out.push_back(in.on_gpu ? forward_on_gpu(in, false, false) : outputs_on_cpu(in, false, false));
     y = out.back().y;
   }
-  if (!stack[0].on_gpu) forward_on_cpu(stack, out, false);
+  if (!stack[0].on_gpu) forward_on_cpu(stack, out, false, packed);
 
   const auto finals = [&](at::Tensor ForwardTensors::* state) {
     if (layers == 1) return out[0].*state;
@@ -58,6 +59,14 @@ StackResult stack_forward(const std::string& cell, const at::Tensor& x, const at
   };
   return {transposed ? y.transpose(0, 1) : y, finals(&ForwardTensors::hn),
           c0 ? std::optional(finals(&ForwardTensors::cn)) : std::nullopt};
+}
+
+StackResult stack_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
+                          const std::optional<at::Tensor>& c0, const std::vector<at::Tensor>& params,
+                          const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
+                          bool bidirectional, bool batch_first) {
+  return run_stack(cell, x, h0, c0, params, batch_sizes, has_biases, layers, bidirectional, batch_first,
+                   nullptr);
 }
 
 OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,

@@ -253,20 +253,23 @@ class Run {
     }
   }
 
-  // The same, with scratch of the caller's in which packed weights are left or found.
-  static void run_packed(const std::vector<Run*>& runs, Panels panels,
-                         std::unique_ptr<Poisoned<unsigned char>>& scratch) {
+  // The same, with weights that were packed into memory of the caller's, or are now.
+  static void run_packed(const std::vector<Run*>& runs, std::unique_ptr<Poisoned<unsigned char>>& packed) {
     const Run& first = *runs[0];
     const std::vector<Layer<T>> layers = layers_of(runs, false);
-    const Stack<T> stack{int(layers.size()), layers.data(), panels};
-    if (panels == Panels::left) {
-      const Index bytes = first.kernels_.forward_scratch(stack, first.plan_);
-      scratch = std::make_unique<Poisoned<unsigned char>>(1, bytes > 0 ? bytes : 1);
+    Stack<T> stack{int(layers.size()), layers.data()};
+    if (!packed) {
+      const Index bytes = first.kernels_.packed_bytes(stack, first.plan_);
+      packed = std::make_unique<Poisoned<unsigned char>>(1, bytes > 0 ? bytes : 1);
+      stack.packed = packed->data();
+      run_team(first.kernels_.pack, stack, first.plan_, 0, nullptr);
     }
+    stack.packed = packed->data();
     const int streams = stack.layers * stack.directions() * first.plan_.shards;
-    run_team(first.kernels_.forward, stack, first.plan_, streams, scratch->data());
+    const Index scratch = first.kernels_.forward_scratch(stack, first.plan_);
+    const bool intact = run_kernel(first.kernels_.forward, stack, first.plan_, streams, scratch);
     for (Run* run : runs) {
-      run->intact_ &= scratch->intact();
+      run->intact_ &= intact && packed->intact();
       run->keep_outputs();
     }
   }

@@ -1,4 +1,4 @@
-"""Recurrent layers run one step a call."""
+"""Recurrent layers for inference, their weights packed once: `Frozen` for sequences, `Stepper` for steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,64 @@ from torch import Tensor
 from rnnfused._load import _C
 from rnnfused.modules import CELLS_OF_MODE, GRU, LSTM, RNN
 
-__all__ = ["Stepper"]
+__all__ = ["Frozen", "Stepper"]
+
+
+Module = RNN | LSTM | GRU
+
+
+def _checked(module: Module) -> Module:
+    if not isinstance(module, (RNN, LSTM, GRU)):
+        raise TypeError(f"module: expected an rnnfused.RNN, LSTM or GRU, got {type(module).__name__}")
+    return module
+
+
+def _detached(module: Module) -> list[Tensor]:
+    return [parameter.detach() for parameter in module._params()]
+
+
+class Frozen:
+    """A module for inference, called as the module itself: Frozen(module)(input, hx=None) gives the bits of
+    module(input, hx) in eval mode.
+
+    The module packs its weights anew in every call, as it must while they may change; a Frozen packs them
+    once, which shows where a call is short beside its weights. (They are packed again where another number of
+    threads or sequences asks for another layout.)
+
+    module: an rnnfused.RNN, LSTM or GRU, float32 or float64, on the CPU. Its weights are those that it has
+    when the Frozen is made: after a change, call `refresh`. Nothing is differentiated. Calls from several
+    threads are safe, and wait for each other. A sequence of at most 8 rows is summed in the order of longer
+    ones, where the module reads its weights as they lie: the same numbers to rounding. Raises TypeError for
+    another module; calls raise what the module's raise, and RuntimeError for another device and for tensors
+    that require a gradient.
+    """
+
+    def __init__(self, module: Module) -> None:
+        self._module = _checked(module)
+        self.refresh()
+
+    def __call__(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+        return self._module._forward(self._run, input, hx)
+
+    def __repr__(self) -> str:
+        return f"Frozen({self._module!r})"
+
+    def refresh(self) -> None:
+        """Takes the module's weights as they are now."""
+        module = self._module
+        self._native = _C.Frozen(
+            CELLS_OF_MODE[module.mode].name,
+            _detached(module),
+            module.bias,
+            module.num_layers,
+            module.bidirectional,
+        )
+
+    def _run(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> tuple[Tensor, Any]:
+        module = self._module
+        h0, *c0 = module._states(hx)
+        y, hn, cn = self._native.forward(input, h0, c0[0] if c0 else None, batch_sizes, module.batch_first)
+        return y, module._hx((hn,) if cn is None else (hn, cn))
 
 
 class Stepper:
@@ -31,10 +88,8 @@ class Stepper:
     module, ValueError for two directions or a batch size below 1, RuntimeError for another device or dtype.
     """
 
-    def __init__(self, module: RNN | LSTM | GRU, batch_size: int = 1) -> None:
-        if not isinstance(module, (RNN, LSTM, GRU)):
-            raise TypeError(f"module: expected an rnnfused.RNN, LSTM or GRU, got {type(module).__name__}")
-        if module.bidirectional:
+    def __init__(self, module: Module, batch_size: int = 1) -> None:
+        if _checked(module).bidirectional:
             raise ValueError("module: expected one direction, got bidirectional=True")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -85,5 +140,4 @@ class Stepper:
         """Takes the module's weights as they are now; the state stays."""
         module = self._module
         h, c = self._states[0], self._states[1] if len(self._states) > 1 else None
-        params = [parameter.detach() for parameter in module._params()]
-        self._step = _C.Stepper(CELLS_OF_MODE[module.mode].name, params, h, c, module.bias).step
+        self._step = _C.Stepper(CELLS_OF_MODE[module.mode].name, _detached(module), h, c, module.bias).step

@@ -1,12 +1,37 @@
-// Layers run one step a call, their weights packed once and their state carried: what rnnfused.Stepper calls.
+// Layers whose weights are packed once, for any number of calls: what rnnfused.Frozen and Stepper call.
 #pragma once
 
 #include <mutex>
 
 #include "cpu/dispatch.h"
 #include "torch/inputs.h"
+#include "torch/ops.h"
 
 namespace rnnfused {
+
+// Throws RuntimeError for an input through which a derivative is to be taken.
+void check_undifferentiated(const at::Tensor& t, const char* name);
+
+class Frozen {
+ public:
+  // As stack_forward.
+  Frozen(std::string cell, std::vector<at::Tensor> params, bool has_biases, int64_t layers,
+         bool bidirectional);
+
+  // As stack_forward; throws RuntimeError, too, for tensors on a GPU, and for those through which a
+  // derivative is to be taken. Calls of several threads wait for each other.
+  StackResult forward(const at::Tensor& x, const at::Tensor& h0, const std::optional<at::Tensor>& c0,
+                      const std::optional<at::Tensor>& batch_sizes, bool batch_first);
+
+ private:
+  std::mutex one_at_a_time_;
+  std::string cell_;
+  std::vector<at::Tensor> params_;
+  bool has_biases_;
+  int64_t layers_;
+  bool bidirectional_;
+  cpu::PackedStack packed_;
+};
 
 class Stepper {
  public:

@@ -1,4 +1,4 @@
-#include "torch/stepper.h"
+#include "torch/packed.h"
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -7,6 +7,31 @@
 #include "torch/backends.h"
 
 namespace rnnfused {
+
+void check_undifferentiated(const at::Tensor& t, const char* name) {
+  TORCH_CHECK(
+      !(t.requires_grad() && at::GradMode::is_enabled()) && !t._fw_grad(0).defined(), name,
+      ": expected a tensor that nothing differentiates, since packed layers have no derivative; got one "
+      "that does (call the module itself, or detach the tensor)");
+}
+
+Frozen::Frozen(std::string cell, std::vector<at::Tensor> params, bool has_biases, int64_t layers,
+               bool bidirectional)
+    : cell_(std::move(cell)),
+      params_(std::move(params)),
+      has_biases_(has_biases),
+      layers_(layers),
+      bidirectional_(bidirectional) {}
+
+StackResult Frozen::forward(const at::Tensor& x, const at::Tensor& h0, const std::optional<at::Tensor>& c0,
+                            const std::optional<at::Tensor>& batch_sizes, bool batch_first) {
+  check_undifferentiated(x, "input");
+  check_undifferentiated(h0, "h0");
+  if (c0) check_undifferentiated(*c0, "c0");
+  const std::lock_guard<std::mutex> lock(one_at_a_time_);
+  return run_stack(cell_, x, h0, c0, params_, batch_sizes, has_biases_, layers_, bidirectional_, batch_first,
+                   &packed_);
+}
 
 Stepper::Stepper(const std::string& cell, const std::vector<at::Tensor>& params, const at::Tensor& h,
                  const std::optional<at::Tensor>& c, bool has_biases)
@@ -27,10 +52,7 @@ Stepper::Stepper(const std::string& cell, const std::vector<at::Tensor>& params,
 at::Tensor Stepper::step(const at::Tensor& x) {
   const Inputs& first = layers_[0];
   check_tensor(x, "input", first.x, {first.shape.batch, first.shape.input});
-  TORCH_CHECK(
-      !(x.requires_grad() && at::GradMode::is_enabled()) && !x._fw_grad(0).defined(),
-      "input: expected a tensor that nothing differentiates, since a Stepper has no derivative; got one "
-      "that does (call the module itself, or detach the input)");
+  check_undifferentiated(x, "input");
   const at::Tensor in = dense(x);
   at::Tensor y = first.empty({first.shape.batch, first.shape.output});
   for_dtype(x, [&](auto type) { run<decltype(type)>(in, y); });

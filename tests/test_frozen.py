@@ -1,0 +1,115 @@
+"""Frozen modules: weights packed once, the module's bits."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import rnnfused
+
+INPUT, H = 7, 37
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("LSTM", {}),
+    ("LSTM", {"num_layers": 3, "batch_first": True, "dropout": 0.5}),
+    ("LSTM", {"num_layers": 2, "proj_size": 9, "bias": False, "bidirectional": True}),
+    ("GRU", {"num_layers": 2, "dtype": torch.float64, "bidirectional": True}),
+    ("GRU", {"bias": False}),
+    ("RNN", {"num_layers": 2, "nonlinearity": "relu"}),
+]
+
+
+def flat(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, PackedSequence):
+        return [result.data]
+    return [tensor for part in result for tensor in flat(part)]
+
+
+def assert_same(got: Any, want: Any) -> None:
+    for one, other in zip(flat(got), flat(want), strict=True):
+        assert one.stride() == other.stride()
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind, options", KINDS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_modules_bits_for_any_form_of_input(kind: str, options: dict[str, Any], threads: int) -> None:
+    module = getattr(rnnfused, kind)(INPUT, H, **options).eval()
+    frozen, before = rnnfused.Frozen(module), torch.get_num_threads()
+    dtype = options.get("dtype", torch.float32)
+    torch.set_num_threads(threads)
+    try:
+        # Few rows and many in turn, so that packed weights are found and are packed again.
+        for steps, batch in ((40, 1), (9, 20), (33, 3), (17, 2), (12, 1)):
+            x = torch.randn(steps, batch, INPUT, dtype=dtype)
+            if module.batch_first:
+                x = x.transpose(0, 1)
+            ragged = pack_sequence([torch.randn(n, INPUT, dtype=dtype) for n in (11, 40, 23)], False)
+            with torch.no_grad():
+                _, hx = module(x)
+                for arguments in ((x,), (x, hx), (x.select(0 if module.batch_first else 1, 0),), (ragged,)):
+                    assert_same(frozen(*arguments), module(*arguments))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_few_rows_are_summed_in_the_order_of_many() -> None:
+    module = rnnfused.LSTM(INPUT, H)
+    x = torch.randn(20, 1, INPUT)
+    with torch.no_grad():
+        whole, _ = module(x)
+        first, hx = rnnfused.Frozen(module)(x[:5])
+        second, _ = rnnfused.Frozen(module)(x[5:8], hx)
+    assert torch.equal(torch.cat((first, second)), whole[:8])
+
+
+def test_changed_weights_are_taken_when_asked_for() -> None:
+    module = rnnfused.GRU(INPUT, H)
+    frozen, x = rnnfused.Frozen(module), torch.randn(12, 4, INPUT)
+    old = module(x)
+    assert_same(frozen(x), old)
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(1.5)
+    assert_same(frozen(x), old)
+    module.weight_ih_l0 = torch.nn.Parameter(module.weight_ih_l0 * 0.5)
+    frozen.refresh()
+    assert_same(frozen(x), module(x))
+
+
+def test_refused() -> None:
+    with pytest.raises(TypeError, match=r"module: expected an rnnfused.RNN, LSTM or GRU, got GRU"):
+        rnnfused.Frozen(torch.nn.GRU(2, 3))  # type: ignore[arg-type]
+    module = rnnfused.LSTM(INPUT, H)
+    frozen, x = rnnfused.Frozen(module), torch.randn(3, 2, INPUT)
+    with pytest.raises(RuntimeError, match=r"input: .* packed layers have no derivative"):
+        frozen(x.clone().requires_grad_())
+    with pytest.raises(RuntimeError, match=r"c0: .* packed layers have no derivative"):
+        frozen(x, (torch.zeros(1, 2, H), torch.zeros(1, 2, H, requires_grad=True)))
+    for wrong in (torch.randn(3, 2, INPUT + 1), torch.randn(2, 3, 4, 5), torch.zeros(0, 2, INPUT)):
+        with pytest.raises((RuntimeError, ValueError)) as want:
+            module(wrong)
+        with pytest.raises(type(want.value)) as got:
+            frozen(wrong)
+        assert str(got.value) == str(want.value)
+    with pytest.raises(RuntimeError, match="expected a tensor on the CPU"):
+        rnnfused.Frozen(rnnfused.GRU(INPUT, H, device="meta"))(x.to("meta"))
+    assert repr(frozen) == "Frozen(LSTM(7, 37))"
+
+
+def test_many_callers() -> None:
+    module = rnnfused.GRU(INPUT, H)
+    frozen = rnnfused.Frozen(module)
+    inputs = [torch.randn(5 + n, 1 + n % 4, INPUT) for n in range(24)]
+    with torch.no_grad():
+        want = [module(x) for x in inputs]
+    with ThreadPoolExecutor(6) as callers:
+        found = list(callers.map(frozen, inputs))
+    for got, wanted, x in zip(found, want, inputs, strict=True):
+        if x.shape[0] * x.shape[1] > 8:
+            assert_same(got, wanted)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from results import assert_same_bits
+from torch.nn.utils.rnn import pack_sequence
 
 import rnnfused
 
@@ -21,20 +21,6 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("GRU", {"bias": False}),
     ("RNN", {"num_layers": 2, "nonlinearity": "relu"}),
 ]
-
-
-def flat(result: Any) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, PackedSequence):
-        return [result.data]
-    return [tensor for part in result for tensor in flat(part)]
-
-
-def assert_same(got: Any, want: Any) -> None:
-    for one, other in zip(flat(got), flat(want), strict=True):
-        assert one.stride() == other.stride()
-        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("kind, options", KINDS)
@@ -54,7 +40,7 @@ def test_the_modules_bits_for_any_form_of_input(kind: str, options: dict[str, An
             with torch.no_grad():
                 _, hx = module(x)
                 for arguments in ((x,), (x, hx), (x.select(0 if module.batch_first else 1, 0),), (ragged,)):
-                    assert_same(frozen(*arguments), module(*arguments))
+                    assert_same_bits(frozen(*arguments), module(*arguments))
     finally:
         torch.set_num_threads(before)
 
@@ -73,13 +59,13 @@ def test_changed_weights_are_taken_when_asked_for() -> None:
     module = rnnfused.GRU(INPUT, H)
     frozen, x = rnnfused.Frozen(module), torch.randn(12, 4, INPUT)
     old = module(x)
-    assert_same(frozen(x), old)
+    assert_same_bits(frozen(x), old)
     with torch.no_grad():
         module.weight_hh_l0.mul_(1.5)
-    assert_same(frozen(x), old)
+    assert_same_bits(frozen(x), old)
     module.weight_ih_l0 = torch.nn.Parameter(module.weight_ih_l0 * 0.5)
     frozen.refresh()
-    assert_same(frozen(x), module(x))
+    assert_same_bits(frozen(x), module(x))
 
 
 def test_refused() -> None:
@@ -112,4 +98,4 @@ def test_many_callers() -> None:
         found = list(callers.map(frozen, inputs))
     for got, wanted, x in zip(found, want, inputs, strict=True):
         if x.shape[0] * x.shape[1] > 8:
-            assert_same(got, wanted)
+            assert_same_bits(got, wanted)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from results import tensors
 from tolerances import FLOAT64
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfused
 
@@ -25,14 +26,6 @@ def pair(kind: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     ours = getattr(rnnfused, kind)(*args, **kwargs)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
-
-
-def tensors(result: Any) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, PackedSequence):
-        return [result.data]
-    return [t for part in result for t in tensors(part)]
 
 
 def outcome(

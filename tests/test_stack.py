@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from typing import Any
 
 import pytest
 import torch
+from results import assert_same_bits, tensors
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import pack_sequence
 
 import rnnfused
 from rnnfused import functional
@@ -25,14 +25,6 @@ STACKS = [
     ("RNN", 4, False, {"batch_first": True}),
     ("RNN", 2, True, {"nonlinearity": "relu", "batch_first": True}),
 ]
-
-
-def flat(result: Any) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, PackedSequence):
-        return [result.data]
-    return list(itertools.chain.from_iterable(map(flat, result)))
 
 
 @pytest.mark.parametrize("kind, layers, bidirectional, options", STACKS)
@@ -53,13 +45,11 @@ def test_the_bits_of_one_call_a_layer(
     widths = (module.proj_size or 20, 20) if kind == "LSTM" else (20,)
     states = tuple(torch.randn(rows, batch, width, dtype=dtype) for width in widths)
     hx = (states if kind == "LSTM" else states[0]) if given else None
-    want = flat(module(x, hx))
-    assert want[0].requires_grad
+    want = module(x, hx)
+    assert tensors(want)[0].requires_grad
     with torch.no_grad():
-        got = flat(module(x, hx))
-    for one, other in zip(got, want, strict=True):
-        assert one.stride() == other.stride()
-        assert torch.equal(one, other)
+        got = module(x, hx)
+    assert_same_bits(got, want)
 
 
 def test_layers_under_way_at_once() -> None:
@@ -68,15 +58,14 @@ def test_layers_under_way_at_once() -> None:
     try:
         with torch.no_grad():
             torch.set_num_threads(1)
-            want = flat(module(x))
+            want = module(x)
             torch.set_num_threads(2)
-            got = flat(module(x))
+            got = module(x)
             if len(_usable_processors()) > 1:
                 assert _C.describe_plan("lstm", 200, 1, 64, 64, 64, 2, 1, False)[0] == "wavefront"
     finally:
         torch.set_num_threads(threads)
-    for one, other in zip(got, want, strict=True):
-        assert torch.equal(one, other)
+    assert_same_bits(got, want)
 
 
 def _usable_processors() -> set[int]:
@@ -87,12 +76,11 @@ def test_dropout_in_training_without_gradients() -> None:
     module = rnnfused.GRU(5, 6, 2, dropout=0.5)
     x = torch.randn(4, 2, 5)
     torch.manual_seed(1)
-    want = flat(module(x))
+    want = module(x)
     torch.manual_seed(1)
     with torch.no_grad():
-        got = flat(module(x))
-    for one, other in zip(got, want, strict=True):
-        assert torch.equal(one, other)
+        got = module(x)
+    assert_same_bits(got, want)
     with torch.no_grad():
         assert not torch.equal(module(x)[0], got[0])  # another draw
         module.eval()

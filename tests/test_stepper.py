@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from results import assert_same_bits, tensors
 
 import rnnfused
 
@@ -18,15 +18,6 @@ T, INPUT, H = 12, 7, 37
 def layer(kind: str, **options: Any) -> Any:
     torch.manual_seed(0)
     return getattr(rnnfused, kind)(INPUT, H, **options)
-
-
-def flat(hx: Any) -> list[Tensor]:
-    return list(hx) if isinstance(hx, tuple) else [hx]
-
-
-def assert_same(got: Any, want: Any) -> None:
-    for one, other in zip(flat(got), flat(want), strict=True):
-        assert torch.equal(one, other)
 
 
 KINDS: list[tuple[str, dict[str, Any]]] = [
@@ -56,7 +47,7 @@ def test_the_bits_of_the_whole_sequence(kind: str, options: dict[str, Any], batc
     finally:
         torch.set_num_threads(before)
     assert torch.equal(got, want.transpose(0, 1) if module.batch_first else want)
-    assert_same(stepper.state, final)
+    assert_same_bits(stepper.state, final)
 
 
 def test_a_large_layer_on_two_threads_and_on_one() -> None:
@@ -83,12 +74,12 @@ def test_the_state_can_be_had_and_set() -> None:
     kept = stepper.state
     outputs = [stepper(row) for row in x[5:]]
     assert torch.equal(torch.stack(outputs), want[5:])
-    assert_same(stepper.state, final)
-    assert_same(kept, half)  # a copy
+    assert_same_bits(stepper.state, final)
+    assert_same_bits(kept, half)  # a copy
     stepper.reset()
     assert torch.equal(stepper(x[0]), want[0])
     stepper.state = tuple(s.requires_grad_() for s in half)
-    assert not any(s.requires_grad for s in flat(stepper.state))
+    assert not any(s.requires_grad for s in tensors(stepper.state))
 
 
 def test_changed_weights_are_taken_when_asked_for() -> None:
@@ -149,7 +140,7 @@ def test_an_empty_batch_is_refused_and_so_is_what_does_not_fit() -> None:
         stepper.state = before[:1]
     with pytest.raises(ValueError, match=r"state: expected size \[1, 2, 37\], got \[1, 3, 37\]"):
         stepper.state = (torch.zeros(1, 3, H), before[1])
-    assert_same(stepper.state, before)
+    assert_same_bits(stepper.state, before)
     with torch.no_grad():
         stepper(torch.zeros(2, INPUT, requires_grad=True))
 
@@ -162,7 +153,7 @@ def test_many_callers_take_turns() -> None:
     with ThreadPoolExecutor(6) as callers:
         found = list(callers.map(stepper, x))
     # In some order, every step was taken once.
-    assert_same(stepper.state, final)
+    assert_same_bits(stepper.state, final)
     assert {row.sum().item() for row in found} == {row.sum().item() for row in want}
 
 

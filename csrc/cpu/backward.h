@@ -449,4 +449,11 @@ void backward(const LayerGradient<T>& layer, const Team& team, int thread) {
   BackwardCall<Cell, T>(layer, team, thread).run();
 }
 
+// What the drivers offer for a cell.
+template <class Cell, class T>
+constexpr CellKernels<T> kernels_of() {
+  return {&Tape<Cell, T>::scalars, &packed_bytes<Cell, T>,     &pack<Cell, T>,    &forward_scratch<Cell, T>,
+          &forward<Cell, T>,       &backward_scratch<Cell, T>, &backward<Cell, T>};
+}
+
 }  // namespace rnnfused::RNNFUSED_ISA

@@ -19,10 +19,7 @@ RNNFUSED_CELLS(RNNFUSED_CHECK)
 
 template <class T>
 constexpr TypeKernels<T> type_kernels() {
-#define RNNFUSED_KERNELS(name, Cell)                                                            \
-  CellKernels<T>{&Tape<Cell, T>::scalars,   &packed_bytes<Cell, T>, &pack<Cell, T>,             \
-                 &forward_scratch<Cell, T>, &forward<Cell, T>,      &backward_scratch<Cell, T>, \
-                 &backward<Cell, T>},
+#define RNNFUSED_KERNELS(name, Cell) kernels_of<Cell, T>(),
   return {kLanes<T>, {RNNFUSED_CELLS(RNNFUSED_KERNELS)}};
 #undef RNNFUSED_KERNELS
 }

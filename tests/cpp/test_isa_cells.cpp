@@ -188,9 +188,7 @@ UnitGradient plain_backward(const Unit& u, const double (&dnext)[kMaxStates]) {
 template <class T, bool reads_h>
 void check_probe(const test::Sizes& sizes, const test::Variant& variant, const Plan& plan) {
   using Cell = Probe<reads_h>;
-  constexpr CellKernels<T> kernels = {&Tape<Cell, T>::scalars, &forward_scratch<Cell, T>,
-                                      &rnnfused::RNNFUSED_ISA::forward<Cell, T>, &backward_scratch<Cell, T>,
-                                      &rnnfused::RNNFUSED_ISA::backward<Cell, T>};
+  constexpr CellKernels<T> kernels = kernels_of<Cell, T>();
   CAPTURE(test::text(sizes, variant, plan));
   const Problem<T> problem(sizes, variant, Cell::gates, Cell::states, true, 5);
   const PlainRun<T> expected(PlainCell{Cell::gates, Cell::states, plain_forward, plain_backward<reads_h>},

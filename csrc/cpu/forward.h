@@ -31,6 +31,7 @@ class ForwardStream {
   static constexpr Index L = kLanes<T>;
   static constexpr Index A = Cell::accumulators, G = Cell::gates;
   static constexpr bool has_cell_state = Cell::states > 1;
+  static constexpr int kOutputGroup = 4;  // blocks of projected units per tile
 
  public:
   // Packed weights are taken from `packed`, everything else from `arena`; the two may be one.
@@ -124,9 +125,23 @@ class ForwardStream {
       if (shape.projected()) projection_panels_ = packed.take<T>(outputs.size() * L * shape.hidden);
     }
     bias_ = packed.take<T>(blocks.size() * A * L);
-    partial_ = arena.take<T>((chunk > batch ? chunk : batch) * kMaxWidth * L);
+    partial_ = arena.take<T>(partial_size(chunk > batch ? chunk : batch));
     chunk_row_ = arena.take<Index>(chunk);
     if (!tapes_gates()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
+  }
+
+  // For the largest product of all.
+  Index partial_size(Index rows) const {
+    const SequenceShape& shape = stream_.shape;
+    Index most = 0;
+    const auto product_of = [&](Index size, int width) {
+      const Index scalars = partial_scalars<T>(rows, Runs{1, size, 0}, width);
+      most = scalars > most ? scalars : most;
+    };
+    product_of(shape.input, int(kNarrowGroup<Cell> * G));
+    product_of(shape.output, int(group_ * G));
+    if (shape.projected()) product_of(shape.hidden, kOutputGroup);
+    return most;
   }
 
   template <class Body>
@@ -160,7 +175,7 @@ class ForwardStream {
                        recurrent_panels_ + at * shape.output);
     });
     if (!shape.projected()) return;
-    for_groups(outputs_, 4, false, [&](Index block, Index n) {
+    for_groups(outputs_, kOutputGroup, false, [&](Index block, Index n) {
       T* panel = projection_panels_ + (block - outputs_.first) * L * H;
       for (Index b = 0; b < n; ++b) {
         const Index lanes = lanes_in<T>(block + b, shape.output);
@@ -325,7 +340,7 @@ class ForwardStream {
   // Sak et al. (2014): h = W_hr (o tanh(c)).
   void project_outputs(Index s) {
     const SequenceShape& shape = stream_.shape;
-    for_groups(outputs_, 4, false, [&](Index first, Index n) {
+    for_groups(outputs_, kOutputGroup, false, [&](Index first, Index n) {
       static constexpr int only[] = {0};
       multiply<1>(
           stream_.active(s), args_.weights.projection, shape.hidden, shape.output, only, first, n,

@@ -122,6 +122,23 @@ constexpr Index tile_scalars() {
 // them.
 constexpr Index kPanelBytes = 256 * 1024;
 
+// Runs (or terms of a single run) of a k range whose packed rows are multiplied at once: whole chains, so
+// that the cut does not show in the bits.
+template <class T>
+RNNFUSED_HD Index piece_of(const Runs& k, int width) {
+  const Index cut = kPanelBytes / Index(width * kLanes<T> * sizeof(T));
+  // Runs are cut between each other, a single run anywhere.
+  const Index unit = k.runs == 1 ? 1 : k.length;
+  const Index chain = k.runs == 1 ? kChain : chain_runs(k);
+  return (cut / unit / chain > 0 ? cut / unit / chain : 1) * chain;
+}
+
+// What `product` needs for the partial sums of n rows: nothing where the k range is one piece.
+template <class T>
+RNNFUSED_HD Index partial_scalars(Index n, const Runs& k, int width) {
+  return piece_of<T>(k, width) >= (k.runs == 1 ? k.length : k.runs) ? 0 : n * width * kLanes<T>;
+}
+
 // For every row in [0, n): add the product of the row's k range with the panel to accumulators that lie
 // somewhere, and hand them to sink(row, acc). `a(row)` is where the row's k range starts. place(row, r,
 // first, last) says where the accumulators lie for a piece of the k range; r counts the rows of a tile, and
@@ -131,13 +148,9 @@ RNNFUSED_HD void product_at(Index n, Runs k, int width, const T* panel, RowOf a,
   const Index row_scalars = width * kLanes<T>;
   const Index most = max_rows(width);
   const Index tiles = (n + most - 1) / most;
-  const Index cut = kPanelBytes / Index(row_scalars * sizeof(T));
-  // Runs are cut between each other, a single run anywhere.
   const Index unit = k.runs == 1 ? 1 : k.length;
   const Index total = k.runs == 1 ? k.length : k.runs;
-  // Whole chains, so that the cut does not show in the bits.
-  const Index chain = k.runs == 1 ? kChain : chain_runs(k);
-  const Index piece = (cut / unit / chain > 0 ? cut / unit / chain : 1) * chain;
+  const Index piece = piece_of<T>(k, width);
 
   for (Index from = 0; from == 0 || from < total; from += piece) {
     const bool first = from == 0, last = from + piece >= total;
@@ -161,7 +174,7 @@ RNNFUSED_HD void product_at(Index n, Runs k, int width, const T* panel, RowOf a,
 }
 
 // The same with accumulators that nobody keeps: init(row, acc) starts them, and they are gone after sink.
-// `partial` holds n x width vectors.
+// `partial` holds partial_scalars.
 template <class T, class RowOf, class Init, class Sink>
 RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial, RowOf a, Init init,
                          Sink sink) {

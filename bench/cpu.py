@@ -67,6 +67,7 @@ def main() -> int:
         except RuntimeError as error:
             print(f"bench: {error}", file=sys.stderr)
             return 1
+    limits = limits.best(measure(options.threads))
     print(report.markdown(rows, limits), "\n")
     print(report.summary(rows, limits))
     settings = {"rounds": options.rounds, "seconds": options.seconds, "threads": options.threads}

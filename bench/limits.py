@@ -47,6 +47,16 @@ class Limits:
         after = (2 * case.projection_flops() + case.recurrent_flops()) / self.sgemm
         return forward + max(recurrent, reading) + after
 
+    def best(self, other: Limits) -> Limits:
+        """The better of two measurements of a machine: a disturbance makes a limit look low, never high."""
+        return Limits(
+            threads=self.threads,
+            sgemm=max(self.sgemm, other.sgemm),
+            l2=max(self.l2, other.l2),
+            l3=max(self.l3, other.l3),
+            barrier=min(self.barrier, other.barrier),
+        )
+
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 

@@ -15,8 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.cases import Case, cases
-from bench.cpu import add_selection
+from bench.cpu import add_selection, selected
 from bench.harness import ROOT, Row, Worker, measure_case
 from bench.report import geometric_mean, per_step
 
@@ -27,7 +26,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
     parser.add_argument("base", help="a commit, or a folder that holds a built rnnfused")
     parser.add_argument("changed", nargs="?", default=str(ROOT), help="likewise (default: the working tree)")
-    parser.add_argument("--match", nargs="+", default=[""], help="rows whose name contains one of these")
     add_selection(parser)
     return parser.parse_args(arguments)
 
@@ -59,11 +57,6 @@ def line(row: Row) -> str:
         low, high = (per_step(row.case, seconds) for seconds in row.quartiles[name])
         cells.append(f"{per_step(row.case, row.medians[name])} ({low} to {high})")
     return "| " + " | ".join([*cells, f"{base / changed:.3f}"]) + " |"
-
-
-def selected(options: argparse.Namespace) -> list[Case]:
-    rows = cases(tuple(options.modes), tuple(options.cells), options.quick)
-    return [case for case in rows if any(part in case.name for part in options.match)]
 
 
 def main() -> int:

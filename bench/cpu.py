@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from bench import report
-from bench.cases import CELLS, MODES, cases
+from bench.cases import CELLS, MODES, Case, cases
 from bench.harness import Worker, measure_case, measure_peak
 from bench.limits import measure
 from bench.peers import PEERS, available
@@ -23,10 +23,16 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     """The options that say what is measured, and how thoroughly."""
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--cells", nargs="+", default=tuple(CELLS), choices=tuple(CELLS))
+    parser.add_argument("--match", nargs="+", default=[""], help="rows whose name contains one of these")
     parser.add_argument("--quick", action="store_true", help="a few sizes of each mode")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds a row")
     parser.add_argument("--seconds", type=float, default=0.05, help="at least so long a peer and round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+
+
+def selected(options: argparse.Namespace) -> list[Case]:
+    rows = cases(tuple(options.modes), tuple(options.cells), options.quick)
+    return [case for case in rows if any(part in case.name for part in options.match)]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -59,7 +65,7 @@ def main() -> int:
         workers = [start(peer) for peer in options.peers]
         scales = [start(peer, tight_memory=True) for peer in ("torch", "rnnfused") if options.memory]
         try:
-            for case in cases(tuple(options.modes), tuple(options.cells), options.quick):
+            for case in selected(options):
                 rows.append(measure_case(case, workers, options.rounds, options.seconds))
                 if case.trains:
                     rows[-1].peaks = measure_peak(case, scales)

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.cases import Case, cases
-from bench.cpu import add_selection
+from bench.cases import Case
+from bench.cpu import add_selection, selected
 from bench.harness import Worker, measure_case
 
 # The first that matches a symbol's name counts.
@@ -61,20 +61,14 @@ def profile(case: Case, worker: Worker, seconds: float) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
-    parser.add_argument("--match", nargs="+", default=[""], help="rows whose name contains one of these")
     add_selection(parser)
     options = parser.parse_args()
     if shutil.which("perf") is None:
         print("bench: Linux perf is needed to take a profile", file=sys.stderr)
         return 1
-    chosen = [
-        case
-        for case in cases(tuple(options.modes), tuple(options.cells), options.quick)
-        if any(text in case.name for text in options.match)
-    ]
     names = [*(name for name, _ in KINDS), OTHER]
     print("| row | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
-    for case in chosen:
+    for case in selected(options):
         worker = Worker("rnnfused", options.threads)
         try:
             found = profile(case, worker, max(2.0, options.seconds))

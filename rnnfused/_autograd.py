@@ -1,4 +1,4 @@
-"""One layer for autograd: the only way from Python to the kernels.
+"""One layer for autograd: the only way from Python to the kernels, but for packed layers (_packed.py).
 
 What nothing differentiates goes straight to the native forward, all layers of a stack in one call (`plain`);
 what is differentiated goes layer by layer (`layer`) through one `torch.autograd.Function` that serves every

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 import rnnfused
 from bench.cases import Case, inputs
 from bench.peers import Prepared
-from bench.peers.torch_layers import measured, torch_layers
+from bench.peers.torch_layers import measured, streaming, torch_layers
 
 __all__ = ["prepare", "settle"]
 
@@ -24,23 +23,7 @@ def prepare(case: Case, threads: int) -> Prepared:
     settle(threads)
     layers = rnnfused.convert(torch_layers(case))
     if case.mode == "streaming" and hasattr(rnnfused, "Stepper"):  # an older version has none
-        return _steps(rnnfused.Stepper(layers, case.batch), case)
+        return streaming(rnnfused.Stepper(layers, case.batch), torch.from_numpy(inputs(case))[0])
     if case.mode == "inference" and hasattr(rnnfused, "Frozen"):
         return measured(rnnfused.Frozen(layers), case)
     return measured(layers, case)
-
-
-def _steps(stepper: rnnfused.Stepper, case: Case) -> Prepared:
-    x = torch.from_numpy(inputs(case))[0]
-    first: torch.Tensor | None = None
-
-    def run() -> None:
-        nonlocal first
-        y = stepper(x)
-        first = y if first is None else first
-
-    def results() -> dict[str, np.ndarray]:
-        assert first is not None
-        return {"y": first[None].numpy()}
-
-    return Prepared(run, results, torch.inference_mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from bench.cases import Case, inputs, weights
 from bench.peers import Prepared
 
-__all__ = ["measured", "torch_layers"]
+__all__ = ["measured", "streaming", "torch_layers"]
 
 
 def torch_layers(case: Case, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -26,7 +27,7 @@ def measured(layers: Any, case: Case, dtype: torch.dtype = torch.float32) -> Pre
     """A module, or what is called as one: forward in inference_mode, or forward and all gradients."""
     x = torch.from_numpy(inputs(case)).to(dtype)
     if case.mode == "streaming":
-        return _streaming(layers, x)
+        return streaming(_carrying(layers), x)
     x.requires_grad_(case.trains)
     grad = torch.ones(case.steps, case.batch, case.hidden * case.directions, dtype=dtype)
     sequence: torch.Tensor | PackedSequence = x
@@ -57,14 +58,24 @@ def measured(layers: Any, case: Case, dtype: torch.dtype = torch.float32) -> Pre
     return Prepared(run, results, contextlib.nullcontext if case.trains else torch.inference_mode)
 
 
-def _streaming(layers: torch.nn.Module, x: torch.Tensor) -> Prepared:
-    """One step a call, the state carried from call to call."""
+def _carrying(layers: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     state = None
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        nonlocal state
+        y, state = layers(x, state)
+        return y
+
+    return step
+
+
+def streaming(step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Prepared:
+    """One step a call: `step` carries the state from call to call."""
     first: torch.Tensor | None = None
 
     def run() -> None:
-        nonlocal state, first
-        y, state = layers(x, state)
+        nonlocal first
+        y = step(x)
         first = y if first is None else first
 
     def results() -> dict[str, np.ndarray]:

@@ -94,12 +94,6 @@ void run(TeamKernel<LayerType> kernel, const LayerType& layer, const Plan& plan,
   if (scratch.size() > kKeptScratch) scratch.clear();  // large memory goes back to the system
 }
 
-// Streams that others wait for.
-template <class T>
-int streams_of(const Stack<T>& stack, const Plan& plan) {
-  return stack.layers > 1 ? stack.layers * stack.directions() * plan.shards : 0;
-}
-
 void log_plan(const char* what, CellId cell, const SequenceShape& shape, int layers, int directions,
               const Plan& plan) {
   if (!logs_plans()) return;
@@ -142,20 +136,31 @@ Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, i
   return in.threads == threads ? wanted : make_plan(in);
 }
 
+namespace {
+
+template <class T>
+Plan plan_stack(const char* what, CellId cell, const Stack<T>& stack, int threads) {
+  const Plan chosen = plan<T>(cell, stack.shape(), stack.layers, stack.directions(), threads, false);
+  log_plan(what, cell, stack.shape(), stack.layers, stack.directions(), chosen);
+  return chosen;
+}
+
+template <class T>
+void run_stack(const CellKernels<T>& k, const Stack<T>& stack, const Plan& plan) {
+  run(k.forward, stack, plan, awaited_streams(stack, plan), k.forward_scratch(stack, plan));
+}
+
+}  // namespace
+
 template <class T>
 void forward(CellId cell, const Stack<T>& stack, int threads) {
-  const SequenceShape& shape = stack.shape();
-  const Plan chosen = plan<T>(cell, shape, stack.layers, stack.directions(), threads, false);
-  log_plan("forward", cell, shape, stack.layers, stack.directions(), chosen);
-  const CellKernels<T>& k = cell_kernels<T>(cell);
-  run(k.forward, stack, chosen, streams_of(stack, chosen), k.forward_scratch(stack, chosen));
+  run_stack(cell_kernels<T>(cell), stack, plan_stack("forward", cell, stack, threads));
 }
 
 template <class T>
 void PackedStack::forward(CellId cell, Stack<T> stack, int threads) {
   const CellKernels<T>& k = cell_kernels<T>(cell);
-  const Plan chosen = plan<T>(cell, stack.shape(), stack.layers, stack.directions(), threads, false);
-  log_plan("packed", cell, stack.shape(), stack.layers, stack.directions(), chosen);
+  const Plan chosen = plan_stack("packed", cell, stack, threads);
   const bool few = few_rows(chosen, stack.shape().batch);
   if (memory_.size() == 0 || members_ != chosen.members || few_rows_ != few) {
     memory_.clear();
@@ -164,7 +169,7 @@ void PackedStack::forward(CellId cell, Stack<T> stack, int threads) {
     members_ = chosen.members, few_rows_ = few;
   }
   stack.packed = memory_.data();
-  run(k.forward, stack, chosen, streams_of(stack, chosen), k.forward_scratch(stack, chosen));
+  run_stack(k, stack, chosen);
 }
 
 template <class T>

@@ -34,6 +34,12 @@ struct Stack {
   RNNFUSED_HD const SequenceShape& shape() const { return layer[0].forward[0].shape; }
 };
 
+// Streams whose progress others wait for.
+template <class T>
+int awaited_streams(const Stack<T>& stack, const Plan& plan) {
+  return stack.layers > 1 ? stack.layers * stack.directions() * plan.shards : 0;
+}
+
 template <class T>
 struct LayerGradient {
   int directions;
@@ -45,7 +51,7 @@ struct Team {
   Plan plan;
   Barrier* all;
   Barrier* group;      // one for each of the plan's groups
-  Progress* progress;  // one for each stream of each layer, in the order of for_streams
+  Progress* progress;  // one for each awaited stream, in the order of for_streams
   void* scratch;
 };
 
@@ -64,7 +70,7 @@ struct TeamCall {
   }
 };
 
-// Runs the kernel, whose streams are so many, on the plan's threads.
+// Runs the kernel, with so many streams that others wait for, on the plan's threads.
 template <class Args>
 void run_team(TeamKernel<Args> kernel, const Args& args, const Plan& plan, int streams, void* scratch) {
   Barrier all(plan.threads());

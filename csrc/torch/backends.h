@@ -27,12 +27,6 @@ Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompu
 // `packed`: the layers' weights, kept from call to call; null packs them anew.
 void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute,
                     cpu::PackedStack* packed = nullptr);
-
-// stack_forward, with packed weights on the CPU if they are given.
-StackResult run_stack(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
-                      const std::optional<at::Tensor>& c0, c10::ArrayRef<at::Tensor> params,
-                      const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
-                      bool bidirectional, bool batch_first, cpu::PackedStack* packed);
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
 ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute);

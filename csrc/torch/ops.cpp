@@ -3,9 +3,8 @@
 #include <ATen/ops/cat.h>
 #include <c10/util/Exception.h>
 
-#include "cpu/dispatch.h"
 #include "torch/backends.h"
-#include "torch/gpu.h"
+#include "torch/packed.h"
 
 namespace rnnfused {
 

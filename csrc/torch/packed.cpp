@@ -8,12 +8,17 @@
 
 namespace rnnfused {
 
+namespace {
+
+// Throws RuntimeError for a tensor through which a derivative is to be taken.
 void check_undifferentiated(const at::Tensor& t, const char* name) {
   TORCH_CHECK(
       !(t.requires_grad() && at::GradMode::is_enabled()) && !t._fw_grad(0).defined(), name,
       ": expected a tensor that nothing differentiates, since packed layers have no derivative; got one "
       "that does (call the module itself, or detach the tensor)");
 }
+
+}  // namespace
 
 Frozen::Frozen(std::string cell, std::vector<at::Tensor> params, bool has_biases, int64_t layers,
                bool bidirectional)
@@ -34,15 +39,14 @@ StackResult Frozen::forward(const at::Tensor& x, const at::Tensor& h0, const std
 }
 
 Stepper::Stepper(const std::string& cell, const std::vector<at::Tensor>& params, const at::Tensor& h,
-                 const std::optional<at::Tensor>& c, bool has_biases)
-    : h_(h), c_(c.value_or(at::Tensor())) {
+                 const std::optional<at::Tensor>& c, bool has_biases) {
   const StackParams of(params, h, c, has_biases, h.dim() ? h.size(0) : 0, 1);
   TORCH_CHECK(h.device().is_cpu(), "h: expected a tensor on the CPU, got ", h.device());
   TORCH_CHECK(h.is_contiguous() && (!c || c->is_contiguous()), "state: expected contiguous tensors");
   at::Tensor x = at::empty({1, h.size(1), params[0].size(-1)}, h.options());
   layers_.reserve(size_t(of.layers));
   for (int64_t l = 0; l < of.layers; ++l) {
-    layers_.emplace_back(cell, x, of.state(h_, l), c ? std::optional(of.state(c_, l)) : std::nullopt,
+    layers_.emplace_back(cell, x, of.state(h, l), c ? std::optional(of.state(*c, l)) : std::nullopt,
                          of.slots(l), std::nullopt);
     x = at::empty(layers_.back().output_sizes(), h.options());
     if (l + 1 < of.layers) outputs_.push_back(x);

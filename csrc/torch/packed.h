@@ -9,8 +9,11 @@
 
 namespace rnnfused {
 
-// Throws RuntimeError for an input through which a derivative is to be taken.
-void check_undifferentiated(const at::Tensor& t, const char* name);
+// stack_forward, with packed weights on the CPU if they are given.
+StackResult run_stack(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
+                      const std::optional<at::Tensor>& c0, c10::ArrayRef<at::Tensor> params,
+                      const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
+                      bool bidirectional, bool batch_first, cpu::PackedStack* packed);
 
 class Frozen {
  public:
@@ -50,9 +53,8 @@ class Stepper {
   void run(const at::Tensor& x, const at::Tensor& y);
 
   std::mutex one_at_a_time_;
-  at::Tensor h_, c_;
   std::vector<at::Tensor> outputs_;  // of every layer but the last
-  std::vector<Inputs> layers_;
+  std::vector<Inputs> layers_;       // which hold the state
   cpu::PackedStack packed_;
 };
 

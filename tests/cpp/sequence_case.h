@@ -244,7 +244,7 @@ class Run {
     Run& first = *runs[0];
     const std::vector<Layer<T>> layers = layers_of(runs, training);
     const Stack<T> stack{int(layers.size()), layers.data()};
-    const int streams = stack.layers > 1 ? stack.layers * stack.directions() * first.plan_.shards : 0;
+    const int streams = awaited_streams(stack, first.plan_);
     const Index scratch = first.kernels_.forward_scratch(stack, first.plan_);
     const bool intact = run_kernel(first.kernels_.forward, stack, first.plan_, streams, scratch);
     for (Run* run : runs) {
@@ -265,7 +265,7 @@ class Run {
       run_team(first.kernels_.pack, stack, first.plan_, 0, nullptr);
     }
     stack.packed = packed->data();
-    const int streams = stack.layers * stack.directions() * first.plan_.shards;
+    const int streams = awaited_streams(stack, first.plan_);
     const Index scratch = first.kernels_.forward_scratch(stack, first.plan_);
     const bool intact = run_kernel(first.kernels_.forward, stack, first.plan_, streams, scratch);
     for (Run* run : runs) {

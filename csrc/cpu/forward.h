@@ -97,7 +97,7 @@ class ForwardStream {
 
  private:
   // Rows whose input is projected at once: enough to pass over W_ih rarely, few enough to stay in cache. A
-  // short sequence is one chunk; a panel of W_ih is then packed, used and done with while it is in cache.
+  // short sequence is one chunk.
   Index chunk_rows() const {
     const SequenceShape& shape = stream_.shape;
     if (manner_.in_chunks) return shape.rows() / kWaveChunks + 1;
@@ -107,9 +107,13 @@ class ForwardStream {
     const Index least = weight_bytes > kLargeWeights ? 256 : 96;
     const Index fit = row_bytes > 0 ? Index(192 * 1024) / row_bytes : 512;
     const Index rows = fit < least ? least : fit > 512 ? 512 : fit;
-    return shape.rows() <= 4 * rows ? 4 * rows : rows;
+    if (shape.rows() <= 4 * rows) return 4 * rows;
+    // Two chunks need no packed W_ih: worth it where their accumulators are less than that.
+    const Index half = (shape.rows() + 1) / 2;
+    return !manner_.packed && half * A < shape.input * G ? half : rows;
   }
-  bool one_chunk() const { return !manner_.packed && chunk_rows() >= stream_.shape.rows(); }
+  // Whether W_ih is packed anew for every chunk: a panel is packed, used and done with while it is in cache.
+  bool packs_by_chunk() const { return !manner_.packed && 2 * chunk_rows() >= stream_.shape.rows(); }
   bool tapes_gates() const { return args_.tape && tape_.keeps_gates; }
 
   void lay_out(Range blocks, Range outputs, Arena& packed, Arena& arena) {
@@ -120,7 +124,7 @@ class ForwardStream {
     const Index chunk = chunk_rows() + batch < all ? chunk_rows() + batch : all;
     chunk_capacity_ = chunk;
     if (!direct_) {
-      input_panels_ = packed.take<T>((one_chunk() ? kNarrowGroup<Cell> * G : vectors) * L * shape.input);
+      input_panels_ = packed.take<T>((packs_by_chunk() ? kNarrowGroup<Cell> * G : vectors) * L * shape.input);
       recurrent_panels_ = packed.take<T>(vectors * L * shape.output);
       if (shape.projected()) projection_panels_ = packed.take<T>(outputs.size() * L * shape.hidden);
     }
@@ -166,7 +170,7 @@ class ForwardStream {
     const SequenceShape& shape = stream_.shape;
     const Weights<T>& w = args_.weights;
     const Index H = shape.hidden;
-    if (!one_chunk()) {
+    if (!packs_by_chunk()) {
       for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index block, Index n) { pack_input(block, n); });
     }
     for_groups(blocks_, group_, false, [&](Index block, Index n) {
@@ -185,7 +189,7 @@ class ForwardStream {
   }
 
   Index input_panel(Index block) const {
-    return one_chunk() ? 0 : (block - blocks_.first) * G * L * stream_.shape.input;
+    return packs_by_chunk() ? 0 : (block - blocks_.first) * G * L * stream_.shape.input;
   }
 
   void pack_input(Index block, Index n) {
@@ -260,7 +264,7 @@ class ForwardStream {
   // Input projection of a chunk, biases included.
   void project_inputs(Index rows) {
     for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index first, Index n) {
-      if (one_chunk() && !direct_) pack_input(first, n);
+      if (packs_by_chunk() && !direct_) pack_input(first, n);
       if (in_place()) {
         return product_at(
             rows, Runs{1, stream_.shape.input, 0}, int(n * G), input_panels_ + input_panel(first),

@@ -175,7 +175,9 @@ class ParameterGradients {
                      const History<Cell, T>& history, int thread, int threads, Arena& arena)
       : args_(args), from_(from), history_(history), thread_(thread), threads_(threads) {
     const SequenceShape& shape = args.shape;
-    Index columns = padded<T>(shape.input) + padded<T>(shape.output);
+    const Index of_input = padded<T>(shape.input), of_output = padded<T>(shape.output);
+    in_one_sweep_ = kOuterDepth * (of_input + of_output) * Index(sizeof(T)) <= kSweepBytes;
+    Index columns = in_one_sweep_ ? of_input + of_output : of_input > of_output ? of_input : of_output;
     if (shape.projected() && from.units > columns) columns = from.units;
     const Index right_scalars = kOuterDepth * columns;
     shares_right_ = threads * right_scalars * Index(sizeof(T)) > kOwnRightBytes;
@@ -222,7 +224,11 @@ class ParameterGradients {
 
   // Of the packed right operands of all threads. Below it each packs its own, which costs less than to read
   // what another core has written, most of all where the cores share no cache.
-  static constexpr Index kOwnRightBytes = 2 << 20;
+  static constexpr Index kOwnRightBytes = 1 << 20;
+
+  // Of the right operands of dW_ih and dW_hh. Below it the gate gradients are packed once for both; above it
+  // packing them again costs less than the memory for both is worth.
+  static constexpr Index kSweepBytes = 256 << 10;
 
   struct Chunk {
     Range rows;
@@ -346,13 +352,30 @@ class ParameterGradients {
 
   void weight_gradients(const Chunk& chunk, Barrier& all) {
     const SequenceShape& shape = args_.shape;
-    outer(
-        chunk, all, blocks_of<T>(shape.hidden), A, [&](Index row) { return from_.gates_of(row); },
-        Target{Cell::x_first, int(G), Cell::gate_of, shape.hidden, shape.input, args_.dinput,
-               [this](Index row) -> const T* { return args_.x[row]; }, right_},
-        Target{Cell::h_first, int(G), Cell::gate_of, shape.hidden, shape.output, args_.drecurrent,
-               [this](Index row) { return history_.output(row); },
-               right_ + padded<T>(shape.input) * kOuterDepth});
+    const auto sweep = [&](auto... targets) {
+      outer(
+          chunk, all, blocks_of<T>(shape.hidden), A, [&](Index row) { return from_.gates_of(row); },
+          targets...);
+    };
+    const Target input{Cell::x_first,
+                       int(G),
+                       Cell::gate_of,
+                       shape.hidden,
+                       shape.input,
+                       args_.dinput,
+                       [this](Index row) -> const T* { return args_.x[row]; },
+                       right_};
+    const Target recurrent{Cell::h_first,
+                           int(G),
+                           Cell::gate_of,
+                           shape.hidden,
+                           shape.output,
+                           args_.drecurrent,
+                           [this](Index row) { return history_.output(row); },
+                           in_one_sweep_ ? right_ + padded<T>(shape.input) * kOuterDepth : right_};
+    if (in_one_sweep_) return sweep(input, recurrent);
+    if (input.out) sweep(input);
+    if (recurrent.out) sweep(recurrent);
   }
 
   void projection_gradient(const Chunk& chunk, Barrier& all) {
@@ -442,7 +465,7 @@ class ParameterGradients {
   const History<Cell, T>& history_;
   int thread_, threads_;
   T* right_ = nullptr;
-  bool shares_right_ = false;
+  bool in_one_sweep_ = false, shares_right_ = false;
   T *left_ = nullptr, *sums_ = nullptr;
   T *input_panel_ = nullptr, *partial_ = nullptr;  // where the left operand was
 };

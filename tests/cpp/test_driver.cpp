@@ -196,6 +196,8 @@ TEST_CASE_TEMPLATE("beyond the blocking", T, float, double) {
   check_all_cells<T>({2, 3, 2, 210, 210}, {});
   check_all_cells<T>({2, 2, L == 1 ? 9000 : 3000, 8, 8}, {});
   if (L > 1) check_all_cells<T>({2, 5, 2, 360, 360}, {});
+  // W_ih packed for each of two chunks, and its gradient taken in a sweep of its own.
+  check<T>(kTested[2], {13, 30, 200, 128, 128}, {});
 }
 
 // Several chunks of steps in backward: whole steps of many rows, of few, and steps that are longer than a

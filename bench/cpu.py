@@ -48,7 +48,8 @@ def main() -> int:
     options = parse(sys.argv[1:])
     limits = measure(options.threads)
     print(
-        f"limits on {options.threads} threads: sgemm {limits.sgemm / 1e9:.0f} GFLOP/s, "
+        f"limits on {options.threads} threads: fma {limits.fma / 1e9:.0f} and sgemm "
+        f"{limits.sgemm / 1e9:.0f} GFLOP/s, "
         f"reads {limits.l2 / 1e9:.0f} GB/s from L2 and {limits.l3 / 1e9:.0f} GB/s from L3, "
         f"barrier {limits.barrier * 1e6:.2f} us"
     )

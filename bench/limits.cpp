@@ -46,32 +46,61 @@ float read_all(const Vector* data, long vectors) {
   return total;
 }
 
-}  // namespace
+// Multiplies and adds n times in each of so many independent chains that their latency does not show.
+constexpr int kChains = 16;
+float multiply_add(long n) {
+  Vector sum[kChains], factor = Vector{} + 0.999f, addend = Vector{} + 1e-3f;
+  for (int j = 0; j < kChains; ++j) sum[j] = addend * float(j);
+  // Neither is known to the compiler, which could work the result out beforehand.
+  asm volatile("" : "+m"(factor), "+m"(addend));
+  for (long i = 0; i < n; ++i) {
+    for (int j = 0; j < kChains; ++j) sum[j] = sum[j] * factor + addend;
+  }
+  float total = 0;
+  for (int j = 0; j < kChains; ++j) total += sum[j][0];
+  return total;
+}
 
-extern "C" {
-
-// Bytes per second of all threads together, each reading `bytes` of its own over and over.
-double read_rate(int threads, long bytes) {
-  const long vectors = bytes / long(sizeof(Vector)), repeats = (1L << 28) / bytes + 1;
+// Work per second of all threads together, of which work(thread), called over and over, does `amount` and
+// returns what comes of it.
+template <class Work>
+double rate_of(int threads, double amount, long repeats, Work work) {
   SpinBarrier barrier(threads);
   std::vector<double> took(static_cast<size_t>(threads));
   std::vector<std::thread> all;
   for (int t = 0; t < threads; ++t) {
     all.emplace_back([&, t] {
-      Vector* data = static_cast<Vector*>(std::aligned_alloc(64, size_t(vectors) * sizeof(Vector)));
-      for (long i = 0; i < vectors; ++i) data[i] = Vector{} + float(t);
-      volatile float sink = read_all(data, vectors);
+      volatile float sink = work(t);
       barrier.wait();
       const auto start = Clock::now();
-      for (long r = 0; r < repeats; ++r) sink = sink + read_all(data, vectors);
+      for (long r = 0; r < repeats; ++r) sink = sink + work(t);
       took[size_t(t)] = seconds_since(start);
-      std::free(data);
     });
   }
   for (std::thread& thread : all) thread.join();
   double rate = 0;
-  for (double seconds : took) rate += double(vectors * long(sizeof(Vector)) * repeats) / seconds;
+  for (double seconds : took) rate += amount * double(repeats) / seconds;
   return rate;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Float32 operations per second: multiplications and additions in one, on registers.
+double multiply_add_rate(int threads) {
+  constexpr long kRounds = 1L << 16;
+  const double operations = 2.0 * kChains * double(sizeof(Vector) / sizeof(float)) * double(kRounds);
+  return rate_of(threads, operations, 64, [](int) { return multiply_add(kRounds); });
+}
+
+// Bytes per second, each thread reading `bytes` of its own.
+double read_rate(int threads, long bytes) {
+  const long vectors = bytes / long(sizeof(Vector));
+  std::vector<std::vector<Vector>> data(size_t(threads),
+                                        std::vector<Vector>(size_t(vectors), Vector{} + 1.0f));
+  return rate_of(threads, double(bytes), (1L << 28) / bytes + 1,
+                 [&](int t) { return read_all(data[size_t(t)].data(), vectors); });
 }
 
 // Seconds of one meeting of all threads.

@@ -23,34 +23,37 @@ L3_BYTES = 3 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """sgemm: float32 operations per second. l2, l3: bytes per second that all threads together read, each
+    """fma: float32 operations per second of multiplications and additions on registers. sgemm: those of large
+    matrix products, by torch's library. l2, l3: bytes per second that all threads together read, each
     from memory of its own that fits that level. barrier: seconds in which the threads meet once.
     """
 
     threads: int
+    fma: float
     sgemm: float
     l2: float
     l3: float
     barrier: float
 
     def seconds(self, case: Case) -> float:
-        """The least time for a case: the input projection at the rate of sgemm, and step by step either the
+        """The least time for a case: the input projection at the rate of fma, and step by step either the
         recurrent product at that rate or the reading of the recurrent weights, whichever is longer. Backward
         reads them once more, and computes three products for every one of forward's two kinds.
         """
-        recurrent = case.recurrent_flops() / self.sgemm
+        recurrent = case.recurrent_flops() / self.fma
         bandwidth = self.l2 if case.recurrent_bytes() <= L2_BYTES * 2 * self.threads else self.l3
         reading = case.steps * case.recurrent_bytes() / bandwidth
-        forward = case.projection_flops() / self.sgemm + max(recurrent, reading)
+        forward = case.projection_flops() / self.fma + max(recurrent, reading)
         if not case.trains:
             return forward
-        after = (2 * case.projection_flops() + case.recurrent_flops()) / self.sgemm
+        after = (2 * case.projection_flops() + case.recurrent_flops()) / self.fma
         return forward + max(recurrent, reading) + after
 
     def best(self, other: Limits) -> Limits:
         """The better of two measurements of a machine: a disturbance makes a limit look low, never high."""
         return Limits(
             threads=self.threads,
+            fma=max(self.fma, other.fma),
             sgemm=max(self.sgemm, other.sgemm),
             l2=max(self.l2, other.l2),
             l3=max(self.l3, other.l3),
@@ -88,7 +91,8 @@ def measure(threads: int) -> Limits:
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         native = _build(Path(folder))
-    native.read_rate.restype = native.barrier_seconds.restype = ctypes.c_double
+    for function in (native.multiply_add_rate, native.read_rate, native.barrier_seconds):
+        function.restype = ctypes.c_double
     native.read_rate.argtypes = [ctypes.c_int, ctypes.c_long]
 
     def reads(size: int) -> float:
@@ -96,6 +100,7 @@ def measure(threads: int) -> Limits:
 
     return Limits(
         threads=threads,
+        fma=max(native.multiply_add_rate(threads) for _ in range(5)),
         sgemm=max(_gemm_rate(n) for n in (512, 1024, 1536)),
         l2=reads(L2_BYTES),
         l3=reads(L3_BYTES),

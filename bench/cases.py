@@ -52,7 +52,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.mode} {self.cell} T{self.steps} B{self.batch} H{self.hidden}"
+        layers = f" L{self.layers}" if self.layers > 1 and self.mode != "stacked" else ""
+        return f"{self.mode} {self.cell} T{self.steps} B{self.batch} H{self.hidden}{layers}"
 
     @property
     def directions(self) -> int:

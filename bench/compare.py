@@ -13,8 +13,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from bench.cases import Case
 from bench.cpu import add_selection, selected
 from bench.harness import ROOT, Row, Worker, measure_case
 from bench.report import geometric_mean, per_step
@@ -30,8 +32,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def build(version: str, folder: Path) -> Path:
-    """A folder whose rnnfused package is that version. Raises CalledProcessError where it cannot be had."""
+def build(version: str, folder: Path, change: Callable[[Path], None] = lambda tree: None) -> Path:
+    """A folder whose rnnfused package is that version, after `change` of its sources. Raises
+    CalledProcessError where it cannot be had.
+    """
     if (Path(version) / "rnnfused").is_dir():
         return Path(version).resolve()
 
@@ -41,12 +45,28 @@ def build(version: str, folder: Path) -> Path:
     tree = folder / "tree"
     git("worktree", "add", "--quiet", "--detach", tree, version)
     try:
+        change(tree)
         command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
         subprocess.run(command, cwd=tree, check=True, stdout=sys.stderr)
         shutil.copytree(tree / "rnnfused", folder / "rnnfused")
     finally:
         git("worktree", "remove", "--force", tree)
     return folder
+
+
+def compare(trees: tuple[Path, Path], rows: Iterable[Case], options: argparse.Namespace) -> list[float]:
+    """Prints each row's times under both trees, and returns the ratios of the first to the second."""
+    ratios = []
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for name, tree in zip(NAMES, trees, strict=True):
+            workers.append(Worker("rnnfused", options.threads, name=name, tree=tree))
+            stack.callback(workers[-1].close)
+        for case in rows:
+            row = measure_case(case, workers, options.rounds, options.seconds)
+            ratios.append(row.medians[NAMES[0]] / row.medians[NAMES[1]])
+            print(line(row), flush=True)
+    return ratios
 
 
 def line(row: Row) -> str:
@@ -61,23 +81,14 @@ def line(row: Row) -> str:
 
 def main() -> int:
     options = parse(sys.argv[1:])
-    ratios = []
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for name in NAMES:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            try:
-                tree = build(getattr(options, name), folder)
-            except subprocess.CalledProcessError as error:
-                print(f"bench: {name}: {error}", file=sys.stderr)
-                return 1
-            workers.append(Worker("rnnfused", options.threads, name=name, tree=tree))
-            stack.callback(workers[-1].close)
+    with tempfile.TemporaryDirectory() as base, tempfile.TemporaryDirectory() as changed:
+        try:
+            trees = build(options.base, Path(base)), build(options.changed, Path(changed))
+        except subprocess.CalledProcessError as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
         print(f"| row | {' us/step | '.join(NAMES)} us/step | base / changed |\n|---|---|---|---|")
-        for case in selected(options):
-            row = measure_case(case, workers, options.rounds, options.seconds)
-            ratios.append(row.medians[NAMES[0]] / row.medians[NAMES[1]])
-            print(line(row), flush=True)
+        ratios = compare(trees, selected(options), options)
     if ratios:
         print(f"\ngeometric mean {geometric_mean(ratios):.3f}, worst row {min(ratios):.3f}")
     return 0

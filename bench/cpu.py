@@ -19,15 +19,20 @@ from bench.limits import measure
 from bench.peers import PEERS, available
 
 
+def add_timing(parser: argparse.ArgumentParser) -> None:
+    """The options that say how thoroughly a row is measured."""
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds a row")
+    parser.add_argument("--seconds", type=float, default=0.05, help="at least so long a peer and round")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+
+
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """The options that say what is measured, and how thoroughly."""
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--cells", nargs="+", default=tuple(CELLS), choices=tuple(CELLS))
     parser.add_argument("--match", nargs="+", default=[""], help="rows whose name contains one of these")
     parser.add_argument("--quick", action="store_true", help="a few sizes of each mode")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds a row")
-    parser.add_argument("--seconds", type=float, default=0.05, help="at least so long a peer and round")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_timing(parser)
 
 
 def selected(options: argparse.Namespace) -> list[Case]:

@@ -29,8 +29,9 @@ CELLS_OF_MODE = {spec.mode: spec for spec in CELLS.values()}
 class _Sequence(torch.nn.RNNBase):
     """What RNN, LSTM and GRU share: from any of torch's forms of input to rows of a layer, and back.
 
-    hx is one tensor, or a pair for LSTM; `_states` and `_hx` say which. recompute=True keeps only the output
-    and c for backward, which rebuilds the gates: less memory, more time, the same gradients.
+    hx is one tensor, or a pair for LSTM; `_states` and `_hx` say which. recompute=True keeps only the output,
+    c and the last few gates for backward, which rebuilds the others: less memory, more time, the same
+    gradients.
     """
 
     recompute = False  # also of a module that an older version pickled
@@ -185,8 +186,8 @@ class GRU(_OneState):
     product.
 
     GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
-    device=None, dtype=None, recompute=False): recompute keeps no gates for backward, which rebuilds them.
-    Shapes and dtypes: see `forward`.
+    device=None, dtype=None, recompute=False): recompute keeps few gates for backward, which rebuilds the
+    others. Shapes and dtypes: see `forward`.
     """
 
     _kind = "GRU"
@@ -202,7 +203,8 @@ class LSTM(_Sequence):
 
     LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, proj_size=0, device=None, dtype=None, recompute=False): recompute keeps only the
-    output and c for backward, which rebuilds the gates. Shapes and dtypes: see `forward`.
+    output, c and the last few gates for backward, which rebuilds the others. Shapes and dtypes: see
+    `forward`.
     """
 
     _kind = "LSTM"

@@ -57,7 +57,7 @@ struct ForwardArgs {
   Rows<T> y;                          // [rows, P]
   Rows<T> final[kMaxStates];          // h [B, P], c [B, H]
   T* tape;                            // tape_scalars() for backward, or null for inference
-  bool recompute;                     // whether the tape goes without gates, and backward rebuilds them
+  bool recompute;                     // whether the tape goes without most gates, and backward rebuilds them
 };
 
 template <class T>

@@ -190,7 +190,7 @@ class BackwardStream {
     T* carry_c = has_cell_state ? carry_c_ + b * tape_.units : nullptr;
     T* gates = out_.gates_of(row);
     // Rebuilt gates are where their gradients will be.
-    const T* tape = tape_.keeps_gates ? tape_.gates_of(row) : gates;
+    const T* tape = tape_.keeps_gates(row) ? tape_.gates_of(row) : gates;
     for (Index i = 0; i < n; ++i) {
       const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
       V taped[A], prev[Cell::states]{}, next[Cell::states]{}, dnext[Cell::states], dgates[A],
@@ -397,13 +397,14 @@ class BackwardCall {
     recurrence.prepare();
     others.parameters.prepare();
     all_.wait();
-    Index rebuilt = shape.steps;  // first position of those whose gates are there
+    Index rebuilt = first_kept(shape, rebuilds(direction));  // first position of those whose gates are there
     for_chunks(shape, [&](Range positions) {
       memory_.gates[direction].enter(rows_of(shape, positions));
       if (rebuilds(direction) && positions.first < rebuilt) {
         // Two chunks at once: the weights are packed for them and thrown away.
+        const Index end = rebuilt;
         rebuilt = chunk_before(shape, positions.first).first;
-        others.rebuild.run(rows_of(shape, {rebuilt, positions.last}));
+        others.rebuild.run(rows_of(shape, {rebuilt, end}));
         all_.wait();
       }
       recurrence.run(positions, members_);
@@ -417,7 +418,8 @@ class BackwardCall {
 
   void rebuild(int direction) {
     auto others = beside(direction);
-    others.rebuild.run({0, layer_.backward[direction].shape.rows()});
+    const SequenceShape& shape = layer_.backward[direction].shape;
+    others.rebuild.run(rows_of(shape, {0, first_kept(shape, true)}));
     all_.wait();  // the gates are there, and the memory is free
   }
 

@@ -114,7 +114,8 @@ class ForwardStream {
   }
   // Whether W_ih is packed anew for every chunk: a panel is packed, used and done with while it is in cache.
   bool packs_by_chunk() const { return !manner_.packed && 2 * chunk_rows() >= stream_.shape.rows(); }
-  bool tapes_gates() const { return args_.tape && tape_.keeps_gates; }
+  bool tapes_gates(Index row) const { return args_.tape && tape_.keeps_gates(row); }
+  bool tapes_all_gates() const { return args_.tape && tape_.keeps_gates(Range{0, stream_.shape.rows()}); }
 
   void lay_out(Range blocks, Range outputs, Arena& packed, Arena& arena) {
     const SequenceShape& shape = stream_.shape;
@@ -131,7 +132,7 @@ class ForwardStream {
     bias_ = packed.take<T>(blocks.size() * A * L);
     partial_ = arena.take<T>(partial_size(chunk > batch ? chunk : batch));
     chunk_row_ = arena.take<Index>(chunk);
-    if (!tapes_gates()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
+    if (!tapes_all_gates()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
   }
 
   // For the largest product of all.
@@ -211,7 +212,7 @@ class ForwardStream {
   // Where the accumulators of a row's block are; `local` counts the rows of the current chunk. Those of a
   // narrow group's blocks are neighbours.
   T* gates_of(Index row, Index local, Index block) const {
-    if (tapes_gates()) return tape_.gates_of(row) + block * A * L;
+    if (tapes_gates(row)) return tape_.gates_of(row) + block * A * L;
     const Index at = block - blocks_.first, in_group = at % kNarrowGroup<Cell>, group = at - in_group;
     const Index rest = blocks_.size() - group, n = rest < kNarrowGroup<Cell> ? rest : kNarrowGroup<Cell>;
     return chunk_gates_ + (group * chunk_capacity_ + local * n + in_group) * A * L;
@@ -219,7 +220,7 @@ class ForwardStream {
 
   // Whether the products can add to the accumulators where these are kept: both feed all of them, and those
   // of a group of blocks are neighbours.
-  bool in_place() const { return G == A && !direct_ && (tapes_gates() || group_ == kNarrowGroup<Cell>); }
+  bool in_place() const { return G == A && !direct_ && (tapes_all_gates() || group_ == kNarrowGroup<Cell>); }
 
   const T* previous_output(Index s, Index b) const {
     const Index row = stream_.previous(s, b);
@@ -333,7 +334,7 @@ class ForwardStream {
       prev[0] = shape.projected() ? V{} : load<V>(h_prev + at, lanes);
       if constexpr (has_cell_state) prev[1] = load<V>(c_prev + at, lanes);
       Cell::forward(accumulators, prev, next, taped);
-      if (tapes_gates()) {
+      if (tapes_gates(row)) {
         for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
       }
       store(h + at, next[0], shape.projected() ? L : lanes);

@@ -33,12 +33,6 @@ RNNFUSED_HD void for_chunks(const SequenceShape& shape, Body body) {
   } while (last > 0);
 }
 
-// The rows of a chunk.
-RNNFUSED_HD Range rows_of(const SequenceShape& shape, Range positions) {
-  const Index first = shape.reverse ? shape.steps - positions.last : positions.first;
-  return {shape.offsets[first], shape.offsets[first + positions.size()]};
-}
-
 // What the recurrence leaves behind for one direction: all rows, or a ring that holds those of a chunk, or of
 // two if gates are rebuilt there, and of the step beside them.
 template <class Cell, class T>
@@ -75,7 +69,8 @@ template <class Cell, class T>
 class History {
  public:
   History() = default;
-  History(const BackwardArgs<T>& args, Arena& arena) : args_(&args) {
+  History(const BackwardArgs<T>& args, Arena& arena)
+      : args_(&args), cell_(tape_of<Cell>(args).cell), units_(padded<T>(args.shape.hidden)) {
     before_ = arena.take<Index>(args.shape.rows());
     zeros_ = arena.take<T>(padded<T>(args.shape.hidden));
   }
@@ -99,7 +94,7 @@ class History {
   }
   const T* cell(Index row) const {
     const Index before = before_[row];
-    return before >= 0 ? tape_of<Cell>(*args_).cell_of(before) : initial(1, -1 - before);
+    return before >= 0 ? cell_ + before * units_ : initial(1, -1 - before);
   }
 
  private:
@@ -108,6 +103,8 @@ class History {
   }
 
   const BackwardArgs<T>* args_ = nullptr;
+  const T* cell_ = nullptr;  // of the tape
+  Index units_ = 0;
   Index* before_ = nullptr;  // [rows]: a row, or -1 - b where batch row b starts
   T* zeros_ = nullptr;
 };

@@ -7,39 +7,62 @@
 
 namespace rnnfused::RNNFUSED_ISA {
 
-// Training's memory of one direction, laid out in scalars: for every row the accumulators (overwritten by
-// what the cell tapes; not there if backward recomputes them), c, and with a projection the cell's output
-// before it.
+// The rows of some positions.
+RNNFUSED_HD Range rows_of(const SequenceShape& shape, Range positions) {
+  const Index first = shape.reverse ? shape.steps - positions.last : positions.first;
+  return {shape.offsets[first], shape.offsets[first + positions.size()]};
+}
+
+// Rows whose gates are kept although backward is to recompute them: those of the last positions, with which
+// it begins. Two chunks of it at most, and a quarter of all, so that what is saved stays saved; what need not
+// be recomputed keeps the cost below the third that it would be at most.
+constexpr Index kKeptRows = 512;
+
+// The first position whose gates are kept.
+RNNFUSED_HD Index first_kept(const SequenceShape& shape, bool recompute) {
+  if (!recompute) return 0;
+  const Stream stream{shape, 0, shape.batch};
+  const Index quarter = shape.rows() / 4, most = quarter < kKeptRows ? quarter : kKeptRows;
+  Index first = shape.steps, rows = 0;
+  while (first > 0 && rows + stream.active(first - 1) <= most) rows += stream.active(--first);
+  return first;
+}
+
+// Training's memory of one direction, laid out in scalars: the accumulators (overwritten by what the cell
+// tapes) of the rows that keep them, and for every row c, and with a projection the cell's output before it.
 template <class Cell, class T>
 struct Tape {
   static constexpr bool keeps_cell = Cell::states > 1;
-  static constexpr bool keeps_gates_if(bool recompute) { return Cell::taped > 0 && !recompute; }
   static constexpr bool rebuilds_gates_if(bool recompute) { return Cell::taped > 0 && recompute; }
 
-  bool keeps_gates;
   Index units;     // H in whole vectors
-  T* gates;        // [rows, blocks, accumulators, lanes]
+  Range kept;      // rows whose gates are there
+  T* gates;        // [kept rows, blocks, accumulators, lanes]
   T* cell;         // [rows, units]
   T* unprojected;  // [rows, units]
 
-  static Index scalars(const SequenceShape& shape, bool recompute) {
-    return shape.rows() * padded<T>(shape.hidden) *
-           ((keeps_gates_if(recompute) ? Cell::accumulators : 0) + (keeps_cell ? 1 : 0) +
-            (shape.projected() ? 1 : 0));
+  static Range kept_rows(const SequenceShape& shape, bool recompute) {
+    if (Cell::taped == 0) return {0, 0};
+    return rows_of(shape, {first_kept(shape, recompute), shape.steps});
   }
 
-  // Without data (inference) every part is null.
+  static Index scalars(const SequenceShape& shape, bool recompute) {
+    const Index of_rows = shape.rows() * ((keeps_cell ? 1 : 0) + (shape.projected() ? 1 : 0));
+    const Index of_kept = kept_rows(shape, recompute).size() * Cell::accumulators;
+    return (of_rows + of_kept) * padded<T>(shape.hidden);
+  }
+
+  // Without data (inference) nothing is kept.
   Tape(const SequenceShape& shape, bool recompute, T* data)
-      : keeps_gates(keeps_gates_if(recompute)),
-        units(padded<T>(shape.hidden)),
-        gates(data),
-        cell(data),
-        unprojected(data) {
+      : units(padded<T>(shape.hidden)), kept{0, 0}, gates(data), cell(data), unprojected(data) {
     if (!data) return;
-    cell = gates + (keeps_gates ? shape.rows() * units * Cell::accumulators : 0);
+    kept = kept_rows(shape, recompute);
+    cell = gates + kept.size() * units * Cell::accumulators;
     unprojected = cell + (keeps_cell ? shape.rows() * units : 0);
   }
-  T* gates_of(Index row) const { return gates + row * units * Cell::accumulators; }
+  bool keeps_gates(Index row) const { return row >= kept.first && row < kept.last; }
+  bool keeps_gates(Range rows) const { return kept.first <= rows.first && rows.last <= kept.last; }
+  T* gates_of(Index row) const { return gates + (row - kept.first) * units * Cell::accumulators; }
   T* cell_of(Index row) const { return cell + row * units; }
   T* unprojected_of(Index row) const { return unprojected + row * units; }
 };

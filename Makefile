@@ -75,6 +75,7 @@ ctest-tsan: $(environment)
 
 # NEON, run by an emulator. What is scalar runs without one in plain ctest.
 ctest-aarch64: export CTEST_ONLY := neon
+ctest-aarch64: export RNNFUSED_EMULATED := 1
 ctest-aarch64: $(environment)
 	tools/run_ctest ctest-aarch64 -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/tools/aarch64.cmake
 

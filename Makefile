@@ -25,7 +25,7 @@ else
 endif
 
 widest_isa = $(shell grep -qw avx512f /proc/cpuinfo && echo avx512 || echo avx2)
-asan_isas = scalar$(if $(filter x86_64,$(shell uname -m)),;$(widest_isa))
+sanitized_isas = scalar$(if $(filter x86_64,$(shell uname -m)),;$(widest_isa))
 CPP_SOURCES = $(shell find csrc tests/cpp bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
@@ -68,10 +68,10 @@ ctest: $(environment)
 # are the same, and sanitizers take minutes to compile each.
 ctest-asan: $(environment)
 	tools/run_ctest ctest-asan -DRNNFUSED_SANITIZE=address,undefined -DRNNFUSED_STD_THREADS=ON \
-	  "-DRNNFUSED_ISAS=$(asan_isas)"
+	  "-DRNNFUSED_ISAS=$(sanitized_isas)"
 
 ctest-tsan: $(environment)
-	tools/run_ctest ctest-tsan -DRNNFUSED_SANITIZE=thread
+	tools/run_ctest ctest-tsan -DRNNFUSED_SANITIZE=thread "-DRNNFUSED_ISAS=$(sanitized_isas)"
 
 # NEON, run by an emulator. What is scalar runs without one in plain ctest.
 ctest-aarch64: export CTEST_ONLY := neon

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 
 import pytest
@@ -74,10 +75,11 @@ def tape_bytes(cell: str, gates: int, recompute: bool) -> int:
 
 def test_what_is_kept() -> None:
     c, gates_of_a_step = 50 * 4 * 32 * 4, 4 * 4 * 32 * 4
-    # Of 200 rows a quarter at most, in whole steps of four.
-    assert tape_bytes("lstm", 4, recompute=True) == c + 12 * gates_of_a_step
+    # Of 200 rows a quarter at most, in whole steps of four; on a GPU, emulated or not, none.
+    kept = 0 if "RNNFUSED_TEST_EXTENSION" in os.environ else 12 * gates_of_a_step
+    assert tape_bytes("lstm", 4, recompute=True) == c + kept
     assert tape_bytes("lstm", 4, recompute=False) == c + 50 * gates_of_a_step
-    assert tape_bytes("gru", 3, recompute=True) == 12 * gates_of_a_step
+    assert tape_bytes("gru", 3, recompute=True) == kept
     assert tape_bytes("rnn_tanh", 1, recompute=True) == tape_bytes("rnn_tanh", 1, recompute=False) == 0
 
 

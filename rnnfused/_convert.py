@@ -66,6 +66,7 @@ def _replace(layer: torch.nn.Module, target: type) -> torch.nn.Module:
     """A `target` that shares all of the layer's state: both classes keep exactly torch.nn's attributes."""
     made: torch.nn.Module = object.__new__(target)
     made.__dict__.update(layer.__dict__)
+    made.__dict__.pop("_layer", None)  # rnnfused's own description, made anew when it is asked for
     if torch.nn.utils.parametrize.is_parametrized(layer):
         # The properties that compute the weights live on a class made for this one layer.
         names = {name: value for name, value in vars(type(layer)).items() if isinstance(value, property)}

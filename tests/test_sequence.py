@@ -14,7 +14,7 @@ import torch
 from tolerances import FLOAT64, FLOOR_ULPS, eps
 
 from rnnfused import reference
-from rnnfused._autograd import layer
+from one_layer import layer
 from rnnfused._load import _C
 from rnnfused.cells import CELLS
 

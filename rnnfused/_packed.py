@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,4 +154,5 @@ class Stepper(_Snapshot):
             state.zero_()
 
     def _pack(self) -> Any:
-        return _C.Stepper(self._module._config().text, self._weights, self._states)
+        layer = dataclasses.replace(self._module._config(), batch_first=False)
+        return _C.Stepper(layer.text, self._weights, self._states)

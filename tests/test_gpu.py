@@ -254,7 +254,7 @@ def test_the_plan_is_logged(gpu: str) -> None:
 def test_words_for_what_is_wrong(gpu: str) -> None:
     module = rnnfused.LSTM(2, 3, device=gpu)
     with pytest.raises(
-        RuntimeError, match="expected dtype float32 or float64, float16 or bfloat16, got Complex"
+        RuntimeError, match="expected dtype float32, float64, float16 or bfloat16, got Complex"
     ):
         module(torch.zeros(1, 1, 2, device=gpu, dtype=torch.complex64))
     x, weights = torch.zeros(2, 1, 4, device=gpu), list(torch.zeros(2, 16, 4, device=gpu))

@@ -120,7 +120,7 @@ def test_an_empty_batch_is_refused_and_so_is_what_does_not_fit() -> None:
         rnnfused.Stepper(layer("GRU", bidirectional=True))
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
         rnnfused.Stepper(layer("GRU"), 0)
-    with pytest.raises(RuntimeError, match="expected a tensor on the CPU"):
+    with pytest.raises(RuntimeError, match="module: expected tensors on the CPU, got meta"):
         rnnfused.Stepper(layer("GRU", device="meta"))
     stepper = rnnfused.Stepper(layer("LSTM"), 2)
     before = stepper.state
@@ -164,5 +164,3 @@ def test_outputs_stay_and_the_module_is_shown() -> None:
     stepper(torch.randn(1, INPUT))
     assert torch.equal(first, kept)
     assert repr(stepper) == "Stepper(RNN(7, 37), batch_size=1)"
-    with pytest.raises(TypeError):
-        copy.deepcopy(stepper)  # packed weights have no copy: make another Stepper

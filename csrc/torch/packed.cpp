@@ -62,11 +62,11 @@ at::Tensor Stepper::step(const at::Tensor& x) {
   const c10::SymInt sizes[] = {first.shape.batch, first.shape.input};
   check_tensor(x, "input", first.x.device(), first.x.scalar_type(), sizes);
   check_undifferentiated(x, "input");
+  const at::Tensor in = dense(x, "input", false);
   TORCH_CHECK(
-      !somebody_watches(x),
+      !somebody_watches(in),
       "Stepper: a step changes its state in place, which traces, transforms and modes cannot see: call "
       "the module itself");
-  const at::Tensor in = dense(x, "input", false);
   at::Tensor y = first.empty({first.shape.batch, first.shape.output});
   for_dtype(x, [&](auto type) { run<decltype(type)>(in, y); });
   return y;

@@ -1,8 +1,7 @@
 """Drop-in modules: torch.nn's constructors, parameters, state_dict and calls, over `rnnfused.functional`.
 
-They derive from torch.nn.RNNBase and RNNCellBase, not from torch.nn.LSTM and its like: torch's compiler
-breaks the graph on every instance of those. Parameters, initialisation, validation and pickling are the base
-classes'.
+They derive from torch.nn's layers, so that code which chooses by type treats them alike; `_compiler` says how
+torch's compiler takes that. Parameters, initialisation, validation and pickling are the base classes'.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfused import functional
 from rnnfused._checks import check_input
+from rnnfused._compiler import admit
+from rnnfused._weights import Weights
 from rnnfused.cells import CELLS
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -26,7 +27,7 @@ Run = Callable[[Tensor, Any, Tensor | None], tuple[Tensor, Any]]
 CELLS_OF_MODE = {spec.mode: spec for spec in CELLS.values()}
 
 
-class _Sequence(torch.nn.RNNBase):
+class _Sequence(Weights):
     """What RNN, LSTM and GRU share: from any of torch's forms of input to rows of a layer, and back.
 
     hx is one tensor, or a pair for LSTM; `_states` and `_hx` say which. recompute=True keeps only the output,
@@ -34,10 +35,11 @@ class _Sequence(torch.nn.RNNBase):
     gradients.
     """
 
-    recompute = False  # also of a module that an older version pickled
+    recompute = False  # also of a module that an older version pickled, and of a converted one
+    _beyond_torch = ("recompute",)  # attributes that torch.nn's layers do not have
 
-    def __init__(self, mode: str, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
-        super().__init__(mode, *args, **kwargs)
+    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.recompute = recompute
 
     def extra_repr(self) -> str:
@@ -54,12 +56,6 @@ class _Sequence(torch.nn.RNNBase):
 
     def _check_dimensions(self, hx: Any, batched: bool) -> None:
         raise NotImplementedError
-
-    def _params(self) -> list[Any]:
-        # By name at every call: a parametrisation, functional_call or a replaced parameter leaves
-        # _flat_weights stale. What is no Parameter (a parametrised weight) is an attribute.
-        own = self._parameters
-        return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
 
     def _run(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> tuple[Tensor, Any]:
         output, final = functional.stack(
@@ -154,12 +150,7 @@ class _OneState(_Sequence):
             )
 
 
-def _refuse_projection(kwargs: dict[str, Any]) -> None:
-    if "proj_size" in kwargs:
-        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-
-
-class RNN(_OneState):
+class RNN(_OneState, torch.nn.RNN):
     """torch.nn.RNN: h' = act(W_ih x + b_ih + W_hh h + b_hh) (Elman 1990).
 
     RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
@@ -169,19 +160,8 @@ class RNN(_OneState):
 
     _kind = "RNN"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _refuse_projection(kwargs)
-        if len(args) > 3:
-            nonlinearity, args = args[3], args[:3] + args[4:]
-        else:
-            nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-        self.nonlinearity = nonlinearity
-        super().__init__(f"RNN_{nonlinearity.upper()}", *args, **kwargs)
 
-
-class GRU(_OneState):
+class GRU(_OneState, torch.nn.GRU):
     """torch.nn.GRU: the gated recurrent unit (Cho et al. 2014), its reset gate applied after the recurrent
     product.
 
@@ -192,12 +172,8 @@ class GRU(_OneState):
 
     _kind = "GRU"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _refuse_projection(kwargs)
-        super().__init__("GRU", *args, **kwargs)
 
-
-class LSTM(_Sequence):
+class LSTM(_Sequence, torch.nn.LSTM):
     """torch.nn.LSTM: long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000; projection: Sak
     et al. 2014).
 
@@ -208,14 +184,6 @@ class LSTM(_Sequence):
     """
 
     _kind = "LSTM"
-
-    # torch's own checks, with torch's own words.
-    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
-    check_forward_args = torch.nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = torch.nn.LSTM.permute_hidden  # type: ignore[assignment]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("LSTM", *args, **kwargs)
 
     def _states(self, hx: tuple[Tensor, Tensor]) -> States:
         return tuple(hx)
@@ -265,22 +233,8 @@ class _Cell(torch.nn.RNNCellBase):
         return step(input, hx)
 
 
-class RNNCell(_Cell):
+class RNNCell(_Cell, torch.nn.RNNCell):
     """torch.nn.RNNCell: one step of `RNN`. input [B, I] or [I], hx [B, H] or [H]; returns h'."""
-
-    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012 (the base class's type)
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "tanh",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
-        self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         def step(x: Tensor, h: Tensor) -> Tensor:
@@ -289,27 +243,17 @@ class RNNCell(_Cell):
         return self._one_state(step, input, hx)
 
 
-class GRUCell(_Cell):
+class GRUCell(_Cell, torch.nn.GRUCell):
     """torch.nn.GRUCell: one step of `GRU`. input [B, I] or [I], hx [B, H] or [H]; returns h'."""
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         return self._one_state(lambda x, h: functional.gru_cell(x, h, *self._weights()), input, hx)
 
 
-class LSTMCell(_Cell):
+class LSTMCell(_Cell, torch.nn.LSTMCell):
     """torch.nn.LSTMCell: one step of `LSTM`. input [B, I] or [I], hx = (h, c) of [B, H] or [H]; returns (h',
     c').
     """
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         self._check_input(input)
@@ -324,3 +268,6 @@ class LSTMCell(_Cell):
             )
             return h.squeeze(0), c.squeeze(0)
         return functional.lstm_cell(input, hx, *self._weights())
+
+
+admit(_Sequence)

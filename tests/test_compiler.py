@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrizations
 
 import rnnfused
+from rnnfused import _compiler
 
 
 class Probe(rnnfused.LSTM):
@@ -83,6 +85,13 @@ def test_torchs_own_layers_are_compiled_as_ever() -> None:
     model.layer = torch.nn.LSTM(3, 4)
     with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN, GRU, or LSTM"):
         torch.compile(model, fullgraph=True, backend="eager")(torch.randn(5, 2, 3))
+
+
+def test_a_torch_that_asks_in_another_way_is_left_alone() -> None:
+    builder = types.ModuleType("builder")
+    builder.VariableBuilder = type("VariableBuilder", (), {})
+    _compiler._teach(builder, torch.nn.RNNBase)
+    assert not hasattr(builder.VariableBuilder, "wrap_module")
 
 
 @pytest.mark.parametrize("first", ["rnnfused", "torch._dynamo"])

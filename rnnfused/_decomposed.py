@@ -63,8 +63,7 @@ def recurrent(
         x = x.transpose(0, 1)
     if not states:
         batch = int(batch_sizes[0]) if batch_sizes is not None else x.size(1)
-        units = [params[1].size(1), params[1].size(0) // len(layer.spec.gates)]
-        states = [x.new_zeros(layer.directions, batch, size) for size in units[: len(layer.spec.states)]]
+        states = [x.new_zeros(layer.directions, batch, size) for size in layer.state_sizes(params[1].shape)]
     y, final = _layer(layer, x, tuple(states), params, batch_sizes)
     if layer.step:
         return [s[0, 0] if missing else s[0] for s in final]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rnnfused.cells import CELLS, CellSpec
@@ -78,9 +79,14 @@ class LayerConfig:
         """Tensors of one layer in one direction."""
         return 2 + 2 * self.bias + self.projected
 
+    def state_sizes(self, recurrent_weight: Sequence[int]) -> tuple[int, ...]:
+        """Units of each state, by the size of W_hh [G H, P]."""
+        rows, output = recurrent_weight
+        return (output, rows // len(self.spec.gates))[: len(self.spec.states)]
+
     @property
     def outputs(self) -> int:
-        """Tensors that the operator returns beside a tape: the output, which a step has not, and the states."""
+        """Tensors that the operator returns beside a tape: the output (of a step none) and the states."""
         return (not self.step) + len(self.spec.states)
 
 

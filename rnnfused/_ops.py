@@ -1,8 +1,9 @@
 """The operators as Python calls and completes them.
 
 `torch.ops.rnnfused.recurrent` runs a layer, layers over one another or a step, `recurrent_backward` gives a
-layer's gradients, `recurrent_tangent` differentiates both in a direction; csrc/torch/library.cpp has schemas and
-kernels. Here stand the eager fast path to them, their derivatives of third order, and how they are batched.
+layer's gradients, `recurrent_tangent` differentiates both in a direction; csrc/torch/library.cpp has schemas
+and kernels. Here stand the eager fast path to them and their derivatives of third order; `_batching` has their
+rules for torch.func.vmap, `_flops` what they cost.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def recurrent(
 ) -> list[Tensor]:
     """The layer's output (none of a step) and its final states; csrc/torch/arguments.h says what it takes.
 
-    Native code runs it at once, unless somebody wants to see the call: a tracer, a transform, a mode, autocast,
-    a subclass. Raises what torch.nn raises.
+    Native code runs it at once, unless somebody wants to see the call: a tracer, a transform, a mode,
+    autocast, a subclass. Raises what torch.nn raises.
     """
     if not torch.compiler.is_compiling():
         outputs = _C.recurrent(layer.text, input, hx, params, batch_sizes)
@@ -45,17 +46,13 @@ def recurrent(
 def _zeros(
     layer: LayerConfig, input: Tensor, params: Sequence[Tensor], batch_sizes: Tensor
 ) -> list[Tensor]:
-    """Initial states of packed rows: how many there are is data, which a tensor without memory cannot tell."""
-    recurrent_weight = params[1]
-    units = [recurrent_weight.size(1), recurrent_weight.size(0) // len(layer.spec.gates)]
+    """Initial states of packed rows: their number is data, which a tensor without memory cannot tell."""
     batch = int(batch_sizes[0])
-    return [
-        input.new_zeros(layer.num_layers * layer.directions, batch, units[index])
-        for index in range(len(layer.spec.states))
-    ]
+    parts = layer.num_layers * layer.directions
+    return [input.new_zeros(parts, batch, size) for size in layer.state_sizes(params[1].shape)]
 
 
-def _tangent(
+def tangent(
     tangents: OptionalTensors,
     grads: OptionalTensors,
     grad_tangents: OptionalTensors,
@@ -73,40 +70,31 @@ def _tangent(
     With F the layer, g = F'^T dy its gradients and s = <g, v>: ds/d(dy) = F' v is F's tangent in the direction
     v, and ds/dx = (F'' v)^T dy, the second derivative being symmetric, is that of g.
     """
-    config = LayerConfig.parse(layer)
-    higher = torch.is_grad_enabled()
-    with torch.enable_grad():
-        given = [input, *hx, *params]
-        # Stand-ins, so that a tensor which is passed twice gets a derivative for each of its places.
-        own = [t.view_as(t) if higher and t.requires_grad else t.detach().requires_grad_() for t in given]
-        states = 1 + len(hx)
-        results = _decomposed.recurrent(config, own[0], own[1:states], own[states:], batch_sizes)
-        outer = [
-            (torch.zeros_like(y) if g is None else g if higher and g.requires_grad else g.detach())
-            for y, g in zip(results, grads or [None] * len(results), strict=True)
-        ]
-        outer = [g.view_as(g) if g.requires_grad else g.requires_grad_() for g in outer]
-        gradients = torch.autograd.grad(results, own, outer, create_graph=True, allow_unused=True)
-        pairs = [(g, v) for g, v in zip(gradients, tangents, strict=True) if g is not None and v is not None]
-        targets = [*outer, *(own[index] for index in wanted)]
-        found: list[Tensor | None] = [None] * len(targets)
-        if pairs:
-            g, v = zip(*pairs, strict=True)
-            found = list(torch.autograd.grad(g, targets, v, create_graph=higher, retain_graph=True, allow_unused=True))
-        if any(t is not None for t in grad_tangents):
-            moved = [torch.zeros_like(y) if t is None else t for y, t in zip(results, grad_tangents, strict=True)]
-            linear = torch.autograd.grad(
-                results, [own[index] for index in wanted], moved, create_graph=higher, allow_unused=True
-            )
-            for index, change in enumerate(linear, start=len(outer)):
-                before = found[index]
-                found[index] = change if before is None else before if change is None else before + change
-    skipped = 0 if outputs else len(outer)
-    return [
-        torch.zeros_like(t) if f is None else f
-        for t, f in zip(targets[skipped:], found[skipped:], strict=True)
-    ]
+    config, states = LayerConfig.parse(layer), 1 + len(hx)
+    own = (input, *hx, *params)
+
+    def run(*own: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_decomposed.recurrent(config, own[0], own[1:states], own[states:], batch_sizes))
+
+    results, pull = torch.func.vjp(run, *own)
+    outer = _filled(grads or [None] * len(results), results)
+
+    def gradients(own: tuple[Tensor, ...], outer: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return torch.func.vjp(run, *own)[1](outer)
+
+    _, pull_twice = torch.func.vjp(gradients, own, outer)
+    of_inputs, of_outputs = pull_twice(_filled(tangents, own))
+    found = [of_inputs[index] for index in wanted]
+    if any(t is not None for t in grad_tangents):
+        # Gradients are linear in what they are gradients of.
+        changes = pull(_filled(grad_tangents, results))
+        found = [before + changes[index] for before, index in zip(found, wanted, strict=True)]
+    return [*of_outputs, *found] if outputs else found
+
+
+def _filled(given: OptionalTensors, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros_like(t) if g is None else g for g, t in zip(given, like, strict=True))
 
 
 _library = torch.library.Library("rnnfused", "IMPL")
-_library.impl("recurrent_tangent", _tangent, "CompositeImplicitAutograd")
+_library.impl("recurrent_tangent", tangent, "CompositeImplicitAutograd")

@@ -1,8 +1,7 @@
 """Drop-in modules: torch.nn's constructors, parameters, state_dict and calls, over `rnnfused.functional`.
 
-They derive from torch.nn.RNNBase and RNNCellBase, not from torch.nn.LSTM and its like: torch's compiler
-breaks the graph on every instance of those. Parameters, initialisation, validation and pickling are the base
-classes'.
+They derive from torch.nn's layers, so that code which chooses by type treats them alike; `_compiler` says how
+torch's compiler takes that. Parameters, initialisation, validation and pickling are the base classes'.
 """
 
 from __future__ import annotations
@@ -14,11 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfused import functional
+from rnnfused._compiler import admit
 from rnnfused._layer import LayerConfig
 from rnnfused._ops import recurrent
+from rnnfused._weights import Weights
 from rnnfused.cells import CELLS
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -34,9 +36,12 @@ _DESCRIBED = frozenset(
 
 
 class _Described(torch.nn.Module):
-    """A module with one LayerConfig, made when it is first asked for."""
+    """A module with one LayerConfig, made when it is first asked for: a converted layer was never initialised
+    as one of ours.
+    """
 
     _layer: LayerConfig | None = None
+    _beyond_torch: tuple[str, ...] = ("_layer",)  # attributes that torch.nn's layers do not have
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _DESCRIBED:
@@ -53,19 +58,61 @@ class _Described(torch.nn.Module):
     def _describe(self) -> LayerConfig:
         raise NotImplementedError
 
+    def _states(self, hx: Any) -> Sequence[Tensor]:
+        """hx as the operator takes it; raises what torch.nn raises for what is none."""
+        raise NotImplementedError
+
+    def _hx(self, states: Sequence[Tensor]) -> Any:
+        """The reverse."""
+        raise NotImplementedError
+
+    def _leaf(self, input: Proxy, hx: Any) -> Any:
+        """In a symbolic trace (torch.fx) a layer is a leaf, as torch.nn's are."""
+        tracer: Any = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, hx), {})
+
     def __prepare_scriptable__(self) -> torch.nn.Module:
         # torch.jit.script asks for what to compile in this module's place.
         from rnnfused._convert import to_torch
 
         warnings.warn(
-            f"torch.jit.script compiles torch.nn's layer in place of rnnfused's {type(self).__name__}, with the "
-            "same parameters; for rnnfused's kernels use torch.export (or torch.jit.trace)",
+            f"torch.jit.script compiles torch.nn's layer in place of rnnfused's {type(self).__name__}, with "
+            "the same parameters; for rnnfused's kernels use torch.export (or torch.jit.trace)",
             stacklevel=2,
         )
         return to_torch(copy.copy(self))
 
 
-class _Sequence(_Described, torch.nn.RNNBase):
+class _OneState(_Described):
+    """hx is h."""
+
+    def _states(self, hx: Tensor) -> Sequence[Tensor]:
+        hx.dim()  # AttributeError for what is no tensor, as torch.nn's
+        return (hx,)
+
+    def _hx(self, states: Sequence[Tensor]) -> Tensor:
+        return states[0]
+
+
+class _TwoStates(_Described):
+    """hx is (h, c)."""
+
+    _function: str  # torch's, whose words these are
+
+    def _states(self, hx: Any) -> Sequence[Tensor]:
+        if not isinstance(hx, (tuple, list)):
+            raise TypeError(
+                f"{self._function}(): argument 'hx' must be tuple of Tensors, not {type(hx).__name__}"
+            )
+        if len(hx) != 2:
+            raise RuntimeError(f"{self._function} expects two hidden states")
+        return hx
+
+    def _hx(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(states)
+
+
+class _Sequence(_Described, Weights):
     """What RNN, LSTM and GRU share: from any of torch's forms of input to the operator, and back.
 
     hx is one tensor, or a pair for LSTM; `_states` and `_hx` say which. recompute=True keeps only the output,
@@ -73,10 +120,11 @@ class _Sequence(_Described, torch.nn.RNNBase):
     gradients.
     """
 
-    recompute = False  # also of a module that an older version pickled
+    recompute = False  # also of a module that an older version pickled, and of a converted one
+    _beyond_torch = (*_Described._beyond_torch, "recompute")
 
-    def __init__(self, mode: str, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
-        super().__init__(mode, *args, **kwargs)
+    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.recompute = recompute
 
     def extra_repr(self) -> str:
@@ -93,21 +141,8 @@ class _Sequence(_Described, torch.nn.RNNBase):
             bool(self.recompute),
         )
 
-    def _states(self, hx: Any) -> Sequence[Tensor]:
-        """hx as the operator takes it; raises what torch.nn raises for what is none."""
-        raise NotImplementedError
-
-    def _hx(self, states: Sequence[Tensor]) -> Any:
-        raise NotImplementedError
-
     def _state_sizes(self) -> tuple[int, ...]:
         return (self.proj_size or self.hidden_size, self.hidden_size)[: len(self._config().spec.states)]
-
-    def _params(self) -> list[Any]:
-        # By name at every call: a parametrisation, functional_call or a replaced parameter leaves
-        # _flat_weights stale. What is no Parameter (a parametrised weight) is an attribute.
-        own = self._parameters
-        return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
 
     def _run(self, input: Tensor, hx: Sequence[Tensor], batch_sizes: Tensor | None) -> list[Tensor]:
         dropout = self.dropout if self.training else 0.0
@@ -125,8 +160,11 @@ class _Sequence(_Described, torch.nn.RNNBase):
 
     def _forward(self, run: Run, input: Any, hx: Any) -> tuple[Any, Any]:
         """From any form of input to what `run` takes, and back."""
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(run, input, hx)
+        if not isinstance(input, Tensor):
+            if isinstance(input, PackedSequence):
+                return self._forward_packed(run, input, hx)
+            if isinstance(input, Proxy):
+                return self._leaf(input, hx)
         output, *states = run(input, () if hx is None else self._states(hx), None)
         return output, self._hx(states)
 
@@ -146,22 +184,7 @@ def _reordered(state: Tensor, indices: Tensor | None) -> Tensor:
     return state if indices is None else state.index_select(1, indices)
 
 
-class _OneState(_Sequence):
-    """RNN and GRU: hx is h."""
-
-    def _states(self, hx: Tensor) -> Sequence[Tensor]:
-        return _one(hx)
-
-    def _hx(self, states: Sequence[Tensor]) -> Tensor:
-        return states[0]
-
-
-def _refuse_projection(kwargs: dict[str, Any]) -> None:
-    if "proj_size" in kwargs:
-        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-
-
-class RNN(_OneState):
+class RNN(_OneState, _Sequence, torch.nn.RNN):
     """torch.nn.RNN: h' = act(W_ih x + b_ih + W_hh h + b_hh) (Elman 1990).
 
     RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
@@ -169,19 +192,8 @@ class RNN(_OneState):
     keeps nothing beside its output. Shapes and dtypes: see `forward`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _refuse_projection(kwargs)
-        if len(args) > 3:
-            nonlinearity, args = args[3], args[:3] + args[4:]
-        else:
-            nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-        self.nonlinearity = nonlinearity
-        super().__init__(f"RNN_{nonlinearity.upper()}", *args, **kwargs)
 
-
-class GRU(_OneState):
+class GRU(_OneState, _Sequence, torch.nn.GRU):
     """torch.nn.GRU: the gated recurrent unit (Cho et al. 2014), its reset gate applied after the recurrent
     product.
 
@@ -190,12 +202,8 @@ class GRU(_OneState):
     others. Shapes and dtypes: see `forward`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _refuse_projection(kwargs)
-        super().__init__("GRU", *args, **kwargs)
 
-
-class LSTM(_Sequence):
+class LSTM(_TwoStates, _Sequence, torch.nn.LSTM):
     """torch.nn.LSTM: long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000; projection: Sak
     et al. 2014).
 
@@ -205,101 +213,50 @@ class LSTM(_Sequence):
     `forward`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("LSTM", *args, **kwargs)
-
-    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
-    check_forward_args = torch.nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = torch.nn.LSTM.permute_hidden  # type: ignore[assignment]
-
-    def _states(self, hx: Any) -> Sequence[Tensor]:
-        return _pair("lstm", hx)
-
-    def _hx(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(states)
-
-
-def _one(hx: Tensor) -> Sequence[Tensor]:
-    hx.dim()  # AttributeError for what is no tensor, as torch.nn's
-    return (hx,)
-
-
-def _pair(function: str, hx: Any) -> Sequence[Tensor]:
-    """(h, c); raises what torch's function of that name raises for anything else."""
-    if not isinstance(hx, (tuple, list)):
-        raise TypeError(f"{function}(): argument 'hx' must be tuple of Tensors, not {type(hx).__name__}")
-    if len(hx) != 2:
-        raise RuntimeError(f"{function} expects two hidden states")
-    return hx
+    _function = "lstm"
 
 
 class _Cell(_Described, torch.nn.RNNCellBase):
     """What the three cells share."""
 
-    _name: str  # of the registry
+    _cell: str  # of the registry
 
     def _describe(self) -> LayerConfig:
-        return LayerConfig(self._name, bias=bool(self.bias), step=True)
+        return LayerConfig(self._cell, bias=bool(self.bias), step=True)
 
-    def _step(self, input: Tensor, hx: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """One step. input: [B, I] or [I]; hx: the states [B, H] or [H], zeros if None. Returns the next
+        states. Raises torch.nn's exceptions with torch.nn's messages.
+        """
+        if isinstance(input, Proxy):
+            return self._leaf(input, hx)
         params = [self.weight_ih, self.weight_hh]
         if self.bias:
             params += [self.bias_ih, self.bias_hh]
-        return recurrent(self._config(), input, hx, params)
+        return self._hx(recurrent(self._config(), input, () if hx is None else self._states(hx), params))
 
 
-class RNNCell(_Cell):
+class RNNCell(_OneState, _Cell, torch.nn.RNNCell):
     """torch.nn.RNNCell: one step of `RNN`. input [B, I] or [I], hx [B, H] or [H]; returns h'."""
-
-    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012 (the base class's type)
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "tanh",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
-        self.nonlinearity = nonlinearity
 
     def _describe(self) -> LayerConfig:
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         return LayerConfig(f"rnn_{self.nonlinearity}", bias=bool(self.bias), step=True)
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return self._step(input, () if hx is None else _one(hx))[0]
 
-
-class GRUCell(_Cell):
+class GRUCell(_OneState, _Cell, torch.nn.GRUCell):
     """torch.nn.GRUCell: one step of `GRU`. input [B, I] or [I], hx [B, H] or [H]; returns h'."""
 
-    _name = "gru"
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return self._step(input, () if hx is None else _one(hx))[0]
+    _cell = "gru"
 
 
-class LSTMCell(_Cell):
+class LSTMCell(_TwoStates, _Cell, torch.nn.LSTMCell):
     """torch.nn.LSTMCell: one step of `LSTM`. input [B, I] or [I], hx = (h, c) of [B, H] or [H]; returns (h',
     c').
     """
 
-    _name = "lstm"
+    _cell, _function = "lstm", "lstm_cell"
 
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        h, c = self._step(input, () if hx is None else _pair("lstm_cell", hx))
-        return h, c
+admit(_Sequence)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from one_layer import layer
 from test_sequence import SIZES, VARIANTS, Problem, check_errors
 from tolerances import FLOAT64, FLOOR_ULPS, TORCH_ERRORS
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfused
-from one_layer import layer
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 KINDS = ("RNN", "GRU", "LSTM")

@@ -229,7 +229,7 @@ def test_constructor_errors_are_torchs_own(kind: str, args: tuple[int, ...], kwa
 @pytest.mark.parametrize("kind", LAYERS)
 def test_unsupported_dtype(kind: str) -> None:
     module = getattr(rnnfused, kind)(3, 4, dtype=torch.complex64)
-    with pytest.raises(RuntimeError, match="input: expected dtype float32, float64, .*, got ComplexFloat"):
+    with pytest.raises(RuntimeError, match=r"input: expected dtype float32, float64, .*, got ComplexFloat"):
         module(torch.zeros(2, 2, 3, dtype=torch.complex64))
 
 

@@ -54,7 +54,10 @@ FORWARD: list[tuple[dict[str, Any], str]] = [
     ({"layer": "lstm layers=-1"}, "layer: unknown word 'layers=-1'"),
     ({"layer": "lstm step layers=2"}, "layer: a step has one layer in one direction"),
     ({"layer": "gru projected"}, "layer: a projection needs a cell with a state beside h"),
-    ({"input": torch.zeros(T, B, INPUT).long()}, r"RNN input dtype \(torch.int64\) does not match weight dtype"),
+    (
+        {"input": torch.zeros(T, B, INPUT).long()},
+        r"RNN input dtype \(torch.int64\) does not match weight dtype",
+    ),
     ({"input": torch.zeros(T, B, INPUT).half()}, r"RNN input dtype \(torch.float16\) does not match"),
     ({"input": torch.zeros(INPUT)}, "LSTM: Expected input to be 2D or 3D, got 1D instead"),
     (
@@ -75,7 +78,10 @@ FORWARD: list[tuple[dict[str, Any], str]] = [
     ({"params": []}, r"params: expected 4 tensors \(4 for each of 1\), got 0"),
     ({"params": params(0, torch.zeros(4))}, "weight_ih: expected 2 dimensions, got 1"),
     ({"params": params(0, torch.zeros(21, INPUT))}, r"weight_ih_l0: expected size \[20, 4\], got \[21, 4\]"),
-    ({"params": params(1, torch.zeros(21, H))}, r"weight_hh: expected size \[4 \* hidden_size, hidden_size\]"),
+    (
+        {"params": params(1, torch.zeros(21, H))},
+        r"weight_hh: expected size \[4 \* hidden_size, hidden_size\]",
+    ),
     ({"params": params(1, torch.zeros(20, P))}, r"weight_hh_l0: expected size \[20, 5\], got \[20, 3\]"),
     ({"params": params(2, torch.zeros(4))}, r"bias_ih_l0: expected size \[20\], got \[4\]"),
     ({"params": params(3, torch.zeros(20, 1))}, r"bias_hh_l0: expected size \[20\], got \[20, 1\]"),
@@ -92,9 +98,7 @@ def test_forward_refuses(change: dict[str, Any], message: str, save: bool) -> No
 
 @pytest.mark.parametrize("change, message", FORWARD)
 def test_tensors_without_memory_are_refused_in_the_same_words(change: dict[str, Any], message: str) -> None:
-    given = torch.utils._pytree.tree_map_only(
-        Tensor, lambda t: t.to("meta"), forward_arguments() | change
-    )
+    given = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to("meta"), forward_arguments() | change)
     with pytest.raises((RuntimeError, ValueError), match=message):
         torch.ops.rnnfused.recurrent(**given, save=False)
 
@@ -145,7 +149,10 @@ def test_a_projection_needs_its_weights() -> None:
         ({"layer": "lstm recompute"}, r"tape: expected size \[1, \d+\], got \[1, \d+\]"),
         ({"grads": [torch.zeros(T, B, P), None, None]}, r"grad_output: expected size \[3, 2, 5\]"),
         ({"grads": [None, torch.zeros(1, B, P), None]}, r"grad_h_n: expected size \[1, 2, 5\]"),
-        ({"grads": [None, None, torch.zeros(1, B, H).double()]}, "grad_c_n: expected dtype Float, got Double"),
+        (
+            {"grads": [None, None, torch.zeros(1, B, H).double()]},
+            "grad_c_n: expected dtype Float, got Double",
+        ),
         ({"grads": [None]}, "grads: expected 3 entries, got 1"),
         ({"wanted": [7]}, "wanted: expected indices below 7, got 7"),
         ({"wanted": [-1]}, "wanted: expected indices below 7, got -1"),

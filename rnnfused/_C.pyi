@@ -27,6 +27,51 @@ def layer_backward(
     wanted: Sequence[bool],
     recompute: bool,
 ) -> list[Tensor | None]: ...
+def layer_tangent(
+    cell: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    tangents: Sequence[Tensor | None],
+) -> list[Tensor | None]: ...
+def layer_gradient_tangent(
+    cell: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    outer: Sequence[Tensor | None],
+    outer_tangents: Sequence[Tensor | None],
+    tangents: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]: ...
+def layer_double_backward(
+    cell: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    outer: Sequence[Tensor | None],
+    directions: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> tuple[list[Tensor | None], list[Tensor | None]]: ...
+def layer_gate_gradients(
+    cell: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    outer: Sequence[Tensor | None],
+) -> tuple[list[list[Tensor | None]], list[Tensor | None]]: ...
 def stack_forward(
     cell: str,
     x: Tensor,

@@ -4,6 +4,10 @@
 #include "torch/ops.h"
 #include "torch/packed.h"
 
+namespace rnnfused {
+void bind_tangents(pybind11::module_& m);  // tangents_bindings.cpp
+}
+
 PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;
   using release = py::call_guard<py::gil_scoped_release>;
@@ -34,4 +38,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("describe_plan", &rnnfused::describe_plan, py::arg("cell"), py::arg("steps"), py::arg("batch"),
         py::arg("input"), py::arg("hidden"), py::arg("output"), py::arg("layers"), py::arg("directions"),
         py::arg("f64"));
+  rnnfused::bind_tangents(m);
 }

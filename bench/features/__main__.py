@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.features.layers import COLUMNS
 from bench.features.probes import THEMES, load
 from bench.features.runner import ROOT, run
-from bench.features.table import covers, lines, markdown
+from bench.features.table import covers, errors, lines, markdown
 
 
 def main() -> int:
@@ -43,10 +43,8 @@ def main() -> int:
     if options.verbose:
         for found in probes:
             for column in COLUMNS:
-                for variant in found.variants:
-                    answer = answers[column, found.name, variant]
-                    if answer.error:
-                        print(f"{column} {found.name} {variant}: {answer.error}")
+                for error, variants in errors(found, column, answers).items():
+                    print(" ".join([column, found.name, *variants]) + f": {error}")
     output = options.output or (ROOT / "docs" / "features.md" if probes == every else None)
     if output:
         output.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["THEMES", "NotApplicable", "Probe", "load", "probe"]
 
 # Files of this package, in the order of the table.
-THEMES = ("compiling", "exporting", "tensors", "transforms")
+THEMES = ("compiling", "exporting", "tensors", "transforms", "derivatives", "observing", "precision")
 
 
 class NotApplicable(Exception):

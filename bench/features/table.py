@@ -8,7 +8,7 @@ from bench.features.layers import COLUMNS
 from bench.features.probes import Probe
 from bench.features.runner import Answers
 
-__all__ = ["Line", "covers", "lines", "markdown", "parse"]
+__all__ = ["Line", "covers", "errors", "lines", "markdown", "parse"]
 
 COMMAND = "python -m bench.features"
 TITLE = "torch.nn and rnnfused, feature by feature"
@@ -42,6 +42,15 @@ def _cell(found: Probe, column: str, answers: Answers) -> str:
         return f"{status}: {found.reason}" if status == REFUSED else status
     able = [variant for variant, status in got.items() if status == "yes"]
     return ONLY + ", ".join(able) if able else "no"
+
+
+def errors(found: Probe, column: str, answers: Answers) -> dict[str, list[str]]:
+    """The variants that each exception, by its first line, stopped."""
+    by_error: dict[str, list[str]] = {}
+    for variant in found.variants:
+        if error := answers[column, found.name, variant].error:
+            by_error.setdefault(error, []).append(variant)
+    return by_error
 
 
 def covers(line: Line) -> bool:

@@ -296,15 +296,17 @@ def _unwrapped(value: Any) -> list[Tensor]:
     return [tensor.inner if isinstance(tensor, Wrapped) else tensor for tensor in flat(value)]
 
 
-@probe("wrapper subclass as input", "__torch_dispatch__ called; numbers", each=KINDS + CELLS)
+@probe("wrapper subclass as input and states", "__torch_dispatch__ sees it; wrapped results", each=KINDS + CELLS)
 def wrapper(layers: Layers, kind: str) -> None:
     layer, twin = layers.pair(kind, 3, 4)
     x = torch.randn(2, 3) if kind in CELLS else torch.randn(5, 2, 3)
+    hx = _states(kind, 2, 4) if kind in CELLS else _states(kind, 1, 2, 4)
     Wrapped.calls = 0
     with torch.no_grad():
-        got = layer(Wrapped(x))
-    assert Wrapped.calls > 0 and isinstance(flat(got)[0], Wrapped)
-    same(_unwrapped(got), twin(x))
+        got = flat(layer(Wrapped(x), tree_map(Wrapped, hx)))
+    assert Wrapped.calls > 0, "not seen"
+    assert all(isinstance(tensor, Wrapped) for tensor in got), [type(tensor) for tensor in got]
+    same(_unwrapped(got), twin(x, hx))
 
 
 @probe("wrapper subclass as input, training", "gradients", each=KINDS + CELLS)

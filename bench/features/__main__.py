@@ -20,7 +20,9 @@ from bench.features.table import covers, errors, lines, markdown
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.features", description=__doc__)
     parser.add_argument("--themes", nargs="+", default=THEMES, choices=THEMES)
-    parser.add_argument("--match", nargs="+", default=[""], help="probes whose name or feature contains one of these")
+    parser.add_argument(
+        "--match", nargs="+", default=[""], help="probes whose name or feature contains one of these"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--verbose", action="store_true", help="the first line of every exception")
     parser.add_argument(

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["bits", "flat", "raises", "same", "trained"]
 
-# float32 sums of some dozen terms of order 1, in another order, through a handful of steps: assert_close's own
-# bounds for values, ten times them for gradients, which are sums over all steps.
+# float32 sums of some dozen terms of order 1, in another order, through a handful of steps: assert_close's
+# own bounds for values, ten times them for gradients, which are sums over all steps.
 VALUES: dict[str, float] = {"rtol": 1.3e-6, "atol": 1e-5}
 GRADIENTS: dict[str, float] = {"rtol": 1.3e-5, "atol": 1e-4}
 
@@ -39,7 +39,7 @@ def bits(got: Any, want: Any) -> None:
 
 
 def trained(call: Callable[..., Any], module: torch.nn.Module, *inputs: Any) -> list[Tensor]:
-    """Results of call(*inputs), then the gradients of inputs and parameters, of a loss that uses every result."""
+    """Results of call(*inputs), then gradients of inputs and parameters, of a loss that uses every result."""
     leaves: list[Tensor] = []
 
     def leaf(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.func import functional_call, grad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from bench.features.check import GRADIENTS, flat, same, trained
-from bench.features.layers import CELLS, KINDS, Layers, Loop
+from bench.features.layers import CELLS, KINDS, Layers, Loop, Tagger
 from bench.features.probes import probe
 
 DEEP = {"num_layers": 2, "bidirectional": True, "batch_first": True}
@@ -39,6 +40,17 @@ def inference_inductor(layers: Layers, kind: str) -> None:
     _inference(layers, kind, "inductor")
 
 
+@probe(
+    "torch.compile(fullgraph=True) of a converted model", "torch.nn's model, as convert leaves it", each=KINDS
+)
+def converted(layers: Layers, kind: str) -> None:
+    twin = Tagger(getattr(nn, kind)(3, 4, **DEEP))
+    model = layers.convert(copy.deepcopy(twin))
+    x = torch.randn(2, 5, 3)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    same(trained(compiled, model, x), trained(twin, twin, x), **GRADIENTS)
+
+
 def _training(layers: Layers, kind: str, **options: Any) -> None:
     model, twin = layers.taggers(kind, 3, 4, **DEEP)
     compiled = torch.compile(model, **options)
@@ -62,7 +74,9 @@ def training_inductor(layers: Layers, kind: str) -> None:
 
 
 @probe(
-    "torch.compile(fullgraph=True), dropout between layers", "eager backend; the same seed as eager's", each=KINDS
+    "torch.compile(fullgraph=True), dropout between layers",
+    "eager backend; the same seed as eager's",
+    each=KINDS,
 )
 def dropout(layers: Layers, kind: str) -> None:
     model, twin = layers.taggers(kind, 3, 4, num_layers=3, dropout=0.5)
@@ -112,7 +126,11 @@ def mark_dynamic(layers: Layers, kind: str) -> None:
     assert counter.frame_count == 1, f"{counter.frame_count} compilations"
 
 
-@probe("torch.compile, compile time independent of T", "as many operations for T = 4 and 64, backward too", each=KINDS)
+@probe(
+    "torch.compile, compile time independent of T",
+    "as many operations for T = 4 and 64, backward too",
+    each=KINDS,
+)
 def graph_size(layers: Layers, kind: str) -> None:
     def operations(steps: int) -> list[int]:
         counts: list[int] = []
@@ -160,7 +178,9 @@ def packed(layers: Layers, kind: str) -> None:
     same(call(layer, compiled), call(twin, twin), **GRADIENTS)
 
 
-@probe("torch.compile, packing inside the model, graph breaks allowed", "pack, layer, pad; gradients", each=KINDS)
+@probe(
+    "torch.compile, packing inside the model, graph breaks allowed", "pack, layer, pad; gradients", each=KINDS
+)
 def packing_inside(layers: Layers, kind: str) -> None:
     layer, twin = layers.pair(kind, 3, 4, batch_first=True)
     lengths = torch.tensor([2, 5, 3])
@@ -178,7 +198,11 @@ def packing_inside(layers: Layers, kind: str) -> None:
     same(trained(compiled, layer, x), trained(body(twin), twin, x), **GRADIENTS)
 
 
-@probe("torch.compile(fullgraph=True), hx given and not", "one compiled model called both ways; gradients", each=KINDS)
+@probe(
+    "torch.compile(fullgraph=True), hx given and not",
+    "one compiled model called both ways; gradients",
+    each=KINDS,
+)
 def states(layers: Layers, kind: str) -> None:
     model, twin = layers.taggers(kind, 3, 4, num_layers=2)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bench.features.check import GRADIENTS, same, trained
-from bench.features.layers import CELLS, KINDS, Layers, Loop, Tagger
-from bench.features.probes import probe
+from bench.features.layers import CELLS, KINDS, Layers, Loop
+from bench.features.probes import NotApplicable, probe
 
 DEEP = {"num_layers": 2, "bidirectional": True, "batch_first": True}
 
@@ -112,7 +113,9 @@ def _saved(layers: Layers, kind: str, dynamic: bool, *sizes: tuple[int, int]) ->
     _check(torch.export.load(file).module(), twin, *sizes)
 
 
-@probe("torch.export, decomposed and trained", "export of a training model; the program's gradients", each=KINDS)
+@probe(
+    "torch.export, decomposed and trained", "export of a training model; the program's gradients", each=KINDS
+)
 def export_training(layers: Layers, kind: str) -> None:
     model, twin = layers.taggers(kind, 3, 4, **DEEP)
     module = export(model, (_sizes(2, 5),)).module()
@@ -296,6 +299,8 @@ class Output(nn.Module):
 def _onnx(
     layers: Layers, kind: str, sizes: tuple[tuple[int, int], ...], operator: bool = False, **options: Any
 ) -> None:
+    if not all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript")):
+        raise NotApplicable("not tried: needs onnx, onnxruntime and onnxscript")
     import onnx
     import onnxruntime
 

@@ -1,4 +1,4 @@
-"""What watches a program: profiler, FLOP counter, module tracker; and torch.library's check of an operation."""
+"""What watches a program: profiler, FLOP counter, module tracker; and torch.library's check of an op."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def profiler(layers: Layers, kind: str) -> None:
             if (row.key.startswith("rnnfused::") if layers.fused else row.key == ATEN[kind])
         ]
         assert rows, f"no such row under {context.__name__}"
-        assert any(row.count == 3 and list(x.shape) in row.input_shapes for row in rows), "not with its shapes"
+        assert any(row.count == 3 and list(x.shape) in row.input_shapes for row in rows), (
+            "not with its shapes"
+        )
 
 
 def _flops(kind: str) -> int:
@@ -82,7 +84,9 @@ def flops_by_module(layers: Layers, kind: str) -> None:
     assert got == want, f"{got}, not {want}"
 
 
-@probe("module_tracker", "the layer is the parent of its operations, forward and backward", each=KINDS + CELLS)
+@probe(
+    "module_tracker", "the layer is the parent of its operations, forward and backward", each=KINDS + CELLS
+)
 def module_tracker(layers: Layers, kind: str) -> None:
     model = torch.nn.ModuleDict({"inner": layers.make(kind, 3, 4)})
     model.forward = lambda x: model["inner"](x)  # type: ignore[method-assign]
@@ -120,7 +124,10 @@ class Capture(TorchDispatchMode):
 def _layouts(layers: Layers, kind: str) -> list[tuple[Any, Any]]:
     """Layers and inputs: every direction, layout and option."""
     if kind in CELLS:
-        return [(layers.make(kind, 3, 4), torch.randn(2, 3)), (layers.make(kind, 3, 4, bias=False), torch.randn(3))]
+        return [
+            (layers.make(kind, 3, 4), torch.randn(2, 3)),
+            (layers.make(kind, 3, 4, bias=False), torch.randn(3)),
+        ]
     x = torch.randn(5, 2, 3)
     packed = pack_padded_sequence(x, torch.tensor([3, 5]), enforce_sorted=False)
     cases = [

@@ -7,10 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["THEMES", "NotApplicable", "Probe", "load", "probe"]
+__all__ = ["THEMES", "NotApplicable", "Probe", "load", "load_module", "probe"]
 
 # Files of this package, in the order of the table.
-THEMES = ("compiling", "exporting", "tensors", "transforms", "derivatives", "observing", "precision")
+THEMES = (
+    "behaviour",
+    "errors",
+    "modules",
+    "derivatives",
+    "transforms",
+    "tensors",
+    "observing",
+    "precision",
+    "compiling",
+    "exporting",
+    "distributed",
+)
 
 
 class NotApplicable(Exception):
@@ -19,14 +31,15 @@ class NotApplicable(Exception):
 
 @dataclass(frozen=True)
 class Probe:
-    """One row. `run(layers)`, or `run(layers, variant)` for each variant, raises where the feature is missing.
+    """One row. `run(layers)`, or `run(layers, variant)` for each variant, raises where the feature is
+    missing. module: the file that holds it.
 
-    refusal: rnnfused refuses the feature by design. That holds only while it raises an exception whose message
-    contains `refusal`, the way out that it names; `reason` goes into the table.
+    refusal: rnnfused refuses the feature by design. That holds only while it raises an exception whose
+    message contains `refusal`, the way out that it names; `reason` goes into the table.
     """
 
     name: str
-    theme: str
+    module: str
     feature: str
     what: str
     run: Callable[..., None]
@@ -34,6 +47,10 @@ class Probe:
     reason: str = ""
     refusal: str = ""
     seconds: float = 120
+
+    @property
+    def theme(self) -> str:
+        return self.module.rsplit(".", 1)[-1]
 
 
 _probes: dict[str, Probe] = {}
@@ -52,11 +69,10 @@ def probe(
     """
 
     def register(run: Callable[..., None]) -> Callable[..., None]:
-        theme = run.__module__.rsplit(".", 1)[1]
-        name = f"{theme}.{run.__name__}"
+        name = f"{run.__module__.rsplit('.', 1)[-1]}.{run.__name__}"
         if name in _probes:
             raise ValueError(f"probe {name} stands twice")
-        _probes[name] = Probe(name, theme, feature, what, run, each, by_design, refusal, seconds)
+        _probes[name] = Probe(name, run.__module__, feature, what, run, each, by_design, refusal, seconds)
         return run
 
     return register
@@ -64,9 +80,13 @@ def probe(
 
 def load(themes: tuple[str, ...] = THEMES) -> list[Probe]:
     """The probes of these themes, in the order of the table."""
-    for theme in themes:
-        importlib.import_module(f"bench.features.{theme}")
-    return [found for theme in themes for found in _probes.values() if found.theme == theme]
+    return [found for theme in themes for found in load_module(f"bench.features.{theme}")]
+
+
+def load_module(module: str) -> list[Probe]:
+    """The probes of one file."""
+    importlib.import_module(module)
+    return [found for found in _probes.values() if found.module == module]
 
 
 def call(found: Probe, layers: Any, variant: str) -> None:

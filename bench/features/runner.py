@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -26,7 +27,9 @@ START_SECONDS = 120  # of a process, imports included
 
 @dataclass(frozen=True)
 class Answer:
-    """What one variant of a probe gave: "yes", "no", "refused, by design", or why the question makes no sense."""
+    """What one variant of a probe gave: "yes", "no", "refused, by design", or why the question makes no
+    sense.
+    """
 
     status: str
     error: str = ""
@@ -37,11 +40,13 @@ Answers = dict[tuple[str, str, str], Answer]
 
 
 def run(probes: list[Probe], jobs: int, cache: Path) -> Answers:
-    """Every probe in both columns, `jobs` processes at a time. cache: a folder for what the compiler writes."""
+    """Every probe in both columns, `jobs` processes at a time. cache: a folder for what compilers write."""
     answers: Answers = {}
     themes = dict.fromkeys(found.theme for found in probes)
     tasks = [
-        (column, [found for found in probes if found.theme == theme]) for theme in themes for column in COLUMNS
+        (column, [found for found in probes if found.theme == theme])
+        for theme in themes
+        for column in COLUMNS
     ]
     with ThreadPoolExecutor(jobs) as pool:
         for part in pool.map(lambda task: _theme(*task, cache), tasks):
@@ -67,7 +72,7 @@ def _process(column: str, items: list[tuple[Probe, str]], cache: Path) -> list[A
         "TORCHINDUCTOR_CACHE_DIR": str(cache / column),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
-    command = [sys.executable, "-m", "bench.features.worker", column, items[0][0].theme]
+    command = [sys.executable, "-m", "bench.features.worker", column, items[0][0].module]
     command += [f"{found.name}:{variant}" for found, variant in items]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
@@ -84,10 +89,8 @@ def _process(column: str, items: list[tuple[Probe, str]], cache: Path) -> list[A
             return _read(process, items, errors)
         finally:
             # The probe's own processes too.
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
 
 
@@ -121,4 +124,8 @@ def _read(process: subprocess.Popen[str], items: list[tuple[Probe, str]], errors
 
 
 def _death(code: int) -> str:
-    return f"the process died of {signal.Signals(-code).name}" if code < 0 else f"the process ended, status {code}"
+    return (
+        f"the process died of {signal.Signals(-code).name}"
+        if code < 0
+        else f"the process ended, status {code}"
+    )

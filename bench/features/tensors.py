@@ -1,4 +1,4 @@
-"""Tensors that are more, or less, than numbers in memory: fake, meta, zero, views by bits, subclasses, modes."""
+"""Tensors that are more, or less, than numbers in memory: fake, meta, zero, views, subclasses; and modes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def to_empty(layers: Layers, kind: str) -> None:
     same(trained(layer, layer, x), trained(twin, twin, x), **GRADIENTS)
 
 
-@probe('torch.device("meta") as a context', "load_state_dict(assign=True), and the layer's numbers", each=KINDS)
+@probe(
+    'torch.device("meta") as a context', "load_state_dict(assign=True), and the layer's numbers", each=KINDS
+)
 def meta_context(layers: Layers, kind: str) -> None:
     twin = getattr(nn, kind)(3, 4, **DEEP)
     with torch.device("meta"):
@@ -192,7 +194,19 @@ def strided(layers: Layers, kind: str) -> None:
 
 
 # Operations that make memory or views of it: to see them is not to see the layer's work.
-_BARE = ("empty", "zeros", "new_", "view", "slice", "select", "transpose", "squeeze", "detach", "alias", "as_strided")
+_BARE = (
+    "empty",
+    "zeros",
+    "new_",
+    "view",
+    "slice",
+    "select",
+    "transpose",
+    "squeeze",
+    "detach",
+    "alias",
+    "as_strided",
+)
 
 
 class _Made:
@@ -203,7 +217,9 @@ class _Made:
         self.kept: list[Tensor] = []  # so that no storage's address is used again
 
     def note(self, name: str, result: Any) -> None:
-        for tensor in [result] if isinstance(result, Tensor) else result if isinstance(result, (tuple, list)) else ():
+        for tensor in (
+            [result] if isinstance(result, Tensor) else result if isinstance(result, (tuple, list)) else ()
+        ):
             if isinstance(tensor, Tensor) and not any(word in name for word in _BARE):
                 self.kept.append(tensor)
                 self.storages.add(tensor.untyped_storage().data_ptr())
@@ -234,7 +250,9 @@ class FunctionMode(TorchFunctionMode):
         return result
 
 
-@probe("TorchDispatchMode sees the call", "the output comes from an operation that it saw", each=KINDS + CELLS)
+@probe(
+    "TorchDispatchMode sees the call", "the output comes from an operation that it saw", each=KINDS + CELLS
+)
 def dispatch_mode(layers: Layers, kind: str) -> None:
     layer, twin = layers.pair(kind, 3, 4)
     x = torch.randn(2, 3) if kind in CELLS else torch.randn(5, 2, 3)
@@ -245,7 +263,9 @@ def dispatch_mode(layers: Layers, kind: str) -> None:
         same(got, twin(x))
 
 
-@probe("TorchDispatchMode sees backward", "the gradients come from operations that it saw", each=KINDS + CELLS)
+@probe(
+    "TorchDispatchMode sees backward", "the gradients come from operations that it saw", each=KINDS + CELLS
+)
 def dispatch_mode_backward(layers: Layers, kind: str) -> None:
     layer, twin = layers.pair(kind, 3, 4)
     x = torch.randn(2, 3) if kind in CELLS else torch.randn(5, 2, 3)
@@ -296,7 +316,9 @@ def _unwrapped(value: Any) -> list[Tensor]:
     return [tensor.inner if isinstance(tensor, Wrapped) else tensor for tensor in flat(value)]
 
 
-@probe("wrapper subclass as input and states", "__torch_dispatch__ sees it; wrapped results", each=KINDS + CELLS)
+@probe(
+    "wrapper subclass as input and states", "__torch_dispatch__ sees it; wrapped results", each=KINDS + CELLS
+)
 def wrapper(layers: Layers, kind: str) -> None:
     layer, twin = layers.pair(kind, 3, 4)
     x = torch.randn(2, 3) if kind in CELLS else torch.randn(5, 2, 3)
@@ -367,7 +389,9 @@ def subclass_function(layers: Layers, kind: str) -> None:
     same(got, twin(x))
 
 
-@probe("an exception raised in a mode", "reaches the caller; its side effects happen once", each=KINDS + CELLS)
+@probe(
+    "an exception raised in a mode", "reaches the caller; its side effects happen once", each=KINDS + CELLS
+)
 def mode_raises(layers: Layers, kind: str) -> None:
     layer = layers.make(kind, 3, 4)
     x = torch.randn(2, 3) if kind in CELLS else torch.randn(5, 2, 3)

@@ -7,7 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, stack_module_state, vjp, vmap
+from torch.func import (
+    functional_call,
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    linearize,
+    stack_module_state,
+    vjp,
+    vmap,
+)
 
 from bench.features.check import GRADIENTS, flat, same
 from bench.features.layers import CELLS, KINDS, Layers

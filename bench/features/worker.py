@@ -1,7 +1,7 @@
-"""A process that runs probes of one theme: `python -m bench.features.worker COLUMN THEME NAME:VARIANT...`.
+"""A process that runs probes of one file: `python -m bench.features.worker COLUMN MODULE NAME:VARIANT...`.
 
-Prints a line of JSON for every one, {"status": "yes", "no" or a few words, "error": first line of the exception}.
-What probes print goes to standard error.
+Prints a line of JSON for every one: {"status": "yes", "no" or a few words, "error": the exception's first
+line}. What probes print goes to standard error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import warnings
 import torch
 
 from bench.features.layers import Layers
-from bench.features.probes import NotApplicable, Probe, call, load
+from bench.features.probes import NotApplicable, Probe, call, load_module
 
 
 def first_line(error: BaseException) -> str:
@@ -40,10 +40,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
-    column, theme, *wanted = sys.argv[1:]
-    probes = {found.name: found for found in load((theme,))}
+    column, module, *wanted = sys.argv[1:]
+    probes = {found.name: found for found in load_module(module)}
     layers = Layers(column)
-    import torch._dynamo  # so that `reset` costs the first probe nothing
 
     answers.write("ready\n")
     answers.flush()

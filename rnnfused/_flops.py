@@ -1,5 +1,5 @@
-"""What the operators cost, for torch.utils.flop_counter: their products, two operations for a multiplication and
-an addition, as torch counts its own.
+"""What the operators cost, for torch.utils.flop_counter: their products, two operations for a multiplication
+and an addition, as torch counts its own.
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ Tensors tangent_meta(const OptionalList&, const OptionalList&, const OptionalLis
     results = recurrent_meta(input, hx, params, batch_sizes, layer, false);
     if (!results.empty()) results[0] = at::empty_symint(output.sym_sizes(), results[0].options());
   }
-  for (const at::Tensor& t : backward_meta(OptionalList(), input, hx, params, batch_sizes, output, output, layer, wanted))
+  for (const at::Tensor& t :
+       backward_meta(OptionalList(), input, hx, params, batch_sizes, output, output, layer, wanted))
     results.push_back(at::empty_symint(t.sym_sizes(), t.options()));
   return results;
 }

@@ -136,12 +136,15 @@ struct UnpackedArguments {
   Arguments view() const { return {options, input, hx, params, batch_sizes}; }
 };
 
+// What a profiler is told of a call that does not pass through the dispatcher.
+std::vector<c10::IValue> seen(const Arguments& a) { return {a.input, a.hx.vec(), a.params.vec()}; }
+
 // Gradients of a layer, from the kernels themselves where nobody wants to see it.
 Tensors gradients(const Arguments& a, const Tensors& outer, const Kept& kept, at::IntArrayRef wanted) {
   const bool plain = std::all_of(outer.begin(), outer.end(), is_plain) && is_plain(kept.output) &&
                      is_plain(kept.tape) && !somebody_watches(a);
   if (plain && !at::GradMode::is_enabled()) {
-    RECORD_FUNCTION("rnnfused::recurrent_backward", std::vector<c10::IValue>());
+    RECORD_FUNCTION("rnnfused::recurrent_backward", seen(a));
     const at::AutoDispatchBelowADInplaceOrView below;
     return recurrent_backward(a, outer, kept, wanted);
   }
@@ -165,16 +168,16 @@ struct RecurrentBackward final : Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     variable_list found(arguments.count());
-    // A zero that torch has not written out is as good as none.
-    for (at::Tensor& grad : grads) {
-      if (grad.defined() && grad._is_zerotensor()) grad = at::Tensor();
-    }
     at::DimVector wanted;
     for (size_t i = 0; i < found.size(); ++i) {
       if (task_should_compute_output(i)) wanted.push_back(int64_t(i));
     }
     const bool any = std::any_of(grads.begin(), grads.end(), [](const auto& g) { return g.defined(); });
     if (!any || wanted.empty()) return found;
+    // A zero that torch has not written out is what the kernels take nothing for.
+    for (at::Tensor& grad : grads) {
+      if (grad.defined() && grad._is_zerotensor()) grad = at::Tensor();
+    }
     const UnpackedArguments given(arguments);
     const at::Tensor y = output.unpack(getptr()), kept = tape.unpack();
     Tensors computed = gradients(given.view(), grads, {y, kept}, wanted);
@@ -341,7 +344,7 @@ std::optional<Tensors> recurrent_unwatched(const std::string& layer, const at::T
   const auto run = [](const Arguments& a) {
     // What has a tangent is watched.
     return differentiated(a, false, /*moved=*/false, [](const Arguments& given, bool save) {
-      RECORD_FUNCTION("rnnfused::recurrent", std::vector<c10::IValue>());
+      RECORD_FUNCTION("rnnfused::recurrent", seen(given));
       const at::AutoDispatchBelowADInplaceOrView below;
       return recurrent(given, save);
     });

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("gpu", "sequence", "recompute", "functional", "modules", "autograd", "numerics")
+FILES = ("gpu", "sequence", "recompute", "functional", "modules", "autograd", "numerics", "tangents")
 
 
 @pytest.mark.skipif("RNNFUSED_TEST_EXTENSION" in os.environ, reason="this is such a run")

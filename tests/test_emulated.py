@@ -18,7 +18,7 @@ FILES = ("gpu", "sequence", "recompute", "functional", "modules", "autograd", "n
 @pytest.mark.skipif("RNNFUSED_TEST_EXTENSION" in os.environ, reason="this is such a run")
 @pytest.mark.parametrize("name", FILES)
 def test_on_an_emulated_gpu(name: str) -> None:
-    built = sorted((ROOT / "build" / "emulated" / "emulated").glob(f"_C.{sys.implementation.cache_tag}-*.so"))
+    built = sorted((ROOT / "build" / "emulated").glob(f"_C.{sys.implementation.cache_tag}-*.so"))
     if not built:
         pytest.skip("the extension whose GPU is emulated is not built: run `make emulated`")
     run = subprocess.run(

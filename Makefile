@@ -57,8 +57,7 @@ build: $(environment)
 
 # The extension whose GPU is emulated, for tests/test_emulated.py.
 emulated: $(environment)
-	cmake -S . -B build/$(tree) -G Ninja -DCMAKE_MAKE_PROGRAM="$$(command -v ninja)" $(with_python) -DRNNFUSED_BUILD_EMULATED=ON
-	cmake --build build/$(tree) --target rnnfused_emulated
+	tools/build $(tree) rnnfused_emulated $(with_python) -DRNNFUSED_BUILD_EMULATED=ON
 	cmake --install build/$(tree) --component emulated --prefix build/emulated
 
 lint: $(environment)
@@ -77,12 +76,19 @@ ctest-all: $(environment)
 	tools/run_ctest $(tree) $(with_python) -DRNNFUSED_TEST_ISAS= "-DRNNFUSED_TEST_ARCHS=80;86;90a;100;120"
 
 # std::thread here, OpenMP in plain ctest: both backends are tested. One ISA of vectors will do: their sources
-# are the same, and sanitizers take minutes to compile each. The folder is pytest-asan's too.
-ctest-asan: $(environment)
-	tools/run_ctest asan $(with_python) $(with_asan)
-
-with_asan = -DRNNFUSED_CUDA=OFF -DRNNFUSED_SANITIZE=address,undefined -DRNNFUSED_STD_THREADS=ON \
+# are the same, and sanitizers take minutes to compile each. The C++ tests and the extension share a folder.
+with_asan = $(with_python) -DRNNFUSED_CUDA=OFF -DRNNFUSED_SANITIZE=address,undefined -DRNNFUSED_STD_THREADS=ON \
   "-DRNNFUSED_ISAS=$(sanitized_isas)"
+
+ctest-asan: $(environment)
+	tools/run_ctest asan $(with_asan)
+
+# The tests that reach the native code in many ways, each ISA on its own; the walk and the mutations at length.
+asan_tests := walk fuzz recompute native_checks sequence stack functional autograd modules memory frozen stepper
+pytest-asan: $(environment)
+	tools/build asan _C $(with_asan)
+	RNNFUSED_WALK_CASES=3000 RNNFUSED_FUZZ_CALLS=100000 tools/pytest_asan $(python) $(asan_tests:%=tests/test_%.py)
+	RNNFUSED_WALK_CASES=1000 RNNFUSED_ISA=scalar tools/pytest_asan $(python) tests/test_walk.py
 
 ctest-tsan: $(environment)
 	tools/run_ctest ctest-tsan $(without_python) -DRNNFUSED_SANITIZE=thread "-DRNNFUSED_ISAS=$(sanitized_isas)"

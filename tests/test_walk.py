@@ -85,10 +85,10 @@ def draw(index: int) -> Case:
     if kind in LAYERS:
         options |= {
             "num_layers": pick.choice((1, 1, 2, 3)),
-            "bidirectional": chance(0.5),
+            "bidirectional": chance(0.65),
             "batch_first": chance(0.4),
         }
-        form = pick.choice(("padded", "padded", "unbatched", "sorted", "sorted", "unsorted"))
+        form = pick.choice(("padded", "unbatched", "sorted", "sorted", "unsorted"))
         if kind == "LSTM" and hidden > 1 and chance(0.3):
             options["proj_size"] = pick.randint(1, hidden - 1)
         if dtype == torch.float64 and chance(0.2):  # which elements are dropped depends on the dtype
@@ -98,7 +98,8 @@ def draw(index: int) -> Case:
         rows = steps * batch * options.get("num_layers", 1)
         if steps * batch <= MOST_ROWS and rows * 4 * hidden * hidden <= 8 * MOST_PRODUCTS:
             break
-    lengths = [pick.randint(1, steps) for _ in range(batch)]
+    shortest = pick.choice((1, 1 + steps // 2))
+    lengths = [pick.randint(min(shortest, steps), steps) for _ in range(batch)]
     lengths[0] = steps
     if form == "sorted":
         lengths.sort(reverse=True)
@@ -119,9 +120,9 @@ def draw(index: int) -> Case:
         frozen=pick.choice((0.0, 0.0, 0.3, 1.0)),
         outputs=tuple(name for name in outputs if chance(0.6)),
         summed=chance(0.4),
-        mode=pick.choice(("grad",) * 6 + ("no_grad", "inference")),
+        mode=pick.choice(("grad",) * 8 + ("no_grad", "inference")),
         threads=pick.choice((1, 2)),
-        recompute=kind in LAYERS and chance(0.5),
+        recompute=kind in LAYERS and chance(0.65),
         options=options,
     )
 

@@ -158,8 +158,7 @@ def changed(value: Any, pick: Pick) -> Any:
 
 def mutated(arguments: Arguments, pick: Pick) -> dict[str, Any]:
     result = dict(arguments)
-    for _ in range(pick.choice((1, 1, 1, 2))):
-        name = pick.choice(list(result))
+    for name in pick.sample(list(result), pick.choice((1, 1, 1, 2))):
         result[name] = changed(result[name], pick)
     return result
 
@@ -257,9 +256,11 @@ TARGETS = {
 def shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(shown, value))}]"
-    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested:
-        return f"{value.dtype} {list(value.shape)} {value.stride()} {value.device}"
-    return f"{type(value).__name__} {str(value)[:40]!r}"
+    if not isinstance(value, Tensor):
+        return repr(value)[:40]
+    if value.is_nested or value.layout != torch.strided:
+        return f"{value.layout} {value.dtype}"  # torch itself cannot always print what a mutation made
+    return f"{value.dtype} {list(value.shape)} {value.stride()} {value.device}"
 
 
 def attempt(name: str, number: int) -> str | None:

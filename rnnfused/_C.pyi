@@ -2,57 +2,29 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-def layer_forward(
-    cell: str,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor | None],
-    batch_sizes: Tensor | None,
-    save: bool,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]: ...
-def layer_backward(
-    cell: str,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor | None],
-    batch_sizes: Tensor | None,
-    y: Tensor,
-    tape: Tensor,
-    dy: Tensor | None,
-    dhn: Tensor | None,
-    dcn: Tensor | None,
-    wanted: Sequence[bool],
-    recompute: bool,
-) -> list[Tensor | None]: ...
-def stack_forward(
-    cell: str,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
+def recurrent(
+    layer: str,
+    input: Tensor,
+    hx: Sequence[Tensor],
     params: Sequence[Tensor],
     batch_sizes: Tensor | None,
-    has_biases: bool,
-    layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]: ...
-def check_input(x: Tensor) -> None: ...
+) -> list[Tensor] | None: ...
+def check(
+    layer: str,
+    input: Tensor,
+    hx: Sequence[Tensor],
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+) -> None: ...
 
 class Frozen:
-    def __init__(
-        self, cell: str, params: Sequence[Tensor], has_biases: bool, layers: int, bidirectional: bool
-    ) -> None: ...
+    def __init__(self, layer: str, params: Sequence[Tensor]) -> None: ...
     def forward(
-        self, x: Tensor, h0: Tensor, c0: Tensor | None, batch_sizes: Tensor | None, batch_first: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
+        self, input: Tensor, hx: Sequence[Tensor], batch_sizes: Tensor | None
+    ) -> list[Tensor] | None: ...
 
 class Stepper:
-    def __init__(
-        self, cell: str, params: Sequence[Tensor], h: Tensor, c: Tensor | None, has_biases: bool
-    ) -> None: ...
+    def __init__(self, layer: str, params: Sequence[Tensor], hx: Sequence[Tensor]) -> None: ...
     def step(self, x: Tensor) -> Tensor: ...
 
 def cell_names() -> list[str]: ...

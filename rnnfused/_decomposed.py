@@ -1,7 +1,5 @@
-"""The same layers as differentiable torch operations, step by step.
-
-Double backward and forward-mode differentiation go through these; nothing else runs them. Shapes are those of
-`_autograd.layer`.
+"""The same layers as differentiable torch operations, step by step: what derivatives of higher order are
+derivatives of. Nothing else runs them.
 """
 
 from __future__ import annotations
@@ -12,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from rnnfused._checks import SLOTS
+from rnnfused._layer import LayerConfig
 
-__all__ = ["layer"]
+__all__ = ["recurrent"]
 
 States = tuple[Tensor, ...]
 # (x W_ih^T + b_ih, h W_hh^T + b_hh, states) -> next states, the first of them before any projection
@@ -45,19 +43,46 @@ def _gru(x: Tensor, h: Tensor, states: States) -> States:
 STEPS: dict[str, Step] = {"rnn_tanh": _rnn_tanh, "rnn_relu": _rnn_relu, "lstm": _lstm, "gru": _gru}
 
 
-def layer(
-    cell: str,
-    x: Tensor,
-    initial: States,
-    weights: Sequence[Tensor | None],
+def recurrent(
+    layer: LayerConfig,
+    input: Tensor,
+    hx: Sequence[Tensor],
+    params: Sequence[Tensor],
     batch_sizes: Tensor | None,
+) -> list[Tensor]:
+    """What the operator `recurrent` returns of one layer, from the same arguments."""
+    packed = batch_sizes is not None
+    missing = input.dim() < (1 if packed else 2 if layer.step else 3)  # the batch dimension
+    x, states = input, list(hx)
+    if layer.step:
+        x = (x.unsqueeze(0) if missing else x).unsqueeze(0)
+        states = [(s.unsqueeze(0) if missing else s).unsqueeze(0) for s in states]
+    elif missing:
+        x, states = x.unsqueeze(1), [s.unsqueeze(1) for s in states]
+    elif layer.batch_first and not packed:
+        x = x.transpose(0, 1)
+    if not states:
+        batch = int(batch_sizes[0]) if batch_sizes is not None else x.size(1)
+        states = [x.new_zeros(layer.directions, batch, size) for size in layer.state_sizes(params[1].shape)]
+    y, final = _layer(layer, x, tuple(states), params, batch_sizes)
+    if layer.step:
+        return [s[0, 0] if missing else s[0] for s in final]
+    if missing:
+        return [y.squeeze(1), *(s.squeeze(1) for s in final)]
+    return [y.transpose(0, 1) if layer.batch_first and not packed else y, *final]
+
+
+def _layer(
+    layer: LayerConfig, x: Tensor, initial: States, params: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, States]:
-    """One layer in one or two directions; returns y and the final states, stacked over the directions."""
+    """x: [T, B, I] or packed rows; initial: h [D, B, P], c [D, B, H]. Returns y and the final states."""
     outputs, finals = [], []
-    for direction in range(len(weights) // SLOTS):
-        of_direction = weights[direction * SLOTS : (direction + 1) * SLOTS]
+    for direction in range(layer.directions):
+        w_ih, w_hh, *others = params[direction * layer.params_each :][: layer.params_each]
+        b_ih, b_hh = others[:2] if layer.bias else (None, None)
+        weights = (w_ih, w_hh, b_ih, b_hh, others[-1] if layer.projected else None)
         y, final = _sequence(
-            STEPS[cell], x, tuple(s[direction] for s in initial), of_direction, batch_sizes, direction == 1
+            STEPS[layer.cell], x, tuple(s[direction] for s in initial), weights, batch_sizes, direction == 1
         )
         outputs.append(y)
         finals.append(final)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnnfused._load import _C
-from rnnfused.modules import CELLS_OF_MODE, GRU, LSTM, RNN
+from rnnfused._ops import recurrent
+from rnnfused.modules import GRU, LSTM, RNN
 
 __all__ = ["Frozen", "Stepper"]
 
@@ -16,17 +19,36 @@ __all__ = ["Frozen", "Stepper"]
 Module = RNN | LSTM | GRU
 
 
-def _checked(module: Module) -> Module:
-    if not isinstance(module, (RNN, LSTM, GRU)):
-        raise TypeError(f"module: expected an rnnfused.RNN, LSTM or GRU, got {type(module).__name__}")
-    return module
+class _Snapshot:
+    """A module's weights as they were, and native code that has packed them. Copies and pickles hold the
+    weights; the native object, which neither can, is made anew.
+    """
+
+    _native: Any
+
+    def __init__(self, module: Module) -> None:
+        if not isinstance(module, (RNN, LSTM, GRU)):
+            raise TypeError(f"module: expected an rnnfused.RNN, LSTM or GRU, got {type(module).__name__}")
+        self._module = module
+
+    def refresh(self) -> None:
+        """Takes the module's weights as they are now."""
+        with torch.no_grad():
+            self._weights = [parameter.detach().clone() for parameter in self._module._params()]
+        self._native = self._pack()
+
+    def _pack(self) -> Any:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_native"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._native = self._pack()
 
 
-def _detached(module: Module) -> list[Tensor]:
-    return [parameter.detach() for parameter in module._params()]
-
-
-class Frozen:
+class Frozen(_Snapshot):
     """A module for inference, called as the module itself: Frozen(module)(input, hx=None) gives the bits of
     module(input, hx) in eval mode.
 
@@ -35,15 +57,17 @@ class Frozen:
     threads or sequences asks for another layout.)
 
     module: an rnnfused.RNN, LSTM or GRU, float32 or float64, on the CPU. Its weights are those that it has
-    when the Frozen is made: after a change, call `refresh`. Nothing is differentiated. Calls from several
-    threads are safe, and wait for each other. A sequence of at most 8 rows is summed in the order of longer
-    ones, where the module reads its weights as they lie: the same numbers to rounding. Raises TypeError for
-    another module; calls raise what the module's raise, and RuntimeError for another device and for tensors
-    that require a gradient.
+    when the Frozen is made, whatever becomes of the module's: after a change, call `refresh`. A Frozen can be
+    copied and pickled, and be an attribute of a torch.nn.Module, of which it is no part that trains. Nothing
+    is differentiated. Calls from several threads are safe, and wait for each other. A sequence of at most 8
+    rows is summed in the order of longer ones, where the module reads its weights as they lie: the same
+    numbers to rounding; so it is where a call is traced or transformed, which runs the operator on the same
+    weights. Raises TypeError for another module; calls raise what the module's raise, and RuntimeError for
+    another device and for tensors that require a gradient.
     """
 
     def __init__(self, module: Module) -> None:
-        self._module = _checked(module)
+        super().__init__(module)
         self.refresh()
 
     def __call__(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
@@ -52,25 +76,18 @@ class Frozen:
     def __repr__(self) -> str:
         return f"Frozen({self._module!r})"
 
-    def refresh(self) -> None:
-        """Takes the module's weights as they are now."""
-        module = self._module
-        self._native = _C.Frozen(
-            CELLS_OF_MODE[module.mode].name,
-            _detached(module),
-            module.bias,
-            module.num_layers,
-            module.bidirectional,
-        )
+    def _pack(self) -> Any:
+        return _C.Frozen(self._module._config().text, self._weights)
 
-    def _run(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> tuple[Tensor, Any]:
-        module = self._module
-        h0, *c0 = module._states(hx)
-        y, hn, cn = self._native.forward(input, h0, c0[0] if c0 else None, batch_sizes, module.batch_first)
-        return y, module._hx((hn,) if cn is None else (hn, cn))
+    def _run(self, input: Tensor, hx: Sequence[Tensor], batch_sizes: Tensor | None) -> list[Tensor]:
+        if not torch.compiler.is_compiling():
+            outputs = self._native.forward(input, hx, batch_sizes)
+            if outputs is not None:
+                return outputs
+        return recurrent(self._module._config(), input, hx, self._weights, batch_sizes)
 
 
-class Stepper:
+class Stepper(_Snapshot):
     """Layers run one step a call, the state carried from call to call: for input that comes as it is made, in
     speech recognition, text generation or control.
 
@@ -83,17 +100,19 @@ class Stepper:
     CPU. It is run as in eval mode, without dropout. batch_size: sequences that go on side by side. The state
     is zero at first.
 
-    Weights are those that the module has when the Stepper is made: after a change, call `refresh`. Nothing is
-    differentiated. Calls from several threads are safe, and wait for each other. Raises TypeError for another
-    module, ValueError for two directions or a batch size below 1, RuntimeError for another device or dtype.
+    Weights are those that the module has when the Stepper is made, whatever becomes of the module's: after a
+    change, call `refresh`. A Stepper can be copied and pickled, its state with it, and be an attribute of a
+    torch.nn.Module. Nothing is differentiated or traced. Calls from several threads are safe, and wait for
+    each other. Raises TypeError for another module, ValueError for two directions or a batch size below 1,
+    RuntimeError for another device or dtype.
     """
 
     def __init__(self, module: Module, batch_size: int = 1) -> None:
-        if _checked(module).bidirectional:
+        super().__init__(module)
+        if module.bidirectional:
             raise ValueError("module: expected one direction, got bidirectional=True")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        self._module = module
         like = module._params()[0]
         self._states = tuple(
             torch.zeros(module.num_layers, batch_size, size, dtype=like.dtype, device=like.device)
@@ -107,7 +126,7 @@ class Stepper:
 
         Raises RuntimeError for another size, dtype or device, and for an input that requires a gradient.
         """
-        return self._step(input)
+        return self._native.step(input)
 
     def __repr__(self) -> str:
         return f"Stepper({self._module!r}, batch_size={self._states[0].shape[1]})"
@@ -122,8 +141,6 @@ class Stepper:
     @state.setter
     def state(self, hx: Any) -> None:
         given = self._module._states(hx)
-        if len(given) != len(self._states):
-            raise ValueError(f"state: expected {len(self._states)} tensors, got {len(given)}")
         for own, new in zip(self._states, given, strict=True):
             if new.shape != own.shape:
                 raise ValueError(f"state: expected size {list(own.shape)}, got {list(new.shape)}")
@@ -136,8 +153,6 @@ class Stepper:
         for state in self._states:
             state.zero_()
 
-    def refresh(self) -> None:
-        """Takes the module's weights as they are now; the state stays."""
-        module = self._module
-        h, c = self._states[0], self._states[1] if len(self._states) > 1 else None
-        self._step = _C.Stepper(CELLS_OF_MODE[module.mode].name, _detached(module), h, c, module.bias).step
+    def _pack(self) -> Any:
+        layer = dataclasses.replace(self._module._config(), batch_first=False)
+        return _C.Stepper(layer.text, self._weights, self._states)

@@ -13,16 +13,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rnnfused._autograd import followed, layer, plain
-from rnnfused._checks import (
-    SLOTS,
-    check_cell,
-    check_dimensions,
-    check_dropout,
-    check_params,
-    check_sequence,
-)
-from rnnfused.cells import CELLS, CellSpec
+from rnnfused._layer import LayerConfig
+from rnnfused._load import _C
+from rnnfused._ops import recurrent
 
 __all__ = ["Options", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -68,7 +61,7 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    output, (h_n,) = stack(CELLS[f"rnn_{nonlinearity}"], input, (hx,), params, **options)
+    output, h_n = _sequence(f"rnn_{nonlinearity}", input, (hx,), params, **options)
     return output, h_n
 
 
@@ -80,7 +73,7 @@ def lstm(
     As `rnn`, with hx = (h_0 [L D, B, P], c_0 [L D, B, H]); P is H, or the projection's size where h_0 is
     narrower than c_0, and then params hold weight_hr [P, H]. Returns output [T, B, D P], h_n and c_n.
     """
-    output, (h_n, c_n) = stack(CELLS["lstm"], input, tuple(hx), params, **options)
+    output, h_n, c_n = _sequence("lstm", input, tuple(hx), params, **options)
     return output, h_n, c_n
 
 
@@ -90,7 +83,7 @@ def gru(
     """GRU (Cho et al. 2014) with the reset gate applied after the recurrent product, as torch. Otherwise as
     `rnn`.
     """
-    output, (h_n,) = stack(CELLS["gru"], input, (hx,), params, **options)
+    output, h_n = _sequence("gru", input, (hx,), params, **options)
     return output, h_n
 
 
@@ -107,7 +100,7 @@ def rnn_cell(
     """One step of `rnn`: input [B, I], hx [B, H]; returns h' [B, H]."""
     if nonlinearity not in ("tanh", "relu"):
         raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
-    return _cell(CELLS[f"rnn_{nonlinearity}"], input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+    return _cell(f"rnn_{nonlinearity}", input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
 def lstm_cell(
@@ -119,7 +112,7 @@ def lstm_cell(
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of `lstm`: input [B, I], hx = (h, c) of [B, H]; returns (h', c')."""
-    h, c = _cell(CELLS["lstm"], input, tuple(hx), (w_ih, w_hh, b_ih, b_hh))
+    h, c = _cell("lstm", input, tuple(hx), w_ih, w_hh, b_ih, b_hh)
     return h, c
 
 
@@ -132,24 +125,28 @@ def gru_cell(
     b_hh: Tensor | None = None,
 ) -> Tensor:
     """One step of `gru`: input [B, I], hx [B, H]; returns h' [B, H]."""
-    return _cell(CELLS["gru"], input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+    return _cell("gru", input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
 def _cell(
-    spec: CellSpec,
+    cell: str,
     input: Tensor,
-    hx: tuple[Tensor, ...],
-    weights: tuple[Tensor | None, ...],
-) -> tuple[Tensor, ...]:
-    check_cell(spec, input, hx, weights)
-    _, states = layer(spec.name, input.unsqueeze(0), tuple(s.unsqueeze(0) for s in hx), (*weights, None))
-    return tuple(s.squeeze(0) for s in states)
+    hx: Sequence[Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> list[Tensor]:
+    if (b_ih is None) != (b_hh is None):
+        raise ValueError("b_ih, b_hh: expected both biases or neither")
+    params = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
+    return recurrent(LayerConfig(cell, bias=b_ih is not None, step=True), input, hx, params)
 
 
-def stack(
-    spec: CellSpec,
+def _sequence(
+    cell: str,
     input: Tensor,
-    hx: tuple[Tensor, ...],
+    hx: Sequence[Tensor],
     params: Sequence[Tensor],
     has_biases: bool = True,
     num_layers: int = 1,
@@ -159,60 +156,34 @@ def stack(
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
     recompute: bool = False,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """What `rnn`, `lstm` and `gru` have in common: layer over layer, with dropout between them as in torch.
-
-    The native layers check all that they are given: what one call takes is checked here only once it was
-    refused, for torch's words. Checking twice would take as long as a step.
-    """
-    check_dropout(dropout)
-    drops = training and dropout > 0 and num_layers > 1
-    directions = 2 if bidirectional else 1
-    refused: Exception | None = None
-    try:
-        if not drops and not followed(input, *hx, *params):
-            return plain(
-                spec.name, input, hx, params, batch_sizes, has_biases, num_layers, bidirectional, batch_first
-            )
-        if num_layers == 1:
-            x, weights = _arranged(input, hx, params, has_biases, directions, batch_first, batch_sizes)
-            y, final = layer(spec.name, x, hx, weights, batch_sizes, recompute)
-            return _as_given(y, batch_first, batch_sizes), final
-    except Exception as error:
-        refused = error
-    check_dimensions(input, batch_sizes)
-    x, weights = _arranged(input, hx, params, has_biases, num_layers * directions, batch_first, batch_sizes)
-    check_sequence(spec, x, hx, num_layers * directions, batch_sizes)
-    if refused is not None:
-        raise refused
-    finals = []
-    for index in range(num_layers):
-        if index > 0 and drops:
-            x = torch.nn.functional.dropout(x, dropout, training=True)
-        own = slice(index * directions, (index + 1) * directions)
-        slots = weights[own.start * SLOTS : own.stop * SLOTS]
-        x, final = layer(spec.name, x, tuple(s[own] for s in hx), slots, batch_sizes, recompute)
-        finals.append(final)
-    return _as_given(x, batch_first, batch_sizes), tuple(
-        torch.cat(states) for states in zip(*finals, strict=True)
-    )
-
-
-def _arranged(
-    input: Tensor,
-    hx: tuple[Tensor, ...],
-    params: Sequence[Tensor],
-    has_biases: bool,
-    parts: int,
-    batch_first: bool,
-    batch_sizes: Tensor | None,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The input by steps, and the weights of each of the parts (layers, directions) in their slots."""
+) -> list[Tensor]:
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout: expected a probability in [0, 1], got {dropout}")
     projected = len(hx) > 1 and hx[0].shape[-1] != hx[1].shape[-1]
-    weights = check_params(params, has_biases, projected, parts)
-    return _as_given(input, batch_first, batch_sizes), weights
+    layer = LayerConfig(cell, num_layers, bidirectional, batch_first, has_biases, projected, recompute)
+    return stack(layer, input, hx, params, batch_sizes, dropout if training else 0.0)
 
 
-def _as_given(x: Tensor, batch_first: bool, batch_sizes: Tensor | None) -> Tensor:
-    """From the caller's order of steps and batch to the layers', or back."""
-    return x.transpose(0, 1) if batch_first and batch_sizes is None else x
+def stack(
+    layer: LayerConfig,
+    input: Tensor,
+    hx: Sequence[Tensor],
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,
+    dropout: float = 0.0,
+) -> list[Tensor]:
+    """Layer over layer, with dropout between them as in torch: the output and the final states."""
+    if dropout == 0 or layer.num_layers == 1:
+        return recurrent(layer, input, hx, params, batch_sizes)
+    if not torch.compiler.is_compiling():
+        _C.check(layer.text, input, hx, params, batch_sizes)  # what no layer sees by itself
+    each, directions = layer.params_each * layer.directions, layer.directions
+    finals = []
+    for index in range(layer.num_layers):
+        if index > 0:
+            input = torch.nn.functional.dropout(input, dropout, training=True)
+        states = [s[index * directions : (index + 1) * directions] for s in hx]
+        own = params[index * each : (index + 1) * each]
+        input, *final = recurrent(layer.single, input, states, own, batch_sizes)
+        finals.append(final)
+    return [input, *(torch.cat(states) for states in zip(*finals, strict=True))]

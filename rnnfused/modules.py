@@ -1,165 +1,190 @@
 """Drop-in modules: torch.nn's constructors, parameters, state_dict and calls, over `rnnfused.functional`.
 
-They derive from torch.nn.RNNBase and RNNCellBase, not from torch.nn.LSTM and its like: torch's compiler
-breaks the graph on every instance of those. Parameters, initialisation, validation and pickling are the base
-classes'.
+They derive from torch.nn's layers, so that code which chooses by type treats them alike; `_compiler` says how
+torch's compiler takes that. Parameters, initialisation, validation and pickling are the base classes'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfused import functional
-from rnnfused._checks import check_input
+from rnnfused._compiler import admit
+from rnnfused._layer import LayerConfig
+from rnnfused._ops import recurrent
+from rnnfused._weights import Weights
 from rnnfused.cells import CELLS
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
-States = tuple[Tensor, ...]
-# One layer stack on rows of input: (input, hx, batch_sizes).
-Run = Callable[[Tensor, Any, Tensor | None], tuple[Tensor, Any]]
-CELLS_OF_MODE = {spec.mode: spec for spec in CELLS.values()}
+# One layer stack on any form of input but a PackedSequence: (input, hx, batch_sizes).
+Run = Callable[[Tensor, Sequence[Tensor], Tensor | None], list[Tensor]]
+CELLS_OF_MODE = {spec.mode: spec.name for spec in CELLS.values()}
+
+# Attributes that LayerConfig is made from; they may be changed after construction, as torch.nn's may.
+_DESCRIBED = frozenset(
+    ("mode", "num_layers", "bias", "batch_first", "bidirectional", "proj_size", "recompute", "nonlinearity")
+)
 
 
-class _Sequence(torch.nn.RNNBase):
-    """What RNN, LSTM and GRU share: from any of torch's forms of input to rows of a layer, and back.
+class _Described(torch.nn.Module):
+    """A module with one LayerConfig, made when it is first asked for: a converted layer was never initialised
+    as one of ours.
+    """
+
+    _layer: LayerConfig | None = None
+    _beyond_torch: tuple[str, ...] = ("_layer",)  # attributes that torch.nn's layers do not have
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _DESCRIBED:
+            self.__dict__.pop("_layer", None)
+        super().__setattr__(name, value)
+
+    def _config(self) -> LayerConfig:
+        layer = self._layer
+        if layer is None:
+            layer = self._describe()
+            self.__dict__["_layer"] = layer
+        return layer
+
+    def _describe(self) -> LayerConfig:
+        raise NotImplementedError
+
+    def _states(self, hx: Any) -> Sequence[Tensor]:
+        """hx as the operator takes it; raises what torch.nn raises for what is none."""
+        raise NotImplementedError
+
+    def _hx(self, states: Sequence[Tensor]) -> Any:
+        """The reverse."""
+        raise NotImplementedError
+
+    def _leaf(self, input: Proxy, hx: Any) -> Any:
+        """In a symbolic trace (torch.fx) a layer is a leaf, as torch.nn's are."""
+        tracer: Any = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, hx), {})
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        # torch.jit.script asks for what to compile in this module's place.
+        from rnnfused._convert import to_torch
+
+        warnings.warn(
+            f"torch.jit.script compiles torch.nn's layer in place of rnnfused's {type(self).__name__}, with "
+            "the same parameters; for rnnfused's kernels use torch.export (or torch.jit.trace)",
+            stacklevel=2,
+        )
+        return to_torch(copy.copy(self))
+
+
+class _OneState(_Described):
+    """hx is h."""
+
+    def _states(self, hx: Tensor) -> Sequence[Tensor]:
+        hx.dim()  # AttributeError for what is no tensor, as torch.nn's
+        return (hx,)
+
+    def _hx(self, states: Sequence[Tensor]) -> Tensor:
+        return states[0]
+
+
+class _TwoStates(_Described):
+    """hx is (h, c)."""
+
+    _function: str  # torch's, whose words these are
+
+    def _states(self, hx: Any) -> Sequence[Tensor]:
+        if not isinstance(hx, (tuple, list)):
+            raise TypeError(
+                f"{self._function}(): argument 'hx' must be tuple of Tensors, not {type(hx).__name__}"
+            )
+        if len(hx) != 2:
+            raise RuntimeError(f"{self._function} expects two hidden states")
+        return hx
+
+    def _hx(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(states)
+
+
+class _Sequence(_Described, Weights):
+    """What RNN, LSTM and GRU share: from any of torch's forms of input to the operator, and back.
 
     hx is one tensor, or a pair for LSTM; `_states` and `_hx` say which. recompute=True keeps only the output,
     c and the last few gates for backward, which rebuilds the others: less memory, more time, the same
     gradients.
     """
 
-    recompute = False  # also of a module that an older version pickled
+    recompute = False  # also of a module that an older version pickled, and of a converted one
+    _beyond_torch = (*_Described._beyond_torch, "recompute")
 
-    def __init__(self, mode: str, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
-        super().__init__(mode, *args, **kwargs)
+    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.recompute = recompute
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
-    def _states(self, hx: Any) -> States:
-        return (hx,)
-
-    def _hx(self, states: States) -> Any:
-        return states[0]
+    def _describe(self) -> LayerConfig:
+        return LayerConfig(
+            CELLS_OF_MODE[self.mode],
+            self.num_layers,
+            bool(self.bidirectional),
+            bool(self.batch_first),
+            bool(self.bias),
+            self.proj_size > 0,
+            bool(self.recompute),
+        )
 
     def _state_sizes(self) -> tuple[int, ...]:
-        return (self.hidden_size,)
+        return (self.proj_size or self.hidden_size, self.hidden_size)[: len(self._config().spec.states)]
 
-    def _check_dimensions(self, hx: Any, batched: bool) -> None:
-        raise NotImplementedError
-
-    def _params(self) -> list[Any]:
-        # By name at every call: a parametrisation, functional_call or a replaced parameter leaves
-        # _flat_weights stale. What is no Parameter (a parametrised weight) is an attribute.
-        own = self._parameters
-        return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
-
-    def _run(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> tuple[Tensor, Any]:
-        output, final = functional.stack(
-            CELLS_OF_MODE[self.mode],
-            input,
-            self._states(hx),
-            self._params(),
-            self.bias,
-            self.num_layers,
-            self.dropout,
-            self.training,
-            self.bidirectional,
-            self.batch_first,
-            batch_sizes,
-            self.recompute,
-        )
-        return output, self._hx(final)
-
-    def _zeros(self, input: Tensor, batch: int) -> Any:
-        layers = self.num_layers * (2 if self.bidirectional else 1)
-        return self._hx(tuple(input.new_zeros(layers, batch, size) for size in self._state_sizes()))
+    def _run(self, input: Tensor, hx: Sequence[Tensor], batch_sizes: Tensor | None) -> list[Tensor]:
+        dropout = self.dropout if self.training else 0.0
+        return functional.stack(self._config(), input, hx, self._params(), batch_sizes, dropout)
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
         """Runs the layers over a sequence.
 
         input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, or a PackedSequence. hx: the initial
         states, never batch-first: h [L D, B, P], for LSTM (h, c) with c [L D, B, H]; zeros if None. Returns
-        the output, laid out as the input with D P features, and the final states. float32 and float64; on a
-        GPU float16 and bfloat16 too. Raises torch.nn's exceptions with torch.nn's messages.
+        the output, laid out as the input with D P features, and the final states. float32, float64, float16
+        and bfloat16. Raises torch.nn's exceptions with torch.nn's messages.
         """
         return self._forward(self._run, input, hx)
 
     def _forward(self, run: Run, input: Any, hx: Any) -> tuple[Any, Any]:
         """From any form of input to what `run` takes, and back."""
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(run, input, hx)
-        refused: Exception | None = None
-        batch_dim = 0 if self.batch_first else 1
-        if input.dim() == 3:
-            # The checks take as long as a step of a small layer. The native layer makes them too, and what it
-            # refuses falls through to those that speak torch's words.
-            try:
-                return run(input, self._zeros(input, input.size(batch_dim)) if hx is None else hx, None)
-            except Exception as error:
-                refused = error
-        if input.dim() not in (2, 3):
-            kind = type(self)._kind
-            tensor = " tensor" if kind == "RNN" else ""
-            raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead")
-        batched = input.dim() == 3
-        if hx is not None:
-            self._check_dimensions(hx, batched)
-        if not batched:
-            input = input.unsqueeze(batch_dim)
-            hx = None if hx is None else self._hx(tuple(s.unsqueeze(1) for s in self._states(hx)))
-        check_input(input)
-        if hx is None:
-            hx = self._zeros(input, input.size(batch_dim))
-        self.check_forward_args(input, hx, None)
-        if refused is not None:
-            raise refused
-        output, final = run(input, hx, None)
-        if not batched:
-            output = output.squeeze(batch_dim)
-            final = self._hx(tuple(s.squeeze(1) for s in self._states(final)))
-        return output, final
+        if not isinstance(input, Tensor):
+            if isinstance(input, PackedSequence):
+                return self._forward_packed(run, input, hx)
+            if isinstance(input, Proxy):
+                return self._leaf(input, hx)
+        output, *states = run(input, () if hx is None else self._states(hx), None)
+        return output, self._hx(states)
 
     def _forward_packed(self, run: Run, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
-        check_input(data)
-        batch = int(batch_sizes[0])
-        hx = self._zeros(data, batch) if hx is None else self.permute_hidden(hx, sorted_indices)
-        self.check_forward_args(data, hx, batch_sizes)
-        output, final = run(data, hx, batch_sizes)
+        states: Sequence[Tensor] = ()
+        if hx is not None:
+            states = [_reordered(s, sorted_indices) for s in self._states(hx)]
+        output, *final = run(data, states, batch_sizes)
         return (
             PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
-            self.permute_hidden(final, unsorted_indices),
+            self._hx([_reordered(s, unsorted_indices) for s in final]),
         )
 
-    _kind: str
+
+def _reordered(state: Tensor, indices: Tensor | None) -> Tensor:
+    return state if indices is None else state.index_select(1, indices)
 
 
-class _OneState(_Sequence):
-    """RNN and GRU: hx is h."""
-
-    def _check_dimensions(self, hx: Tensor, batched: bool) -> None:
-        expected = 3 if batched else 2
-        if hx.dim() != expected:
-            form = "batched" if batched else "unbatched"
-            raise RuntimeError(
-                f"For {form} {expected}-D input, hx should also be {expected}-D but got {hx.dim()}-D tensor"
-            )
-
-
-def _refuse_projection(kwargs: dict[str, Any]) -> None:
-    if "proj_size" in kwargs:
-        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-
-
-class RNN(_OneState):
+class RNN(_OneState, _Sequence, torch.nn.RNN):
     """torch.nn.RNN: h' = act(W_ih x + b_ih + W_hh h + b_hh) (Elman 1990).
 
     RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
@@ -167,21 +192,8 @@ class RNN(_OneState):
     keeps nothing beside its output. Shapes and dtypes: see `forward`.
     """
 
-    _kind = "RNN"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _refuse_projection(kwargs)
-        if len(args) > 3:
-            nonlinearity, args = args[3], args[:3] + args[4:]
-        else:
-            nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-        self.nonlinearity = nonlinearity
-        super().__init__(f"RNN_{nonlinearity.upper()}", *args, **kwargs)
-
-
-class GRU(_OneState):
+class GRU(_OneState, _Sequence, torch.nn.GRU):
     """torch.nn.GRU: the gated recurrent unit (Cho et al. 2014), its reset gate applied after the recurrent
     product.
 
@@ -190,14 +202,8 @@ class GRU(_OneState):
     others. Shapes and dtypes: see `forward`.
     """
 
-    _kind = "GRU"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _refuse_projection(kwargs)
-        super().__init__("GRU", *args, **kwargs)
-
-
-class LSTM(_Sequence):
+class LSTM(_TwoStates, _Sequence, torch.nn.LSTM):
     """torch.nn.LSTM: long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000; projection: Sak
     et al. 2014).
 
@@ -207,120 +213,50 @@ class LSTM(_Sequence):
     `forward`.
     """
 
-    _kind = "LSTM"
-
-    # torch's own checks, with torch's own words.
-    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
-    check_forward_args = torch.nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = torch.nn.LSTM.permute_hidden  # type: ignore[assignment]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("LSTM", *args, **kwargs)
-
-    def _states(self, hx: tuple[Tensor, Tensor]) -> States:
-        return tuple(hx)
-
-    def _hx(self, states: States) -> States:
-        return states
-
-    def _state_sizes(self) -> tuple[int, ...]:
-        return (self.proj_size or self.hidden_size, self.hidden_size)
-
-    def _check_dimensions(self, hx: tuple[Tensor, Tensor], batched: bool) -> None:
-        expected = 3 if batched else 2
-        if hx[0].dim() != expected or hx[1].dim() != expected:
-            form = "batched" if batched else "unbatched"
-            raise RuntimeError(
-                f"For {form} {expected}-D input, hx and cx should also be {expected}-D "
-                f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-            )
+    _function = "lstm"
 
 
-class _Cell(torch.nn.RNNCellBase):
-    """What the three cells share: unbatched input, and zeros for states that are not given."""
+class _Cell(_Described, torch.nn.RNNCellBase):
+    """What the three cells share."""
 
-    def _check_input(self, input: Tensor) -> None:
-        if input.dim() not in (1, 2):
-            kind = type(self).__name__
-            raise ValueError(f"{kind}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        check_input(input)
+    _cell: str  # of the registry
 
-    def _check_state(self, name: str, state: Tensor) -> None:
-        if state.dim() not in (1, 2):
-            kind = type(self).__name__
-            raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
+    def _describe(self) -> LayerConfig:
+        return LayerConfig(self._cell, bias=bool(self.bias), step=True)
 
-    def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-
-    def _one_state(
-        self, step: Callable[[Tensor, Tensor], Tensor], input: Tensor, hx: Tensor | None
-    ) -> Tensor:
-        self._check_input(input)
-        if hx is None:
-            hx = input.new_zeros(*input.shape[:-1], self.hidden_size)
-        self._check_state("hidden", hx)
-        if input.dim() == 1:
-            return step(input.unsqueeze(0), hx.unsqueeze(0)).squeeze(0)
-        return step(input, hx)
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """One step. input: [B, I] or [I]; hx: the states [B, H] or [H], zeros if None. Returns the next
+        states. Raises torch.nn's exceptions with torch.nn's messages.
+        """
+        if isinstance(input, Proxy):
+            return self._leaf(input, hx)
+        params = [self.weight_ih, self.weight_hh]
+        if self.bias:
+            params += [self.bias_ih, self.bias_hh]
+        return self._hx(recurrent(self._config(), input, () if hx is None else self._states(hx), params))
 
 
-class RNNCell(_Cell):
+class RNNCell(_OneState, _Cell, torch.nn.RNNCell):
     """torch.nn.RNNCell: one step of `RNN`. input [B, I] or [I], hx [B, H] or [H]; returns h'."""
 
-    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]  # noqa: RUF012 (the base class's type)
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "tanh",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
-        self.nonlinearity = nonlinearity
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        def step(x: Tensor, h: Tensor) -> Tensor:
-            return functional.rnn_cell(x, h, *self._weights(), nonlinearity=self.nonlinearity)
-
-        return self._one_state(step, input, hx)
+    def _describe(self) -> LayerConfig:
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return LayerConfig(f"rnn_{self.nonlinearity}", bias=bool(self.bias), step=True)
 
 
-class GRUCell(_Cell):
+class GRUCell(_OneState, _Cell, torch.nn.GRUCell):
     """torch.nn.GRUCell: one step of `GRU`. input [B, I] or [I], hx [B, H] or [H]; returns h'."""
 
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return self._one_state(lambda x, h: functional.gru_cell(x, h, *self._weights()), input, hx)
+    _cell = "gru"
 
 
-class LSTMCell(_Cell):
+class LSTMCell(_TwoStates, _Cell, torch.nn.LSTMCell):
     """torch.nn.LSTMCell: one step of `LSTM`. input [B, I] or [I], hx = (h, c) of [B, H] or [H]; returns (h',
     c').
     """
 
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+    _cell, _function = "lstm", "lstm_cell"
 
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        self._check_input(input)
-        if hx is None:
-            zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
-            hx = (zeros, zeros)
-        for index, state in enumerate(hx):
-            self._check_state(f"hx[{index}]", state)
-        if input.dim() == 1:
-            h, c = functional.lstm_cell(
-                input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0)), *self._weights()
-            )
-            return h.squeeze(0), c.squeeze(0)
-        return functional.lstm_cell(input, hx, *self._weights())
+
+admit(_Sequence)

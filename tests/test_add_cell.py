@@ -25,13 +25,14 @@ NOT_COPIED = shutil.ignore_patterns("*.so", "_build_info.py", "__pycache__")
 # The second derivative, which no other test takes of every cell.
 DOUBLE_BACKWARD = f"""
 import torch, rnnfused
-from rnnfused._autograd import layer
+from rnnfused._layer import LayerConfig
+from rnnfused._ops import recurrent
 print(rnnfused.__file__)
 torch.manual_seed(0)
 leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True)
           for s in ((3, 2, 2), (1, 2, 3), (6, 2), (6, 3), (6,), (6,))]
 def run(x, h, *weights):
-    y, (h_n,) = layer({CELL!r}, x, (h,), (*weights, None))
+    y, h_n = recurrent(LayerConfig({CELL!r}), x, (h,), weights)
     return y, h_n
 assert torch.autograd.gradcheck(run, leaves) and torch.autograd.gradgradcheck(run, leaves)
 """

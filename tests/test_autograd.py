@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from one_layer import layer
 from tolerances import FLOAT64, FLOAT64_DERIVATIVES
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import rnnfused
-from rnnfused._autograd import layer
 
 VARIANTS = [("rnn_tanh", False), ("rnn_relu", False), ("lstm", False), ("lstm", True), ("gru", False)]
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}

@@ -139,11 +139,11 @@ def rnn_arguments() -> dict[str, Any]:
         ({"layers": 2}, TypeError, "layers"),
         ({"dropout": -0.1}, ValueError, "dropout"),
         ({"input": torch.zeros(0, B, INPUT)}, RuntimeError, "larger than 0"),
-        ({"input": torch.zeros(T, B, INPUT, 1)}, RuntimeError, "dimension"),
+        ({"input": torch.zeros(T, B, INPUT, 1)}, ValueError, "Expected input to be 2D or 3D, got 4D"),
         (
             {"hx": torch.zeros(2, B, H)},
             RuntimeError,
-            r"h_0: expected size .*, got \[2, 3, 6\]",
+            r"Expected hidden size \(1, 3, 6\), got \[2, 3, 6\]",
         ),
         ({"input": torch.zeros(T, B, INPUT).double()}, (RuntimeError, ValueError), "dtype"),
         ({"batch_sizes": torch.tensor([1])}, RuntimeError, "dimension"),

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from one_layer import layer
 from test_sequence import SIZES, VARIANTS, Problem, check_errors
 from tolerances import FLOAT64, FLOOR_ULPS, TORCH_ERRORS
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfused
-from rnnfused._autograd import layer
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 KINDS = ("RNN", "GRU", "LSTM")
@@ -254,18 +254,15 @@ def test_the_plan_is_logged(gpu: str) -> None:
 def test_words_for_what_is_wrong(gpu: str) -> None:
     module = rnnfused.LSTM(2, 3, device=gpu)
     with pytest.raises(
-        RuntimeError, match="expected dtype float32 or float64, float16 or bfloat16, got Complex"
+        RuntimeError, match="expected dtype float32, float64, float16 or bfloat16, got Complex"
     ):
         module(torch.zeros(1, 1, 2, device=gpu, dtype=torch.complex64))
-    y, *_, tape = rnnfused._load._C.layer_forward(*arguments(gpu), True, False)
-    with pytest.raises(RuntimeError, match=r"tape: expected \d+ bytes on .*, got \[3\] Byte"):
-        rnnfused._load._C.layer_backward(*arguments(gpu), y, tape[:3], y, None, None, [True] * 8, False)
-
-
-def arguments(device: str) -> list[Any]:
-    """x, states, weights and batch_sizes of a small LSTM."""
-    x, state = torch.zeros(2, 1, 4, device=device), torch.zeros(1, 1, 4, device=device)
-    return ["lstm", x, state, state, [*torch.zeros(2, 16, 4, device=device), None, None, None], None]
+    x, weights = torch.zeros(2, 1, 4, device=gpu), list(torch.zeros(2, 16, 4, device=gpu))
+    y, *_, tape = torch.ops.rnnfused.recurrent(x, [], weights, None, "lstm no_biases", True)
+    with pytest.raises(RuntimeError, match=r"tape: expected size \[1, \d+\], got \[3\]"):
+        torch.ops.rnnfused.recurrent_backward(
+            [y, None, None], x, [], weights, None, y, tape.view(-1)[:3], "lstm no_biases", [0]
+        )
 
 
 # ---- What only a GPU shows

@@ -1,4 +1,4 @@
-"""The native boundary trusts nobody: every check of csrc/torch/inputs.cpp, tripped."""
+"""The operators trust nobody: every check of csrc/torch, tripped."""
 
 from __future__ import annotations
 
@@ -8,79 +8,106 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnnfused._load import _C, build_info
+from rnnfused._load import _C
 
 T, B, INPUT, H, P = 3, 2, 4, 5, 3
+LAYER = "lstm"
 
 
 def forward_arguments(projected: bool = False) -> dict[str, Any]:
     width = P if projected else H
     return {
-        "cell": "lstm",
-        "x": torch.randn(T, B, INPUT),
-        "h0": torch.randn(1, B, width),
-        "c0": torch.randn(1, B, H),
-        "weights": [
+        "input": torch.randn(T, B, INPUT),
+        "hx": [torch.randn(1, B, width), torch.randn(1, B, H)],
+        "params": [
             torch.randn(4 * H, INPUT),
             torch.randn(4 * H, width),
             torch.randn(4 * H),
             torch.randn(4 * H),
-            torch.randn(P, H) if projected else None,
+            *([torch.randn(P, H)] if projected else []),
         ],
         "batch_sizes": None,
-        "recompute": False,
+        "layer": LAYER + (" projected" if projected else ""),
     }
 
 
 def backward_arguments() -> dict[str, Any]:
     given = forward_arguments()
-    y, hn, cn, tape = _C.layer_forward(**given, save=True)
-    return given | {"y": y, "tape": tape, "dy": y, "dhn": hn, "dcn": cn, "wanted": [True] * 8}
+    y, hn, cn, tape = torch.ops.rnnfused.recurrent(**given, save=True)
+    return given | {"output": y, "tape": tape, "grads": [y, hn, cn], "wanted": list(range(7))}
 
 
-def weights(slot: int, value: Tensor | None) -> list[Tensor | None]:
-    found: list[Tensor | None] = forward_arguments()["weights"]
-    found[slot] = value
+def params(place: int, value: Tensor) -> list[Tensor]:
+    found: list[Tensor] = forward_arguments()["params"]
+    found[place] = value
     return found
 
 
+def hx(h: Tensor | None = None, c: Tensor | None = None) -> list[Tensor]:
+    before = forward_arguments()["hx"]
+    return [before[0] if h is None else h, before[1] if c is None else c]
+
+
 FORWARD: list[tuple[dict[str, Any], str]] = [
-    ({"cell": "elman"}, "cell: unknown cell 'elman'"),
+    ({"layer": "elman"}, "cell: unknown cell 'elman'"),
+    ({"layer": "lstm layers"}, "layer: unknown word 'layers' in 'lstm layers'"),
+    ({"layer": "lstm layers=-1"}, "layer: unknown word 'layers=-1'"),
+    ({"layer": "lstm step layers=2"}, "layer: a step has one layer in one direction"),
+    ({"layer": "gru projected"}, "layer: a projection needs a cell with a state beside h"),
     (
-        {"x": torch.zeros(T, B, INPUT, device="meta")},
-        "input: expected a tensor on the CPU or a CUDA device, got meta"
-        if build_info.cuda
-        else r"input: expected a tensor on the CPU \(rnnfused was built without CUDA kernels: .*\), got meta",
+        {"input": torch.zeros(T, B, INPUT).long()},
+        r"RNN input dtype \(torch.int64\) does not match weight dtype",
     ),
-    ({"x": torch.zeros(T, B, INPUT).half()}, "input: expected dtype float32 or float64, got Half"),
-    ({"x": torch.zeros(T, INPUT)}, "input: expected 3 dimensions, got 2"),
-    ({"x": torch.zeros(T, B, INPUT + 1)}, r"weight_ih: expected size \[20, 5\], got \[20, 4\]"),
-    ({"h0": torch.zeros(B, H)}, "h0: expected 3 dimensions, got 2"),
-    ({"h0": torch.zeros(1, B + 1, H)}, r"h0: expected size \[1, 2, 5\], got \[1, 3, 5\]"),
-    ({"h0": torch.zeros(1, B, H + 1)}, r"h0: expected at most hidden_size \(5\) units, got 6"),
-    ({"h0": torch.zeros(1, B, P)}, r"weight_hh: expected size \[20, 3\], got \[20, 5\]"),
-    ({"h0": torch.zeros(1, B, H).double()}, "h0: expected dtype Float, got Double"),
-    ({"h0": torch.zeros(1, B, H, device="meta")}, "h0: expected a tensor on cpu, got meta"),
-    ({"c0": None}, "c0: expected a tensor, got none"),
-    ({"cell": "rnn_tanh"}, "c0: expected none, got a tensor"),
-    ({"c0": torch.zeros(1, B, P)}, r"c0: expected size \[1, 2, 5\], got \[1, 2, 3\]"),
-    ({"weights": []}, "weights: expected 5 or 10 entries, got 0"),
-    ({"weights": weights(0, None)}, r"weight_ih: expected \[4 \* hidden_size, input_size\]"),
+    ({"input": torch.zeros(T, B, INPUT).half()}, r"RNN input dtype \(torch.float16\) does not match"),
+    ({"input": torch.zeros(INPUT)}, "LSTM: Expected input to be 2D or 3D, got 1D instead"),
     (
-        {"weights": weights(0, torch.zeros(21, INPUT))},
-        r"weight_ih: expected \[4 \* hidden_size, input_size\]",
+        {"input": torch.zeros(T, B, INPUT + 1)},
+        r"input.size\(-1\) must be equal to input_size. Expected 4, got 5",
     ),
-    ({"weights": weights(1, None)}, r"weight_hh: expected a tensor of size \[20, 5\], got none"),
-    ({"weights": weights(2, torch.zeros(4))}, r"bias_ih: expected size \[20\], got \[4\]"),
-    ({"weights": weights(3, torch.zeros(20, 1))}, r"bias_hh: expected size \[20\], got \[20, 1\]"),
-    ({"weights": weights(4, torch.zeros(P, H))}, r"weight_hr: expected none, since h0 has hidden_size \(5\)"),
+    ({"input": torch.zeros(0, B, INPUT)}, "Expected sequence length to be larger than 0 in RNN"),
+    ({"hx": hx(torch.zeros(B, H))}, r"hx and cx should also be 3-D but got \(2-D, 3-D\) tensors"),
+    (
+        {"hx": hx(torch.zeros(1, B + 1, H))},
+        r"Expected hidden\[0\] size \(1, 2, 5\), got \[1, 3, 5\]",
+    ),
+    ({"hx": hx(torch.zeros(1, B, P))}, r"Expected hidden\[0\] size \(1, 2, 5\), got \[1, 2, 3\]"),
+    ({"hx": hx(torch.zeros(1, B, H).double())}, "h0: expected dtype Float, got Double"),
+    ({"hx": hx()[:1]}, r"hx: expected 2 states \(h, c\), got 1"),
+    ({"layer": "rnn_tanh"}, r"hx: expected 1 state \(h\), got 2"),
+    ({"hx": hx(None, torch.zeros(1, B, P))}, r"Expected hidden\[1\] size \(1, 2, 5\), got \[1, 2, 3\]"),
+    ({"params": []}, r"params: expected 4 tensors \(4 for each of 1\), got 0"),
+    ({"params": params(0, torch.zeros(4))}, "weight_ih: expected 2 dimensions, got 1"),
+    ({"params": params(0, torch.zeros(21, INPUT))}, r"weight_ih_l0: expected size \[20, 4\], got \[21, 4\]"),
+    (
+        {"params": params(1, torch.zeros(21, H))},
+        r"weight_hh: expected size \[4 \* hidden_size, hidden_size\]",
+    ),
+    ({"params": params(1, torch.zeros(20, P))}, r"weight_hh_l0: expected size \[20, 5\], got \[20, 3\]"),
+    ({"params": params(2, torch.zeros(4))}, r"bias_ih_l0: expected size \[20\], got \[4\]"),
+    ({"params": params(3, torch.zeros(20, 1))}, r"bias_hh_l0: expected size \[20\], got \[20, 1\]"),
+    ({"params": params(3, torch.zeros(20).double())}, "bias_hh_l0: expected dtype Float, got Double"),
 ]
 
 
 @pytest.mark.parametrize("change, message", FORWARD)
-def test_forward_refuses(change: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("save", [False, True])
+def test_forward_refuses(change: dict[str, Any], message: str, save: bool) -> None:
     with pytest.raises((RuntimeError, ValueError), match=message):
-        _C.layer_forward(**(forward_arguments() | change), save=False)
+        torch.ops.rnnfused.recurrent(**(forward_arguments() | change), save=save)
+
+
+@pytest.mark.parametrize("change, message", FORWARD)
+def test_tensors_without_memory_are_refused_in_the_same_words(change: dict[str, Any], message: str) -> None:
+    given = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to("meta"), forward_arguments() | change)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        torch.ops.rnnfused.recurrent(**given, save=False)
+
+
+def test_several_layers_keep_no_tape() -> None:
+    given = forward_arguments()
+    given["params"] += [torch.zeros(4 * H, H), *given["params"][1:]]
+    with pytest.raises(ValueError, match="save: expected one layer, got 2"):
+        torch.ops.rnnfused.recurrent(**(given | {"layer": "lstm layers=2", "hx": []}), save=True)
 
 
 @pytest.mark.parametrize(
@@ -92,44 +119,73 @@ def test_forward_refuses(change: dict[str, Any], message: str) -> None:
         (torch.tensor([1, 2]), "batch_sizes: expected sizes that never grow, got 2 after 1"),
         (torch.tensor([2, -1]), "batch_sizes: expected sizes that never grow, got -1 after 2"),
         (torch.tensor([2, 2]), r"batch_sizes: expected a sum of 3 \(the rows of input\), got 4"),
+        (torch.tensor([1, 1, 1]), r"hx: expected a batch of 1 \(the first of batch_sizes\), got 2"),
     ],
 )
 def test_batch_sizes_are_refused(batch_sizes: Tensor, message: str) -> None:
-    given = forward_arguments() | {"x": torch.zeros(3, INPUT), "batch_sizes": batch_sizes}
+    given = forward_arguments() | {"input": torch.zeros(3, INPUT), "batch_sizes": batch_sizes}
     with pytest.raises(RuntimeError, match=message):
-        _C.layer_forward(**given, save=False)
+        torch.ops.rnnfused.recurrent(**given, save=False)
 
 
 def test_a_projection_needs_its_weights() -> None:
     given = forward_arguments(projected=True)
-    given["weights"][4] = None
-    with pytest.raises(RuntimeError, match=r"weight_hr: expected a tensor of size \[3, 5\], got none"):
-        _C.layer_forward(**given, save=False)
+    with pytest.raises(ValueError, match=r"params: expected 5 tensors \(5 for each of 1\), got 4"):
+        torch.ops.rnnfused.recurrent(**(given | {"params": given["params"][:4]}), save=False)
+    given["params"][4] = torch.zeros(P, H + 1)
+    with pytest.raises(RuntimeError, match=r"weight_hr_l0: expected size \[3, 5\], got \[3, 6\]"):
+        torch.ops.rnnfused.recurrent(**given, save=False)
+    given["params"][1] = torch.zeros(4 * H, H)
+    with pytest.raises(RuntimeError, match=r"weight_hr: expected a projection to fewer than 5 units"):
+        torch.ops.rnnfused.recurrent(**given, save=False)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"y": torch.zeros(T, B, P)}, r"output: expected size \[3, 2, 5\], got \[3, 2, 3\]"),
-        ({"y": torch.zeros(T, B, H).double()}, "output: expected dtype Float, got Double"),
+        ({"output": torch.zeros(T, B, P)}, r"output: expected size \[3, 2, 5\], got \[3, 2, 3\]"),
+        ({"output": torch.zeros(T, B, H).double()}, "output: expected dtype Float, got Double"),
         ({"tape": torch.zeros(1, 7)}, r"tape: expected size \[1, \d+\], got \[1, 7\]"),
-        ({"recompute": True}, r"tape: expected size \[1, \d+\], got \[1, \d+\]"),
-        ({"dy": torch.zeros(T, B, P)}, r"grad_output: expected size \[3, 2, 5\], got \[3, 2, 3\]"),
-        ({"dhn": torch.zeros(1, B, P)}, r"grad_h_n: expected size \[1, 2, 5\], got \[1, 2, 3\]"),
-        ({"dcn": torch.zeros(1, B, H).double()}, "grad_c_n: expected dtype Float, got Double"),
-        ({"wanted": [True]}, "wanted: expected 8 entries, got 1"),
+        ({"layer": "lstm recompute"}, r"tape: expected size \[1, \d+\], got \[1, \d+\]"),
+        ({"grads": [torch.zeros(T, B, P), None, None]}, r"grad_output: expected size \[3, 2, 5\]"),
+        ({"grads": [None, torch.zeros(1, B, P), None]}, r"grad_h_n: expected size \[1, 2, 5\]"),
+        (
+            {"grads": [None, None, torch.zeros(1, B, H).double()]},
+            "grad_c_n: expected dtype Float, got Double",
+        ),
+        ({"grads": [None]}, "grads: expected 3 entries, got 1"),
+        ({"wanted": [7]}, "wanted: expected indices below 7, got 7"),
+        ({"wanted": [-1]}, "wanted: expected indices below 7, got -1"),
     ],
 )
 def test_backward_refuses(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        _C.layer_backward(**(backward_arguments() | change))
+        torch.ops.rnnfused.recurrent_backward(**(backward_arguments() | change))
 
 
 def test_a_strided_tape_is_refused() -> None:
     given = backward_arguments()
     given["tape"] = given["tape"].repeat_interleave(2, 1)[:, ::2]
     with pytest.raises(RuntimeError, match="tape: expected a contiguous tensor"):
-        _C.layer_backward(**given)
+        torch.ops.rnnfused.recurrent_backward(**given)
+
+
+@pytest.mark.parametrize("place", ["input", "hx", "params", "tape", "output"])
+def test_sizes_without_memory_are_refused(place: str) -> None:
+    given = backward_arguments()
+    held = given[place]
+    tensor = held[0] if isinstance(held, list) else held
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="expected a tensor with memory of its own size, got 0 bytes"):
+        torch.ops.rnnfused.recurrent_backward(**given)
+
+
+def test_what_is_no_tensor() -> None:
+    x, weights = torch.zeros(T, B, INPUT), forward_arguments()["params"]
+    with pytest.raises(TypeError, match="expected Tensor as element 3 in argument 2, but got NoneType"):
+        _C.recurrent(LAYER, x, [], [*weights[:3], None], None)
+    with pytest.raises(TypeError, match="input: expected a Tensor, got list"):
+        _C.recurrent(LAYER, [1.0], [], weights, None)  # type: ignore[arg-type]
 
 
 def test_directions_of_a_plan() -> None:

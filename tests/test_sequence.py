@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from one_layer import layer
 from tolerances import FLOAT64, FLOOR_ULPS, eps
 
 from rnnfused import reference
-from rnnfused._autograd import layer
 from rnnfused._load import _C
 from rnnfused.cells import CELLS
 

@@ -13,7 +13,9 @@ from torch.nn.utils.rnn import pack_sequence
 
 import rnnfused
 from rnnfused import functional
+from rnnfused._layer import LayerConfig
 from rnnfused._load import _C
+from rnnfused._ops import recurrent
 
 STACKS = [
     ("LSTM", 3, False, {}),
@@ -93,34 +95,36 @@ def arguments() -> dict[str, Any]:
     for inputs in (4, 4, 6, 6):
         params += [torch.randn(12, inputs), torch.randn(12, 3), torch.randn(12), torch.randn(12)]
     return {
-        "cell": "lstm",
-        "x": torch.randn(5, 2, 4),
-        "h0": torch.randn(4, 2, 3),
-        "c0": torch.randn(4, 2, 3),
+        "layer": LayerConfig("lstm", num_layers=2, bidirectional=True),
+        "input": torch.randn(5, 2, 4),
+        "hx": [torch.randn(4, 2, 3), torch.randn(4, 2, 3)],
         "params": params,
-        "batch_sizes": None,
-        "has_biases": True,
-        "layers": 2,
-        "bidirectional": True,
-        "batch_first": False,
     }
 
 
+STATE = torch.zeros(4, 2, 3)
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"h0": torch.zeros(2, 2, 3)}, RuntimeError, r"h0: expected size \[4, batch, units\], got \[2, 2, 3\]"),
-    ({"h0": torch.zeros(2, 3)}, RuntimeError, r"h0: expected size \[4, batch, units\], got \[2, 3\]"),
-    ({"c0": torch.zeros(3, 2, 3)}, RuntimeError, r"c0: expected size \[4, batch, units\], got \[3, 2, 3\]"),
-    ({"params": []}, ValueError, "params: expected 16 tensors, got 0"),
-    ({"has_biases": False}, ValueError, "params: expected 8 tensors, got 16"),
-    ({"h0": torch.zeros(4, 2, 2)}, ValueError, "params: expected 20 tensors, got 16"),
-    ({"layers": 0}, RuntimeError, r"h0: expected size \[0, batch, units\]"),
-    ({"x": torch.zeros(5, 2, 5)}, RuntimeError, r"weight_ih: expected size \[12, 5\], got \[12, 4\]"),
-    ({"x": torch.zeros(5, 4)}, RuntimeError, "input: expected 3 dimensions, got 2"),
-    ({"batch_first": True}, RuntimeError, r"h0: expected size \[2, 5, 3\], got \[2, 2, 3\]"),
+    ({"hx": [STATE[:2], STATE]}, RuntimeError, r"Expected hidden\[0\] size \(4, 2, 3\), got \[2, 2, 3\]"),
+    ({"hx": [STATE[0], STATE]}, RuntimeError, "hx and cx should also be 3-D but got"),
+    ({"hx": [STATE, STATE[:3]]}, RuntimeError, r"Expected hidden\[1\] size \(4, 2, 3\), got \[3, 2, 3\]"),
+    ({"params": []}, ValueError, r"params: expected 16 tensors \(4 for each of 4\), got 0"),
+    (
+        {"layer": LayerConfig("lstm", 2, bidirectional=True, bias=False)},
+        ValueError,
+        r"params: expected 8 tensors \(2 for each of 4\), got 16",
+    ),
+    ({"layer": LayerConfig("lstm", 0, bidirectional=True)}, ValueError, "layer: unknown word 'layers=0'"),
+    ({"input": torch.zeros(5, 2, 5)}, RuntimeError, r"input.size\(-1\) must be equal to input_size"),
+    ({"input": torch.zeros(5, 4)}, RuntimeError, "For unbatched 2-D input, hx and cx should also be 2-D"),
+    (
+        {"layer": LayerConfig("lstm", 2, bidirectional=True, batch_first=True)},
+        RuntimeError,
+        r"Expected hidden\[0\] size \(4, 5, 3\), got \[4, 2, 3\]",
+    ),
     (
         {"params": arguments()["params"][:12] + arguments()["params"][:4]},
         RuntimeError,
-        r"weight_ih: expected size \[12, 6\], got \[12, 4\]",
+        r"weight_ih_l1_reverse: expected size \[12, 6\], got \[12, 4\]",
     ),
 ]
 
@@ -128,17 +132,17 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
 @pytest.mark.parametrize("change, kind, message", REFUSED)
 def test_refused(change: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
-        _C.stack_forward(**(arguments() | change))
+        recurrent(**(arguments() | change))
 
 
 def test_functional_refuses_in_its_own_words() -> None:
     given = arguments()
-    hx = (given["h0"], given["c0"])
+    hx = tuple(given["hx"])
     options: Any = {"num_layers": 2, "bidirectional": True}
-    functional.lstm(given["x"], hx, given["params"], **options)
+    functional.lstm(given["input"], hx, given["params"], **options)
     with pytest.raises(ValueError, match=r"params: expected 16 tensors \(4 for each of 4\), got 15"):
-        functional.lstm(given["x"], hx, given["params"][:-1], **options)
+        functional.lstm(given["input"], hx, given["params"][:-1], **options)
     with pytest.raises(ValueError, match=r"dropout: expected a probability in \[0, 1\], got 2"):
-        functional.lstm(given["x"], hx, given["params"], dropout=2, **options)
+        functional.lstm(given["input"], hx, given["params"], dropout=2, **options)
     with pytest.raises(RuntimeError, match=r"hx: expected 2 states \(h, c\), got 1"):
-        functional.lstm(given["x"], hx[:1], given["params"], **options)  # type: ignore[arg-type]
+        functional.lstm(given["input"], hx[:1], given["params"], **options)  # type: ignore[arg-type]

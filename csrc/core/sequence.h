@@ -56,7 +56,7 @@ struct ForwardArgs {
   Rows<const T> initial[kMaxStates];  // h [B, P], c [B, H]; null data means zeros
   Rows<T> y;                          // [rows, P]
   Rows<T> final[kMaxStates];          // h [B, P], c [B, H]
-  T* tape;                            // tape_scalars() for backward, or null for inference
+  T* tape;                            // for backward, as large as TapeSize says; null for inference
   bool recompute;                     // whether the tape goes without most gates, and backward rebuilds them
 };
 

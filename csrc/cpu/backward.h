@@ -454,8 +454,8 @@ void backward(const LayerGradient<T>& layer, const Team& team, int thread) {
 // What the drivers offer for a cell.
 template <class Cell, class T>
 constexpr CellKernels<T> kernels_of() {
-  return {&Tape<Cell, T>::scalars, &packed_bytes<Cell, T>,     &pack<Cell, T>,    &forward_scratch<Cell, T>,
-          &forward<Cell, T>,       &backward_scratch<Cell, T>, &backward<Cell, T>};
+  return {&Tape<Cell, T>::size, &packed_bytes<Cell, T>,     &pack<Cell, T>,    &forward_scratch<Cell, T>,
+          &forward<Cell, T>,    &backward_scratch<Cell, T>, &backward<Cell, T>};
 }
 
 }  // namespace rnnfused::RNNFUSED_ISA

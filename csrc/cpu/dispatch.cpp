@@ -118,10 +118,7 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
-template <class T>
-Index tape_scalars(CellId cell, const SequenceShape& shape, bool recompute) {
-  return cell_kernels<T>(cell).tape_scalars(shape, recompute);
-}
+TapeSize tape_size(CellId cell, bool projected) { return cell_kernels<float>(cell).tape_size(projected); }
 
 template <class T>
 Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, int threads, bool backward) {
@@ -182,7 +179,6 @@ void backward(CellId cell, const LayerGradient<T>& layer, int threads) {
 }
 
 #define RNNFUSED_INSTANTIATE(T)                                             \
-  template Index tape_scalars<T>(CellId, const SequenceShape&, bool);       \
   template Plan plan<T>(CellId, const SequenceShape&, int, int, int, bool); \
   template void forward<T>(CellId, const Stack<T>&, int);                   \
   template void PackedStack::forward<T>(CellId, Stack<T>, int);             \

@@ -16,9 +16,8 @@ const KernelTable& kernels();
 // Names of the tables that were built and that this processor can run, widest last.
 std::vector<std::string> available_isas();
 
-// Scalars of the tape that forward() fills and backward() reads; few where backward recomputes the gates.
-template <class T>
-Index tape_scalars(CellId cell, const SequenceShape& shape, bool recompute);
+// What a tape has to hold: that forward() fills and backward() reads.
+TapeSize tape_size(CellId cell, bool projected);
 
 // How layers of a shape would be run on at most `threads` threads.
 template <class T>

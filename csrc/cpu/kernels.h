@@ -5,12 +5,13 @@
 
 #include "cells/all.h"
 #include "core/sequence.h"
+#include "core/tape_size.h"
 #include "cpu/plan.h"
 #include "cpu/threads.h"
 
 namespace rnnfused {
 
-// Scalars a cell keeps per call, and its shape, for those who do not see its type.
+// A cell, for those who do not see its type.
 struct CellInfo {
   const char* name;
   int gates;
@@ -82,7 +83,7 @@ void run_team(TeamKernel<Args> kernel, const Args& args, const Plan& plan, int s
 
 template <class T>
 struct CellKernels {
-  Index (*tape_scalars)(const SequenceShape& shape, bool recompute);
+  TapeSize (*tape_size)(bool projected);
   Index (*packed_bytes)(const Stack<T>& stack, const Plan& plan);
   TeamKernel<Stack<T>> pack;
   Index (*forward_scratch)(const Stack<T>& stack, const Plan& plan);

@@ -3,6 +3,7 @@
 
 #include "core/simd.h"
 #include "core/stream.h"
+#include "core/tape_size.h"
 #include "cpu/pack.h"
 
 namespace rnnfused::RNNFUSED_ISA {
@@ -13,26 +14,25 @@ RNNFUSED_HD Range rows_of(const SequenceShape& shape, Range positions) {
   return {shape.offsets[first], shape.offsets[first + positions.size()]};
 }
 
-// Rows whose gates are kept although backward is to recompute them: those of the last positions, with which
-// it begins. Two chunks of it at most, and a quarter of all, so that what is saved stays saved; what need not
-// be recomputed keeps the cost below the third that it would be at most.
-constexpr Index kKeptRows = 512;
-
 // The first position whose gates are kept.
 RNNFUSED_HD Index first_kept(const SequenceShape& shape, bool recompute) {
   if (!recompute) return 0;
   const Stream stream{shape, 0, shape.batch};
-  const Index quarter = shape.rows() / 4, most = quarter < kKeptRows ? quarter : kKeptRows;
+  const Index most = most_kept_rows(shape.rows());
   Index first = shape.steps, rows = 0;
   while (first > 0 && rows + stream.active(first - 1) <= most) rows += stream.active(--first);
   return first;
 }
 
-// Training's memory of one direction, laid out in scalars: the accumulators (overwritten by what the cell
-// tapes) of the rows that keep them, and for every row c, and with a projection the cell's output before it.
+// Training's memory of one direction, laid out within what TapeSize allows: the accumulators (overwritten by
+// what the cell tapes) of the rows that keep them, and for every row c, and with a projection the cell's
+// output before it. Which rows keep their gates depends on the direction.
 template <class Cell, class T>
 struct Tape {
   static constexpr bool keeps_cell = Cell::states > 1;
+  static TapeSize size(bool projected) {
+    return {(keeps_cell ? 1 : 0) + (projected ? 1 : 0), Cell::taped > 0 ? Cell::accumulators : 0};
+  }
   static constexpr bool rebuilds_gates_if(bool recompute) { return Cell::taped > 0 && recompute; }
 
   Index units;     // H in whole vectors
@@ -44,12 +44,6 @@ struct Tape {
   static Range kept_rows(const SequenceShape& shape, bool recompute) {
     if (Cell::taped == 0) return {0, 0};
     return rows_of(shape, {first_kept(shape, recompute), shape.steps});
-  }
-
-  static Index scalars(const SequenceShape& shape, bool recompute) {
-    const Index of_rows = shape.rows() * ((keeps_cell ? 1 : 0) + (shape.projected() ? 1 : 0));
-    const Index of_kept = kept_rows(shape, recompute).size() * Cell::accumulators;
-    return (of_rows + of_kept) * padded<T>(shape.hidden);
   }
 
   // Without data (inference) nothing is kept.

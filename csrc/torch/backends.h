@@ -6,9 +6,14 @@
 
 namespace rnnfused {
 
+using OptionalTensors = std::vector<std::optional<at::Tensor>>;
+
 struct ForwardTensors {
   at::Tensor y, hn, cn, tape;  // cn and tape may be undefined
 };
+
+// Of a layer's tape, in scalars of the type that is computed in.
+at::DimVector tape_sizes(const Inputs& in, bool recompute);
 
 struct BackwardTensors {
   at::Tensor y, tape;
@@ -19,9 +24,10 @@ struct BackwardTensors {
   const at::Tensor* gradient(size_t index) const { return gradients[index] ? &*gradients[index] : nullptr; }
 };
 
-// Memory for what a layer gives. A stack's layers have theirs before any of them runs, since each one's y is
-// the next one's x.
-ForwardTensors outputs_on_cpu(const Inputs& in, bool save, bool recompute);
+// Memory for what a layer gives beside its final states. A stack's layers have theirs before any of them
+// runs, since each one's y is the next one's x.
+ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool save,
+                              bool recompute);
 template <class T>
 Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompute);
 // `packed`: the layers' weights, kept from call to call; null packs them anew.

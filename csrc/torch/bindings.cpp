@@ -1,30 +1,73 @@
+// The Python extension: a fast way to the operator, and what is no operator.
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "torch/autograd.h"
 #include "torch/memory.h"
-#include "torch/ops.h"
 #include "torch/packed.h"
 
+namespace {
+
+namespace py = pybind11;
+using rnnfused::Tensors;
+
+// Exactly a tensor or a parameter: a subclass may have its own idea of what it is called with.
+bool is_exact(py::handle object) {
+  static const py::object& parameter = *new py::object(py::module_::import("torch.nn").attr("Parameter"));
+  return THPVariable_CheckExact(object.ptr()) || Py_TYPE(object.ptr()) == (PyTypeObject*)parameter.ptr();
+}
+
+// False where one of the elements is no plain tensor. Throws TypeError, as torch does, for one that is none.
+bool read(const py::sequence& from, int argument, Tensors& to) {
+  const size_t size = py::len(from);
+  to.reserve(size);
+  for (size_t i = 0; i < size; ++i) {
+    const py::object item = from[i];
+    if (!THPVariable_Check(item.ptr())) {
+      throw py::type_error("expected Tensor as element " + std::to_string(i) + " in argument " +
+                           std::to_string(argument) + ", but got " + Py_TYPE(item.ptr())->tp_name);
+    }
+    if (!is_exact(item)) return false;
+    to.push_back(THPVariable_Unpack(item.ptr()));
+  }
+  return true;
+}
+
+std::optional<Tensors> recurrent(const std::string& layer, py::handle input, const py::sequence& hx,
+                                 const py::sequence& params, const std::optional<at::Tensor>& batch_sizes) {
+  if (!THPVariable_Check(input.ptr())) {
+    throw py::type_error("input: expected a Tensor, got " + std::string(Py_TYPE(input.ptr())->tp_name));
+  }
+  Tensors states, weights;
+  if (!read(hx, 1, states) || !read(params, 2, weights) || !is_exact(input)) return std::nullopt;
+  const at::Tensor& x = THPVariable_Unpack(input.ptr());
+  const py::gil_scoped_release release;
+  return rnnfused::recurrent_unwatched(layer, x, states, weights, batch_sizes);
+}
+
+// Throws what the operator would throw. Tensors of which somebody has an idea of his own are left to it.
+void check(const std::string& layer, const at::Tensor& input, const py::sequence& hx,
+           const py::sequence& params, const std::optional<at::Tensor>& batch_sizes) {
+  Tensors states, weights;
+  if (!read(hx, 1, states) || !read(params, 2, weights)) return;
+  rnnfused::check_call(layer, input, states, weights, batch_sizes);
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
-  namespace py = pybind11;
   using release = py::call_guard<py::gil_scoped_release>;
-  m.def("layer_forward", &rnnfused::layer_forward, release(), py::arg("cell"), py::arg("x"), py::arg("h0"),
-        py::arg("c0"), py::arg("weights"), py::arg("batch_sizes"), py::arg("save"), py::arg("recompute"));
-  m.def("layer_backward", &rnnfused::layer_backward, release(), py::arg("cell"), py::arg("x"), py::arg("h0"),
-        py::arg("c0"), py::arg("weights"), py::arg("batch_sizes"), py::arg("y"), py::arg("tape"),
-        py::arg("dy"), py::arg("dhn"), py::arg("dcn"), py::arg("wanted"), py::arg("recompute"));
-  m.def("stack_forward", &rnnfused::stack_forward, release(), py::arg("cell"), py::arg("x"), py::arg("h0"),
-        py::arg("c0"), py::arg("params"), py::arg("batch_sizes"), py::arg("has_biases"), py::arg("layers"),
-        py::arg("bidirectional"), py::arg("batch_first"));
-  m.def("check_input", &rnnfused::check_input, py::arg("x"));
+  m.def("recurrent", &recurrent, py::arg("layer"), py::arg("input"), py::arg("hx"), py::arg("params"),
+        py::arg("batch_sizes"));
+  m.def("check", &check, py::arg("layer"), py::arg("input"), py::arg("hx"), py::arg("params"),
+        py::arg("batch_sizes"));
   py::class_<rnnfused::Frozen>(m, "Frozen")
-      .def(py::init<std::string, std::vector<at::Tensor>, bool, int64_t, bool>(), py::arg("cell"),
-           py::arg("params"), py::arg("has_biases"), py::arg("layers"), py::arg("bidirectional"))
-      .def("forward", &rnnfused::Frozen::forward, release(), py::arg("x"), py::arg("h0"), py::arg("c0"),
-           py::arg("batch_sizes"), py::arg("batch_first"));
+      .def(py::init<const std::string&, Tensors>(), py::arg("layer"), py::arg("params"))
+      .def("forward", &rnnfused::Frozen::forward, release(), py::arg("input"), py::arg("hx"),
+           py::arg("batch_sizes"));
   py::class_<rnnfused::Stepper>(m, "Stepper")
-      .def(py::init<const std::string&, const std::vector<at::Tensor>&, const at::Tensor&,
-                    const std::optional<at::Tensor>&, bool>(),
-           py::arg("cell"), py::arg("params"), py::arg("h"), py::arg("c"), py::arg("has_biases"))
+      .def(py::init<const std::string&, Tensors, Tensors>(), py::arg("layer"), py::arg("params"),
+           py::arg("hx"))
       .def("step", &rnnfused::Stepper::step, release(), py::arg("x"));
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);

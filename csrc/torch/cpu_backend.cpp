@@ -27,26 +27,24 @@ SequenceShape shape_of(const Inputs& in, int direction) {
   return shape;
 }
 
-// Slice of a [D, B, units] tensor.
+// A direction's part of states [D, B, units].
 template <class T>
-Rows<const T> rows_of(const at::Tensor& states, int direction) {
+Rows<const T> rows_of(const at::Tensor& states, int direction, Index batch, Index units) {
   if (!states.defined()) return {nullptr, 0};
-  return {states.const_data_ptr<T>() + direction * states.size(1) * states.size(2), states.size(2)};
+  return {states.const_data_ptr<T>() + direction * batch * units, units};
 }
 
 }  // namespace
 
-ForwardTensors outputs_on_cpu(const Inputs& in, bool save, bool recompute) {
-  ForwardTensors out;
-  out.y = in.empty(in.output_sizes());
-  out.hn = in.empty(in.h0.sizes());
-  if (in.c0.defined()) out.cn = in.empty(in.c0.sizes());
-  if (save) {
-    for_dtype(in.x, [&](auto type) {
-      out.tape = in.empty({in.directions, cpu::tape_scalars<decltype(type)>(in.cell, in.shape, recompute)});
-    });
-  }
-  return out;
+at::DimVector tape_sizes(const Inputs& in, bool recompute) {
+  const TapeSize size = cpu::tape_size(in.cell, in.shape.projected());
+  const Index scalar_bytes = Index(c10::elementSize(compute_type(in.x.scalar_type())));
+  return {in.directions, size.scalars(in.shape.rows(), in.shape.hidden, recompute, scalar_bytes)};
+}
+
+ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool save,
+                              bool recompute) {
+  return {in.empty(in.output_sizes()), hn, cn, save ? in.empty(tape_sizes(in, recompute)) : at::Tensor()};
 }
 
 template <class T>
@@ -58,8 +56,8 @@ Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompu
     args.shape = shape_of(in, d);
     args.weights = weights_of<T>(in, d);
     args.x = {in.x.const_data_ptr<T>(), in.shape.input};
-    args.initial[0] = rows_of<T>(in.h0, d);
-    args.initial[1] = rows_of<T>(in.c0, d);
+    args.initial[0] = rows_of<T>(in.h0, d, in.shape.batch, in.shape.output);
+    args.initial[1] = rows_of<T>(in.c0, d, in.shape.batch, in.shape.hidden);
     args.y = {out.y.mutable_data_ptr<T>() + d * in.shape.output, in.directions * in.shape.output};
     args.final[0] = {out.hn.mutable_data_ptr<T>() + d * in.shape.batch * in.shape.output, in.shape.output};
     if (out.cn.defined()) {
@@ -93,8 +91,7 @@ void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool reco
       const at::Tensor* gradient = tensors.gradient(size_t(i));
       return gradient ? gradient->mutable_data_ptr<T>() : nullptr;
     };
-    const Index tape_size = cpu::tape_scalars<T>(in.cell, in.shape, recompute);
-    check_tensor(tensors.tape, "tape", in.x, {in.directions, tape_size});
+    const Index tape_size = tensors.tape.size(1);
     LayerGradient<T> layer{};
     layer.directions = in.directions;
     for (int d = 0; d < in.directions; ++d) {
@@ -103,14 +100,14 @@ void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool reco
       args.shape = shape_of(in, d);
       args.weights = weights_of<T>(in, d);
       args.x = {in.x.const_data_ptr<T>(), in.shape.input};
-      args.initial[0] = rows_of<T>(in.h0, d);
-      args.initial[1] = rows_of<T>(in.c0, d);
+      args.initial[0] = rows_of<T>(in.h0, d, in.shape.batch, in.shape.output);
+      args.initial[1] = rows_of<T>(in.c0, d, in.shape.batch, in.shape.hidden);
       args.y = {tensors.y.const_data_ptr<T>() + d * in.shape.output, stride};
       args.tape = tensors.tape.const_data_ptr<T>() + d * tape_size;
       args.recompute = recompute;
       if (tensors.dy.defined()) args.dy = {tensors.dy.const_data_ptr<T>() + d * in.shape.output, stride};
-      args.dfinal[0] = rows_of<T>(tensors.dh, d);
-      args.dfinal[1] = rows_of<T>(tensors.dc, d);
+      args.dfinal[0] = rows_of<T>(tensors.dh, d, in.shape.batch, in.shape.output);
+      args.dfinal[1] = rows_of<T>(tensors.dc, d, in.shape.batch, in.shape.hidden);
       args.dx = {data(0), in.shape.input};
       args.accumulate_dx = d > 0;
       args.dinitial[0] = data(1) ? data(1) + d * in.shape.batch * in.shape.output : nullptr;

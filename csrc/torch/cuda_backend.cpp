@@ -20,10 +20,6 @@ namespace {
 
 using RNNFUSED_ISA::Arena;
 
-at::ScalarType compute_type(const at::Tensor& x) {
-  return scalar_type(cuda::compute_type(cuda_type(x.scalar_type())));
-}
-
 const void* data(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 void* mutable_data(const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
 
@@ -104,29 +100,33 @@ struct Call {
   // A state or its gradient, which the kernels overwrite.
   at::Tensor running(const at::Tensor& from, at::IntArrayRef sizes, at::ScalarType type) const {
     if (!from.defined()) return at::zeros(sizes, in.x.options().dtype(type));
-    return from.to(type, /*non_blocking=*/false, /*copy=*/true);
+    return from.to(type, /*non_blocking=*/false, /*copy=*/true).view(sizes);
   }
 
-  Index tape_bytes(bool recompute) const { return drivers.tape_bytes(in.shape, in.directions, recompute); }
+  // Throws where the rule by which the tape was allocated and the drivers' layout of it part.
+  void* tape_data(const at::Tensor& tape, bool recompute) const {
+    TORCH_INTERNAL_ASSERT(Index(tape.nbytes()) >= drivers.tape_bytes(in.shape, in.directions, recompute));
+    return mutable_data(tape);
+  }
 };
 
 }  // namespace
 
 ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute) {
   Call call(in);
-  const at::ScalarType compute = compute_type(in.x);
+  const at::ScalarType compute = compute_type(in.x.scalar_type());
   ForwardTensors out;
   out.y = in.empty(in.output_sizes());
-  out.hn = call.running(in.h0, in.h0.sizes(), in.h0.scalar_type());
-  if (in.c0.defined()) out.cn = call.running(in.c0, in.c0.sizes(), compute);
-  if (save) out.tape = at::empty({call.tape_bytes(recompute)}, in.x.options().dtype(at::kByte));
+  out.hn = call.running(in.h0, in.state_sizes(0), in.h0.scalar_type());
+  if (in.c0.defined()) out.cn = call.running(in.c0, in.state_sizes(1), compute);
+  if (save) out.tape = at::empty(tape_sizes(in, recompute), in.x.options().dtype(compute));
   cuda::ForwardLayer layer{};
   call.fill(layer, recompute);
   layer.chunk_bytes = gpu::chunk_bytes();
   layer.h = mutable_data(out.hn);
   layer.c = mutable_data(out.cn);
   layer.y = mutable_data(out.y);
-  layer.tape = mutable_data(out.tape);
+  layer.tape = save ? call.tape_data(out.tape, recompute) : nullptr;
   layer.scratch = call.take_scratch("forward", call.drivers.forward_work(layer));
   call.drivers.forward(layer, *call.matmul, call.stream);
   if (out.cn.defined()) out.cn = out.cn.to(in.x.scalar_type());
@@ -135,15 +135,10 @@ ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute) {
 
 void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool recompute) {
   Call call(in);
-  const at::ScalarType compute = compute_type(in.x);
-  const Index tape_bytes = call.tape_bytes(recompute);
-  TORCH_CHECK(tensors.tape.device() == in.x.device() && tensors.tape.scalar_type() == at::kByte &&
-                  tensors.tape.sizes() == at::IntArrayRef{tape_bytes},
-              "tape: expected ", tape_bytes, " bytes on ", in.x.device(), ", got ", tensors.tape.sizes(), " ",
-              tensors.tape.scalar_type(), " on ", tensors.tape.device());
+  const at::ScalarType compute = compute_type(in.x.scalar_type());
   const at::Tensor c0 = in.c0.defined() ? in.c0.to(compute) : at::Tensor();
-  const at::Tensor dh = call.running(tensors.dh, in.h0.sizes(), compute);
-  const at::Tensor dc = in.c0.defined() ? call.running(tensors.dc, in.c0.sizes(), compute) : at::Tensor();
+  const at::Tensor dh = call.running(tensors.dh, in.state_sizes(0), compute);
+  const at::Tensor dc = in.c0.defined() ? call.running(tensors.dc, in.state_sizes(1), compute) : at::Tensor();
   const auto gradient = [&](int i) -> void* {
     const at::Tensor* t = tensors.gradient(size_t(i));
     return t ? mutable_data(*t) : nullptr;
@@ -157,7 +152,7 @@ void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool reco
   layer.h0 = data(in.h0);
   layer.c0 = data(c0);
   layer.y = data(tensors.y);
-  layer.tape = mutable_data(tape);
+  layer.tape = call.tape_data(tape, recompute);
   layer.dy = data(tensors.dy);
   layer.dh = mutable_data(dh);
   layer.dc = mutable_data(dc);
@@ -169,8 +164,9 @@ void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool reco
   }
   layer.scratch = call.take_scratch("backward", call.drivers.backward_work(layer));
   call.drivers.backward(layer, *call.matmul, call.stream);
-  if (const at::Tensor* dh0 = tensors.gradient(1)) dh0->copy_(dh);
-  if (const at::Tensor* dc0 = tensors.gradient(2)) dc0->copy_(dc);
+  // Without a batch dimension, or of one step, the caller counts fewer dimensions.
+  if (const at::Tensor* dh0 = tensors.gradient(1)) dh0->copy_(dh.view(dh0->sizes()));
+  if (const at::Tensor* dc0 = tensors.gradient(2)) dc0->copy_(dc.view(dc0->sizes()));
 }
 
 }  // namespace rnnfused

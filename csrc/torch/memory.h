@@ -5,6 +5,8 @@
 
 #include <c10/core/Allocator.h>
 
+#include "torch/ops.h"
+
 namespace rnnfused {
 
 constexpr size_t kKeptBytes = size_t(256) << 20;       // by the process, at most
@@ -13,9 +15,9 @@ constexpr size_t kSmallResultBytes = size_t(1) << 20;  // below which torch's al
 c10::Allocator* result_allocator();
 
 // Bytes that are kept and not in use.
-size_t kept_bytes();
+RNNFUSED_API size_t kept_bytes();
 
 // Gives them back to the system.
-void empty_cache();
+RNNFUSED_API void empty_cache();
 
 }  // namespace rnnfused

@@ -3,101 +3,154 @@
 #include <ATen/ops/cat.h>
 #include <c10/util/Exception.h>
 
+#include "cpu/dispatch.h"
 #include "torch/backends.h"
-#include "torch/packed.h"
 
 namespace rnnfused {
 
 namespace {
 
-std::optional<at::Tensor> if_defined(const at::Tensor& t) {
-  return t.defined() ? std::optional(t) : std::nullopt;
+// From the caller's order of steps and batch to the kernels', or back.
+struct Order {
+  bool transposed;
+
+  Order(const Arguments& a, const Form& form)
+      : transposed(a.options.batch_first && form.batched && !form.packed) {}
+  at::Tensor operator()(const at::Tensor& t) const { return transposed ? t.transpose(0, 1) : t; }
+};
+
+// Of final states, as the caller counts their dimensions.
+at::DimVector final_sizes(const Arguments& a, const Form& form, const Steps& steps, int state) {
+  at::DimVector sizes;
+  if (!a.options.step) sizes.push_back(a.options.layers * a.options.directions);
+  if (form.batched) sizes.push_back(steps.batch);
+  sizes.push_back(state == 0 ? form.output : form.hidden);
+  return sizes;
 }
 
-ForwardTensors forward(const Inputs& in, bool save, bool recompute) {
-  if (in.on_gpu) return forward_on_gpu(in, save, recompute);
-  ForwardTensors out = outputs_on_cpu(in, save, recompute);
-  forward_on_cpu(in, out, recompute);
-  return out;
+at::Tensor as(const at::Tensor& t, at::ScalarType type) { return t.scalar_type() == type ? t : t.to(type); }
+
+// Final states of all layers, each of which writes its own part.
+at::Tensor part_of(const at::Tensor& whole, const LayerOptions& o, int64_t layer) {
+  return o.layers == 1 || !whole.defined() ? whole : whole.narrow(0, layer * o.directions, o.directions);
+}
+
+// What a wanted gradient is of, in the order of BackwardTensors: x, h0, c0 and kSlots weights a direction.
+size_t place_of(const Arguments& a, int64_t index) {
+  const int64_t states = int64_t(a.hx.size()), each = int64_t(a.options.params_each());
+  TORCH_CHECK(index >= 0 && index < 1 + states + int64_t(a.params.size()), "wanted: expected indices below ",
+              1 + states + int64_t(a.params.size()), ", got ", index);
+  if (index <= states) return size_t(index);
+  const int64_t param = index - 1 - states, place = param % each;
+  const bool is_projection = a.options.projected && place == each - 1;
+  return size_t(3 + param / each * kSlots + (is_projection ? kSlots - 1 : place));
 }
 
 }  // namespace
 
-ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
-                            const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
-                            const std::optional<at::Tensor>& batch_sizes, bool save, bool recompute) {
-  const ForwardTensors out = forward(Inputs(cell, x, h0, c0, weights, batch_sizes), save, recompute);
-  return {out.y, out.hn, if_defined(out.cn), if_defined(out.tape)};
-}
-
-StackResult run_stack(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
-                      const std::optional<at::Tensor>& c0, c10::ArrayRef<at::Tensor> params,
-                      const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
-                      bool bidirectional, bool batch_first, cpu::PackedStack* packed) {
-  const StackParams of(params, h0, c0, has_biases, layers, bidirectional ? 2 : 1);
-  const bool transposed = batch_first && !batch_sizes;
-  at::Tensor y = transposed ? x.transpose(0, 1) : x;
-  std::vector<Inputs> stack;
-  std::vector<ForwardTensors> out;
-  stack.reserve(size_t(layers));
-  for (int64_t l = 0; l < layers; ++l) {
-    stack.emplace_back(cell, y, of.state(h0, l), c0 ? std::optional(of.state(*c0, l)) : std::nullopt,
-                       of.slots(l), batch_sizes);
+Tensors recurrent(const Arguments& a, bool save, cpu::PackedStack* packed) {
+  const LayerOptions& o = a.options;
+  const Form form = check(a);
+  TORCH_CHECK_VALUE(!save || o.layers == 1, "save: expected one layer, got ", o.layers);
+  const Steps steps(a, form);
+  const Order order(a, form);
+  at::Tensor x = order(a.input), hn, cn;
+  c10::SmallVector<Inputs, 1> stack;
+  c10::SmallVector<ForwardTensors, 1> out;
+  for (int64_t l = 0; l < o.layers; ++l) {
+    stack.emplace_back(a, form, steps, l, x);
     const Inputs& in = stack.back();
     TORCH_CHECK(!(packed && in.on_gpu), "input: expected a tensor on the CPU, got ", x.device());
-    out.push_back(in.on_gpu ? forward_on_gpu(in, false, false) : outputs_on_cpu(in, false, false));
-    y = out.back().y;
+    if (in.on_gpu) {
+      out.push_back(forward_on_gpu(in, save, o.recompute));
+    } else {
+      if (l == 0) {
+        hn = in.empty(final_sizes(a, form, steps, 0));
+        if (o.states() > 1) cn = in.empty(final_sizes(a, form, steps, 1));
+      }
+      out.push_back(outputs_on_cpu(in, part_of(hn, o, l), part_of(cn, o, l), save, o.recompute));
+    }
+    x = out.back().y;
   }
-  if (!stack[0].on_gpu) forward_on_cpu(stack, out, false, packed);
-
-  const auto finals = [&](at::Tensor ForwardTensors::* state) {
-    if (layers == 1) return out[0].*state;
-    std::vector<at::Tensor> states;
-    for (const ForwardTensors& of_one : out) states.push_back(of_one.*state);
-    return at::cat(states);
-  };
-  return {transposed ? y.transpose(0, 1) : y, finals(&ForwardTensors::hn),
-          c0 ? std::optional(finals(&ForwardTensors::cn)) : std::nullopt};
+  if (stack[0].on_gpu) {
+    const auto finals = [&](at::Tensor ForwardTensors::* state, int index) {
+      Tensors parts;
+      for (const ForwardTensors& one : out) parts.push_back(one.*state);
+      return (o.layers == 1 ? parts[0] : at::cat(parts)).view(final_sizes(a, form, steps, index));
+    };
+    hn = finals(&ForwardTensors::hn, 0);
+    if (o.states() > 1) cn = finals(&ForwardTensors::cn, 1);
+  } else {
+    forward_on_cpu({stack.data(), stack.size()}, {out.data(), out.size()}, o.recompute, packed);
+  }
+  const at::ScalarType type = state_type(a);
+  Tensors results;
+  results.reserve(4);
+  if (!o.step) results.push_back(as(order(out.back().y), type));
+  results.push_back(as(hn, type));
+  if (o.states() > 1) results.push_back(as(cn, type));
+  if (save) results.push_back(out[0].tape);
+  return results;
 }
 
-StackResult stack_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
-                          const std::optional<at::Tensor>& c0, const std::vector<at::Tensor>& params,
-                          const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
-                          bool bidirectional, bool batch_first) {
-  return run_stack(cell, x, h0, c0, params, batch_sizes, has_biases, layers, bidirectional, batch_first,
-                   nullptr);
+Tensors recurrent_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
+                           at::IntArrayRef wanted) {
+  const LayerOptions& o = a.options;
+  const Form form = check(a);
+  TORCH_CHECK_VALUE(o.layers == 1, "layer: expected one layer, got ", o.layers);
+  TORCH_CHECK(outer.size() == o.outputs(), "grads: expected ", o.outputs(), " entries, got ", outer.size());
+  const Steps steps(a, form);
+  const Order order(a, form);
+  const Inputs in(a, form, steps, 0, order(a.input));
+  std::vector<c10::SymDimVector> sizes = output_sizes(a, form);
+  const at::ScalarType type = state_type(a);
+  const auto read = [&](const at::Tensor& t, const char* name, size_t index, bool is_sequence) {
+    if (!t.defined()) return t;
+    check_tensor(t, name, a.input.device(), type, sizes[index]);
+    return dense(is_sequence ? order(t) : t, name, in.on_gpu);
+  };
+  const size_t first_state = o.step ? 0 : 1;
+  if (form.packed && a.hx.empty()) {
+    for (size_t s = first_state; s < sizes.size(); ++s) sizes[s][1] = steps.batch;
+  }
+  TORCH_CHECK(kept.output.defined(), "output: expected a tensor, got none");
+  const at::ScalarType computed = compute_type(a.input.scalar_type());
+  check_tensor(kept.tape, "tape", a.input.device(), computed, tape_sizes(o, form, computed));
+  TORCH_CHECK(kept.tape.is_contiguous(), "tape: expected a contiguous tensor, got strides ",
+              kept.tape.strides());
+  check_memory(kept.tape, "tape");
+  OptionalTensors gradients(size_t(3 + o.directions * kSlots));
+  const BackwardTensors tensors{
+      read(kept.output, "output", 0, !o.step),
+      kept.tape,
+      o.step ? at::Tensor() : read(outer[0], "grad_output", 0, true),
+      read(outer[first_state], "grad_h_n", first_state, false),
+      o.states() > 1 ? read(outer[first_state + 1], "grad_c_n", first_state + 1, false) : at::Tensor(),
+      gradients};
+  std::vector<size_t> places;
+  for (const int64_t index : wanted) {
+    const size_t place = place_of(a, index);
+    places.push_back(place);
+    if (gradients[place]) continue;
+    const bool is_state = place == 1 || place == 2;
+    gradients[place] = in.empty(place == 0 ? in.x.sizes()
+                                : is_state ? a.hx[place - 1].sizes()
+                                           : in.weights[place - 3].sizes());
+  }
+  in.on_gpu ? backward_on_gpu(in, tensors, o.recompute) : backward_on_cpu(in, tensors, o.recompute);
+  Tensors results;
+  results.reserve(places.size());
+  for (const size_t place : places) {
+    const at::Tensor& found = *gradients[place];
+    const bool is_state = place == 1 || place == 2;
+    results.push_back(as(place == 0 ? order(found) : found, is_state ? type : a.input.scalar_type()));
+  }
+  return results;
 }
 
-OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
-                               const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
-                               const std::optional<at::Tensor>& batch_sizes, const at::Tensor& y,
-                               const at::Tensor& tape, const std::optional<at::Tensor>& dy,
-                               const std::optional<at::Tensor>& dhn, const std::optional<at::Tensor>& dcn,
-                               const std::vector<bool>& wanted, bool recompute) {
-  const Inputs in(cell, x, h0, c0, weights, batch_sizes);
-  TORCH_CHECK(wanted.size() == 3 + weights.size(), "wanted: expected ", 3 + weights.size(), " entries, got ",
-              wanted.size());
-  TORCH_CHECK(tape.is_contiguous(), "tape: expected a contiguous tensor, got strides ", tape.strides());
-  const auto given = [&](const std::optional<at::Tensor>& t, const char* name, at::IntArrayRef sizes) {
-    if (!t) return at::Tensor();
-    check_tensor(*t, name, in.x, sizes);
-    return dense(*t);
-  };
-  const at::DimVector output_sizes = in.output_sizes();
-  OptionalTensors gradients(wanted.size());
-  const BackwardTensors tensors{given(y, "output", output_sizes),
-                                tape,
-                                given(dy, "grad_output", output_sizes),
-                                given(dhn, "grad_h_n", in.h0.sizes()),
-                                in.c0.defined() ? given(dcn, "grad_c_n", in.c0.sizes()) : at::Tensor(),
-                                gradients};
-  const auto want = [&](size_t i, const at::Tensor& like) {
-    if (wanted[i] && like.defined()) gradients[i] = in.empty(like.sizes());
-  };
-  want(0, in.x), want(1, in.h0), want(2, in.c0);
-  for (size_t i = 0; i < in.weights.size(); ++i) want(3 + i, in.weights[i]);
-  in.on_gpu ? backward_on_gpu(in, tensors, recompute) : backward_on_cpu(in, tensors, recompute);
-  return gradients;
+void check_call(const std::string& layer, const at::Tensor& input, const Tensors& hx, const Tensors& params,
+                const std::optional<at::Tensor>& batch_sizes) {
+  check({layer_options(layer), input, hx, params, batch_sizes});
 }
 
 std::vector<std::string> cell_names() {

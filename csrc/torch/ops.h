@@ -1,59 +1,52 @@
-// One layer of a recurrent network on tensors, in one or two directions: what Python calls.
+// The operator's kernels, on tensors with memory: what both the dispatcher and the eager fast path call. They
+// record nothing and look at no mode; autograd.h and library.cpp are what lies above them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "torch/arguments.h"
+
+#define RNNFUSED_API __attribute__((visibility("default")))
+
 namespace rnnfused {
 
-using OptionalTensors = std::vector<std::optional<at::Tensor>>;
+namespace cpu {
+class PackedStack;
+}
 
-// y [T, B, D P] (or [rows, D P]), h_n [D, B, P], c_n [D, B, H] (undefined for cells without c), tape
-// (undefined unless `save`; small if backward is to `recompute` the gates).
-using ForwardResult =
-    std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>>;
+using Tensors = std::vector<at::Tensor>;
 
-// x: [T, B, I], or packed rows [rows, I] with batch_sizes [T] (int64 on the CPU). h0 [D, B, P], c0 [D, B, H].
-// weights: for each direction W_ih, W_hh, b_ih, b_hh, W_hr; the last three may be absent.
-ForwardResult layer_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
-                            const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
-                            const std::optional<at::Tensor>& batch_sizes, bool save, bool recompute);
+// The output (none of a step) and the final states; with `save`, which one layer can, also the tape for
+// backward. `packed`: the weights, kept from call to call on the CPU; null packs them anew.
+Tensors recurrent(const Arguments& arguments, bool save, cpu::PackedStack* packed = nullptr);
 
-// Layers over one another without a tape, for what nothing differentiates and no dropout comes between: y as
-// x lies, h_n [L D, B, P], c_n [L D, B, H]. x: [T, B, I], [B, T, I] if batch_first, or packed rows. params:
-// for each layer and direction W_ih, W_hh, then b_ih and b_hh if there are biases, then W_hr if h0 is
-// narrower than c0. Throws RuntimeError, naming the argument, for what does not fit together, ValueError for
-// a wrong number of params.
-using StackResult = std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>>;
-StackResult stack_forward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
-                          const std::optional<at::Tensor>& c0, const std::vector<at::Tensor>& params,
-                          const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
-                          bool bidirectional, bool batch_first);
+// What forward returned: its first output and the tape.
+struct Kept {
+  const at::Tensor &output, &tape;
+};
 
-// Gradients of x, h0, c0 and of every weight, in that order; absent where `wanted` (in the same order) says
-// so.
-OptionalTensors layer_backward(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
-                               const std::optional<at::Tensor>& c0, const OptionalTensors& weights,
-                               const std::optional<at::Tensor>& batch_sizes, const at::Tensor& y,
-                               const at::Tensor& tape, const std::optional<at::Tensor>& dy,
-                               const std::optional<at::Tensor>& dhn, const std::optional<at::Tensor>& dcn,
-                               const std::vector<bool>& wanted, bool recompute);
+// The gradients `wanted`, in that order: 0 is the input's, then come those of hx and of params. outer: those
+// of what forward returned, undefined where zero.
+Tensors recurrent_backward(const Arguments& arguments, at::TensorList outer, const Kept& kept,
+                           at::IntArrayRef wanted);
 
-// Throws RuntimeError unless there are kernels for the tensor's device and dtype.
-void check_input(const at::Tensor& x);
+// Throws what the call would throw.
+RNNFUSED_API void check_call(const std::string& layer, const at::Tensor& input, const Tensors& hx,
+                             const Tensors& params, const std::optional<at::Tensor>& batch_sizes);
 
 // Which cells there are, which machine code runs, and how a layer would be run.
-std::vector<std::string> cell_names();
-std::string isa();
-std::vector<std::string> available_isas();
+RNNFUSED_API std::vector<std::string> cell_names();
+RNNFUSED_API std::string isa();
+RNNFUSED_API std::vector<std::string> available_isas();
 // Mode, groups, members, shards, wave: cpu/plan.h.
-std::tuple<std::string, int, int, int, int> describe_plan(const std::string& cell, int64_t steps,
-                                                          int64_t batch, int64_t input, int64_t hidden,
-                                                          int64_t output, int64_t layers, int64_t directions,
-                                                          bool f64);
+RNNFUSED_API std::tuple<std::string, int, int, int, int> describe_plan(const std::string& cell, int64_t steps,
+                                                                       int64_t batch, int64_t input,
+                                                                       int64_t hidden, int64_t output,
+                                                                       int64_t layers, int64_t directions,
+                                                                       bool f64);
 
 }  // namespace rnnfused

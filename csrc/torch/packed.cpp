@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include "torch/backends.h"
+#include "torch/watchers.h"
 
 namespace rnnfused {
 
@@ -20,44 +21,52 @@ void check_undifferentiated(const at::Tensor& t, const char* name) {
 
 }  // namespace
 
-Frozen::Frozen(std::string cell, std::vector<at::Tensor> params, bool has_biases, int64_t layers,
-               bool bidirectional)
-    : cell_(std::move(cell)),
-      params_(std::move(params)),
-      has_biases_(has_biases),
-      layers_(layers),
-      bidirectional_(bidirectional) {}
+Frozen::Frozen(const std::string& layer, Tensors params)
+    : options_(layer_options(layer)), params_(std::move(params)) {}
 
-StackResult Frozen::forward(const at::Tensor& x, const at::Tensor& h0, const std::optional<at::Tensor>& c0,
-                            const std::optional<at::Tensor>& batch_sizes, bool batch_first) {
-  check_undifferentiated(x, "input");
-  check_undifferentiated(h0, "h0");
-  if (c0) check_undifferentiated(*c0, "c0");
+std::optional<Tensors> Frozen::forward(const at::Tensor& input, const Tensors& hx,
+                                       const std::optional<at::Tensor>& batch_sizes) {
+  const Arguments arguments{options_, input, hx, params_, batch_sizes};
+  check_undifferentiated(input, "input");
+  for (const at::Tensor& state : hx) check_undifferentiated(state, "hx");
+  if (somebody_watches(arguments)) return std::nullopt;
   const std::lock_guard<std::mutex> lock(one_at_a_time_);
-  return run_stack(cell_, x, h0, c0, params_, batch_sizes, has_biases_, layers_, bidirectional_, batch_first,
-                   &packed_);
+  return recurrent(arguments, false, &packed_);
 }
 
-Stepper::Stepper(const std::string& cell, const std::vector<at::Tensor>& params, const at::Tensor& h,
-                 const std::optional<at::Tensor>& c, bool has_biases) {
-  const StackParams of(params, h, c, has_biases, h.dim() ? h.size(0) : 0, 1);
-  TORCH_CHECK(h.device().is_cpu(), "h: expected a tensor on the CPU, got ", h.device());
-  TORCH_CHECK(h.is_contiguous() && (!c || c->is_contiguous()), "state: expected contiguous tensors");
+Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx) {
+  const LayerOptions& o = layer_options(layer);
+  TORCH_CHECK_VALUE(!hx.empty() && hx[0].dim() == 3 && !params.empty(),
+                    "hx: expected h [layers, batch, units]");
+  const at::Tensor& h = hx[0];
+  TORCH_CHECK(h.device().is_cpu(), "module: expected tensors on the CPU, got ", h.device());
+  for (const at::Tensor& state : hx) TORCH_CHECK(state.is_contiguous(), "hx: expected contiguous tensors");
   at::Tensor x = at::empty({1, h.size(1), params[0].size(-1)}, h.options());
-  layers_.reserve(size_t(of.layers));
-  for (int64_t l = 0; l < of.layers; ++l) {
-    layers_.emplace_back(cell, x, of.state(h, l), c ? std::optional(of.state(*c, l)) : std::nullopt,
-                         of.slots(l), std::nullopt);
-    x = at::empty(layers_.back().output_sizes(), h.options());
-    if (l + 1 < of.layers) outputs_.push_back(x);
+  const std::optional<at::Tensor> padded;
+  const Arguments arguments{o, x, hx, params, padded};
+  const Form form = check(arguments);
+  TORCH_CHECK(compute_type(h.scalar_type()) == h.scalar_type(),
+              "module: expected dtype float32 or float64, got ", h.scalar_type());
+  const Steps steps(arguments, form);
+  at::Tensor below = x;
+  layers_.reserve(size_t(o.layers));
+  for (int64_t l = 0; l < o.layers; ++l) {
+    layers_.emplace_back(arguments, form, steps, l, below);
+    below = at::empty(layers_.back().output_sizes(), h.options());
+    if (l + 1 < o.layers) outputs_.push_back(below);
   }
 }
 
 at::Tensor Stepper::step(const at::Tensor& x) {
   const Inputs& first = layers_[0];
-  check_tensor(x, "input", first.x, {first.shape.batch, first.shape.input});
+  const c10::SymInt sizes[] = {first.shape.batch, first.shape.input};
+  check_tensor(x, "input", first.x.device(), first.x.scalar_type(), sizes);
   check_undifferentiated(x, "input");
-  const at::Tensor in = dense(x);
+  const at::Tensor in = dense(x, "input", false);
+  TORCH_CHECK(
+      !somebody_watches(in),
+      "Stepper: a step changes its state in place, which traces, transforms and modes cannot see: call "
+      "the module itself");
   at::Tensor y = first.empty({first.shape.batch, first.shape.output});
   for_dtype(x, [&](auto type) { run<decltype(type)>(in, y); });
   return y;

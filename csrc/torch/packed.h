@@ -2,6 +2,8 @@
 #pragma once
 
 #include <mutex>
+#include <optional>
+#include <string>
 
 #include "cpu/dispatch.h"
 #include "torch/inputs.h"
@@ -9,39 +11,30 @@
 
 namespace rnnfused {
 
-// stack_forward, with packed weights on the CPU if they are given.
-StackResult run_stack(const std::string& cell, const at::Tensor& x, const at::Tensor& h0,
-                      const std::optional<at::Tensor>& c0, c10::ArrayRef<at::Tensor> params,
-                      const std::optional<at::Tensor>& batch_sizes, bool has_biases, int64_t layers,
-                      bool bidirectional, bool batch_first, cpu::PackedStack* packed);
-
-class Frozen {
+class RNNFUSED_API Frozen {
  public:
-  // As stack_forward.
-  Frozen(std::string cell, std::vector<at::Tensor> params, bool has_biases, int64_t layers,
-         bool bidirectional);
+  // layer and params: as the operator's. The params must not change any more. Throws what the operator
+  // throws.
+  Frozen(const std::string& layer, Tensors params);
 
-  // As stack_forward; throws RuntimeError, too, for tensors on a GPU, and for those through which a
-  // derivative is to be taken. Calls of several threads wait for each other.
-  StackResult forward(const at::Tensor& x, const at::Tensor& h0, const std::optional<at::Tensor>& c0,
-                      const std::optional<at::Tensor>& batch_sizes, bool batch_first);
+  // As the operator; nothing if something wants to see the call. Throws RuntimeError, too, for tensors on a
+  // GPU, and for those through which a derivative is to be taken. Calls of several threads wait for each
+  // other.
+  std::optional<Tensors> forward(const at::Tensor& input, const Tensors& hx,
+                                 const std::optional<at::Tensor>& batch_sizes);
 
  private:
   std::mutex one_at_a_time_;
-  std::string cell_;
-  std::vector<at::Tensor> params_;
-  bool has_biases_;
-  int64_t layers_;
-  bool bidirectional_;
+  const LayerOptions& options_;
+  Tensors params_;
   cpu::PackedStack packed_;
 };
 
-class Stepper {
+class RNNFUSED_API Stepper {
  public:
-  // As stack_forward, in one direction. h [L, B, P] and c [L, B, H] are the state: they are read and written
-  // in place. Throws what stack_forward throws, and RuntimeError for tensors on a GPU.
-  Stepper(const std::string& cell, const std::vector<at::Tensor>& params, const at::Tensor& h,
-          const std::optional<at::Tensor>& c, bool has_biases);
+  // As Frozen, in one direction. hx: h [L, B, P] and c [L, B, H] are the state: they are read and written in
+  // place. Throws what the operator throws, and RuntimeError for tensors on a GPU.
+  Stepper(const std::string& layer, Tensors params, Tensors hx);
 
   // x [B, I]; y [B, P], which the next call does not touch. Calls of several threads wait for each other.
   // Throws RuntimeError, naming the argument, for another device, dtype or size, and for an input through
@@ -53,8 +46,8 @@ class Stepper {
   void run(const at::Tensor& x, const at::Tensor& y);
 
   std::mutex one_at_a_time_;
-  std::vector<at::Tensor> outputs_;  // of every layer but the last
-  std::vector<Inputs> layers_;       // which hold the state
+  Tensors outputs_;             // of every layer but the last
+  std::vector<Inputs> layers_;  // which hold the state
   cpu::PackedStack packed_;
 };
 

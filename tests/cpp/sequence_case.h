@@ -229,7 +229,9 @@ class Run {
         dy_(spread(p_.dy, p_.rows(), p_.variant.directions * p_.sizes.output)),
         y_(p_.rows(), p_.variant.directions * p_.sizes.output, kGap) {
     for (int d = 0; d < p_.variant.directions; ++d) {
-      tape_.emplace_back(1, kernels_.tape_scalars(p_.shape(d), p_.variant.recompute));
+      const SequenceShape shape = p_.shape(d);
+      const TapeSize size = kernels_.tape_size(shape.projected());
+      tape_.emplace_back(1, size.scalars(shape.rows(), shape.hidden, p_.variant.recompute, Index(sizeof(T))));
       for (int s = 0; s < p_.states; ++s) final_.emplace_back(p_.sizes.batch, p_.units(s), kGap);
     }
   }

@@ -1,0 +1,271 @@
+#include "torch/arguments.h"
+
+#include <c10/util/Exception.h>
+
+#include <sstream>
+
+#include "cpu/dispatch.h"
+#include "torch/gpu.h"
+
+namespace rnnfused {
+namespace {
+
+using Symbols = std::initializer_list<c10::SymInt>;
+
+const char* const kStates[] = {"h", "c"};
+const char* const kWeights[kSlots] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
+
+bool is_narrow(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
+
+std::string torch_name(at::ScalarType type) { return "torch." + std::string(c10::getDtypeNames(type).first); }
+
+// (1, 2, 3), as Python prints a tuple, or [1, 2, 3], a list.
+std::string joined(c10::SymIntArrayRef sizes, const char* brackets) {
+  std::ostringstream text;
+  text << brackets[0];
+  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
+  text << brackets[1];
+  return text.str();
+}
+
+bool sizes_are(const at::Tensor& t, Symbols sizes) {
+  return t.sym_sizes() == c10::SymIntArrayRef(sizes.begin(), sizes.size());
+}
+
+void check_dimensions(const Arguments& a, const Form& form) {
+  const LayerOptions& o = a.options;
+  const int64_t dim = a.input.dim();
+  if (form.packed) {
+    TORCH_CHECK(dim == 2, "input must have 2 dimensions, got ", dim);
+    return;
+  }
+  const int few = o.step ? 1 : 2;
+  TORCH_CHECK_VALUE(dim == few || dim == few + 1, o.kind, ": Expected input to be ", few, "D or ", few + 1,
+                    "D, got ", dim, o.kind == "RNN" ? "D tensor instead" : "D instead");
+}
+
+void check_state_dimensions(const Arguments& a, const Form& form) {
+  const LayerOptions& o = a.options;
+  TORCH_CHECK(a.hx.empty() || a.hx.size() == o.states(), "hx: expected ", o.states(),
+              o.states() > 1 ? " states (h, c), got " : " state (h), got ", a.hx.size());
+  if (a.hx.empty() || form.packed) return;
+  if (o.step) {
+    for (size_t s = 0; s < a.hx.size(); ++s) {
+      const int64_t dim = a.hx[s].dim();
+      const std::string name = o.states() > 1 ? "hx[" + std::to_string(s) + "]" : "hidden";
+      TORCH_CHECK_VALUE(dim == 1 || dim == 2, o.kind, ": Expected ", name, " to be 1D or 2D, got ", dim,
+                        "D instead");
+    }
+    return;
+  }
+  const int64_t dim = form.batched ? 3 : 2;
+  const char* const batched = form.batched ? "batched" : "unbatched";
+  if (o.states() > 1) {
+    TORCH_CHECK(a.hx[0].dim() == dim && a.hx[1].dim() == dim, "For ", batched, " ", dim,
+                "-D input, hx and cx should also be ", dim, "-D but got (", a.hx[0].dim(), "-D, ",
+                a.hx[1].dim(), "-D) tensors");
+  } else {
+    TORCH_CHECK(a.hx[0].dim() == dim, "For ", batched, " ", dim, "-D input, hx should also be ", dim,
+                "-D but got ", a.hx[0].dim(), "-D tensor");
+  }
+}
+
+// That there are as many parameters as there should be, and what the first of them say of all sizes.
+void read_weights(const Arguments& a, Form& form) {
+  const LayerOptions& o = a.options;
+  TORCH_CHECK_VALUE(a.params.size() == o.params(), "params: expected ", o.params(), " tensors (",
+                    o.params_each(), " for each of ", o.layers * o.directions, "), got ", a.params.size());
+  const at::Tensor &w_ih = a.params[0], &w_hh = a.params[1];
+  const auto size = [](const at::Tensor& t, int64_t d) {
+    return t.sym_size(d).guard_int(__FILE__, __LINE__);
+  };
+  TORCH_CHECK(w_ih.dim() == 2, kWeights[0], ": expected 2 dimensions, got ", w_ih.dim());
+  TORCH_CHECK(w_hh.dim() == 2 && size(w_hh, 0) % o.info.gates == 0, kWeights[1], ": expected size [",
+              o.info.gates, " * hidden_size, ", o.projected ? "proj_size" : "hidden_size", "], got ",
+              w_hh.sym_sizes());
+  form.input = size(w_ih, 1);
+  form.hidden = size(w_hh, 0) / o.info.gates;
+  form.output = o.projected ? size(w_hh, 1) : form.hidden;
+  TORCH_CHECK(!o.projected || form.output < form.hidden, "weight_hr: expected a projection to fewer than ",
+              form.hidden, " units (hidden_size), got ", form.output);
+}
+
+void check_types(const Arguments& a) {
+  const LayerOptions& o = a.options;
+  const at::ScalarType type = a.input.scalar_type(), weights = a.params[0].scalar_type();
+  if (type != weights && o.step) {
+    TORCH_CHECK(false, "mat1 and mat2 must have the same dtype, but got ", type, " and ", weights);
+  }
+  TORCH_CHECK_VALUE(type == weights, "RNN input dtype (", torch_name(type), ") does not match weight dtype (",
+                    torch_name(weights), "). Convert input: input.to(", torch_name(weights),
+                    "), or convert model: model.to(", torch_name(type), ")");
+  check_input(a.input);
+}
+
+void set_sizes(const Arguments& a, Form& form) {
+  const LayerOptions& o = a.options;
+  const at::Tensor& x = a.input;
+  const c10::SymInt features = x.sym_size(-1);
+  if (o.step) {
+    TORCH_CHECK(features == form.input, "input has inconsistent input_size: got ", features, " expected ",
+                form.input);
+  } else {
+    TORCH_CHECK(features == form.input, "input.size(-1) must be equal to input_size. Expected ", form.input,
+                ", got ", features);
+  }
+  if (form.packed) {
+    const at::Tensor& sizes = *a.batch_sizes;
+    TORCH_CHECK(sizes.scalar_type() == at::kLong && sizes.dim() == 1,
+                "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
+    form.rows = x.sym_size(0);
+    form.steps = sizes.sym_size(0);
+    form.batch = a.hx.empty() || a.hx[0].dim() != 3 ? c10::SymInt(0) : a.hx[0].sym_size(1);
+    return;
+  }
+  const int batch_dim = o.step || o.batch_first ? 0 : 1;
+  form.batch = form.batched ? x.sym_size(batch_dim) : c10::SymInt(1);
+  form.steps = o.step ? c10::SymInt(1) : x.sym_size(form.batched ? 1 - batch_dim : 0);
+  TORCH_CHECK(form.steps != 0, "Expected sequence length to be larger than 0 in RNN");
+  form.rows = form.steps * form.batch;
+}
+
+void check_states(const Arguments& a, const Form& form) {
+  const LayerOptions& o = a.options;
+  const Index units[] = {form.output, form.hidden};
+  for (size_t s = 0; s < a.hx.size(); ++s) {
+    const at::Tensor& state = a.hx[s];
+    TORCH_CHECK(state.device() == a.input.device(),
+                "Input and hidden tensors are not at the same device, found input tensor at ",
+                a.input.device(), " and hidden tensor at ", state.device());
+    const at::ScalarType type = state.scalar_type(), wide = compute_type(a.input.scalar_type());
+    TORCH_CHECK(type == a.hx[0].scalar_type() && (type == a.input.scalar_type() || type == wide), kStates[s],
+                "0: expected dtype ", a.input.scalar_type(), ", got ", type);
+    if (o.step && form.batched) {
+      TORCH_CHECK(state.sym_size(0) == form.batch, "Input batch size ", form.batch, " doesn't match hidden",
+                  s, " batch size ", state.sym_size(0));
+    }
+    if (o.step) {
+      TORCH_CHECK(state.sym_size(-1) == units[s], "hidden", s, " has inconsistent hidden_size: got ",
+                  state.sym_size(-1), ", expected ", units[s]);
+      TORCH_CHECK(state.dim() == a.input.dim(), "hidden", s, ": expected ", a.input.dim(),
+                  " dimensions, as the input has, got ", state.dim());
+      continue;
+    }
+    const c10::SymInt parts = o.layers * o.directions;
+    const bool fits =
+        form.batched ? sizes_are(state, {parts, form.batch, units[s]}) : sizes_are(state, {parts, units[s]});
+    if (fits) continue;
+    const c10::SymInt expected[] = {parts, form.batch, units[s]};
+    c10::SymDimVector got(state.sym_sizes());
+    if (!form.batched) got.insert(got.begin() + 1, 1);  // torch adds the batch before it checks
+    const std::string which = o.states() > 1 ? "[" + std::to_string(s) + "]" : "";
+    TORCH_CHECK(false, "Expected hidden", which, " size ", joined(expected, "()"), ", got ",
+                joined(got, "[]"));
+  }
+}
+
+void check_weights(const Arguments& a, const Form& form) {
+  const LayerOptions& o = a.options;
+  const c10::SymInt gates = o.info.gates * form.hidden;
+  auto next = a.params.begin();
+  for (int64_t layer = 0; layer < o.layers; ++layer) {
+    const Index input = layer ? o.directions * form.output : form.input;
+    for (int direction = 0; direction < o.directions; ++direction) {
+      const auto take = [&](int slot, Symbols sizes) {
+        const at::Tensor& w = *next++;
+        TORCH_CHECK(w.device() == a.input.device(),
+                    "Input and parameter tensors are not at the same device, found input tensor at ",
+                    a.input.device(), " and parameter tensor at ", w.device());
+        const bool same_type = w.scalar_type() == a.input.scalar_type();
+        if (same_type && sizes_are(w, sizes)) return;
+        const std::string place = o.step ? "" : "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
+        TORCH_CHECK(same_type, kWeights[slot], place, ": expected dtype ", a.input.scalar_type(), ", got ",
+                    w.scalar_type());
+        TORCH_CHECK(false, kWeights[slot], place, ": expected size ",
+                    c10::SymIntArrayRef(sizes.begin(), sizes.size()), ", got ", w.sym_sizes());
+      };
+      take(0, {gates, input});
+      take(1, {gates, form.output});
+      if (o.biases) take(2, {gates}), take(3, {gates});
+      if (o.projected) take(4, {form.output, form.hidden});
+    }
+  }
+}
+
+}  // namespace
+
+Form check(const Arguments& a) {
+  Form form{};
+  form.packed = a.batch_sizes.has_value();
+  TORCH_CHECK(!form.packed || !a.options.step, "batch_sizes: expected none, since a cell runs one step");
+  check_dimensions(a, form);
+  form.batched = form.packed || a.input.dim() == (a.options.step ? 2 : 3);
+  check_state_dimensions(a, form);
+  read_weights(a, form);
+  check_types(a);
+  set_sizes(a, form);
+  check_states(a, form);
+  check_weights(a, form);
+  return form;
+}
+
+void check_input(const at::Tensor& x) {
+  const bool on_gpu = gpu::serves(x.device());
+  TORCH_CHECK(x.device().is_cpu() || on_gpu || x.device().is_meta(), "input: expected a tensor on ",
+              gpu::places(), ", got ", x.device());
+  const at::ScalarType type = x.scalar_type();
+  TORCH_CHECK(type == at::kFloat || type == at::kDouble || is_narrow(type),
+              "input: expected dtype float32, float64, float16 or bfloat16, got ", type);
+}
+
+void check_tensor(const at::Tensor& t, const char* name, const c10::Device& device, at::ScalarType type,
+                  c10::SymIntArrayRef sizes) {
+  TORCH_CHECK(t.device() == device, name, ": expected a tensor on ", device, ", got ", t.device());
+  TORCH_CHECK(t.scalar_type() == type, name, ": expected dtype ", type, ", got ", t.scalar_type());
+  TORCH_CHECK(t.sym_sizes() == sizes, name, ": expected size ", sizes, ", got ", t.sym_sizes());
+}
+
+void check_memory(const at::Tensor& t, const char* name) {
+  if (t.numel() == 0) return;
+  TORCH_CHECK(t.layout() == at::kStrided && t.has_storage(), name,
+              ": expected a dense tensor, got one of layout ", t.layout());
+  int64_t last = t.storage_offset();
+  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  const c10::Storage& storage = t.storage();
+  TORCH_CHECK(storage.data() && size_t(last + 1) * t.itemsize() <= storage.nbytes(), name,
+              ": expected a tensor with memory of its own size, got ", storage.data() ? storage.nbytes() : 0,
+              " bytes for sizes ", t.sizes());
+}
+
+std::vector<c10::SymDimVector> output_sizes(const Arguments& a, const Form& form) {
+  const LayerOptions& o = a.options;
+  std::vector<c10::SymDimVector> sizes;
+  const auto with_features = [&](c10::SymDimVector leading, c10::SymInt features) {
+    leading.push_back(std::move(features));
+    sizes.push_back(std::move(leading));
+  };
+  c10::SymDimVector rows(a.input.sym_sizes()), states;
+  rows.pop_back();
+  if (!o.step) {
+    with_features(rows, o.directions * form.output);
+    states.push_back(o.layers * o.directions);
+  }
+  if (form.batched) states.push_back(form.batch);
+  with_features(states, form.output);
+  if (o.states() > 1) with_features(states, form.hidden);
+  return sizes;
+}
+
+c10::SymDimVector tape_sizes(const LayerOptions& o, const Form& form, at::ScalarType type) {
+  const TapeSize size = cpu::tape_size(o.cell, o.projected);
+  return {o.directions,
+          size.scalars(form.rows, form.hidden, o.recompute, Index(c10::elementSize(compute_type(type))))};
+}
+
+at::ScalarType compute_type(at::ScalarType type) { return is_narrow(type) ? at::kFloat : type; }
+
+at::ScalarType state_type(const Arguments& a) {
+  return a.hx.empty() ? a.input.scalar_type() : a.hx[0].scalar_type();
+}
+
+}  // namespace rnnfused

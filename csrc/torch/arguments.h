@@ -1,0 +1,64 @@
+// What a call of the operator is given, checked once, in torch's words: the same for eager calls, for traced
+// graphs, where sizes may be symbols, and for tensors without memory.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
+
+#include <optional>
+
+#include "torch/options.h"
+
+namespace rnnfused {
+
+constexpr int kSlots = 5;  // of a direction's weights: W_ih, W_hh, b_ih, b_hh, W_hr
+
+// input: [T, B, I], [B, T, I] if batch_first, [T, I] without a batch, or packed rows [rows, I] with
+// batch_sizes [T]; of a step [B, I] or [I]. hx: none (zeros), or h [L D, B, P] and, where the cell has one, c
+// [L D, B, H]; without a batch [L D, .], of a step [B, H] or [H]. params: for each layer and direction W_ih
+// [G H, I], W_hh [G H, P], then b_ih, b_hh [G H] if there are biases, then W_hr [P, H] if there is a
+// projection.
+struct Arguments {
+  const LayerOptions& options;
+  const at::Tensor& input;
+  at::TensorList hx, params;
+  const std::optional<at::Tensor>& batch_sizes;
+};
+
+// The arguments' sizes. `steps` and `batch` of packed rows are in batch_sizes, which only kernels read: there
+// batch is that of hx, or 0 if there is none, and `rows` is what can be known.
+struct Form {
+  bool packed;
+  bool batched;  // whether there is a batch dimension (packed rows have a batch)
+  c10::SymInt steps, batch, rows;
+  Index input, hidden, output;
+};
+
+// Throws what torch.nn's layers and cells throw for the same mistakes, with their words, and else ValueError
+// or RuntimeError that names the argument, what was expected and what came.
+Form check(const Arguments& arguments);
+
+// Throws RuntimeError unless there are kernels for the tensor's device and dtype.
+void check_input(const at::Tensor& x);
+
+// Throws RuntimeError, naming the argument, unless the tensor is on the device, of the dtype and of the
+// sizes.
+void check_tensor(const at::Tensor& t, const char* name, const c10::Device& device, at::ScalarType type,
+                  c10::SymIntArrayRef sizes);
+
+// Throws RuntimeError unless a kernel may read all of the tensor: sizes alone are no memory.
+void check_memory(const at::Tensor& t, const char* name);
+
+// Sizes of what the operator returns, in its order: the output and the final states.
+std::vector<c10::SymDimVector> output_sizes(const Arguments& arguments, const Form& form);
+
+// Of the tape that it returns with `save`, in scalars of compute_type.
+c10::SymDimVector tape_sizes(const LayerOptions& options, const Form& form, at::ScalarType type);
+
+// The type in which a layer on such input computes: that of the tape.
+at::ScalarType compute_type(at::ScalarType type);
+
+// The type of the output and the final states: that of hx, or of the input where there is none.
+at::ScalarType state_type(const Arguments& arguments);
+
+}  // namespace rnnfused

@@ -1,0 +1,410 @@
+#include "torch/autograd.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/cat.h>
+#include <ATen/record_function.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <algorithm>
+#include <functional>
+
+#include "torch/watchers.h"
+
+namespace rnnfused {
+namespace {
+
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// torch holds its nodes by std::shared_ptr or c10::intrusive_ptr, by release.
+using NodePointer = decltype(torch::autograd::Edge::function);
+
+template <class T>
+auto make_node() {
+  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<Node>>) {
+    // Found by its argument's type, in those releases that have it: long graphs must not be freed recursively.
+    return std::shared_ptr<T>(new T, [](T* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<T>();
+  }
+}
+
+template <class Signature>
+auto handle(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+auto& recurrent_handle() {
+  static auto found = handle<decltype(call_recurrent)>("rnnfused::recurrent");
+  return found;
+}
+
+auto& backward_handle() {
+  static auto found = handle<decltype(call_backward)>("rnnfused::recurrent_backward");
+  return found;
+}
+
+// Derivatives of a layer and of its gradients in a direction; see library.cpp.
+Tensors call_tangent(const OptionalList& tangents, const OptionalList& grads,
+                     const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
+                     at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                     const at::Tensor& output, std::string_view layer, bool outputs, at::IntArrayRef wanted) {
+  static auto found = handle<decltype(call_tangent)>("rnnfused::recurrent_tangent");
+  return found.call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, output, layer, outputs,
+                    wanted);
+}
+
+OptionalList listed(at::TensorList tensors) {
+  OptionalList list;
+  list.reserve(tensors.size());
+  for (const at::Tensor& t : tensors) list.push_back(t.defined() ? std::optional(t) : std::nullopt);
+  return list;
+}
+
+Tensors unlisted(const OptionalList& list) {
+  Tensors tensors;
+  tensors.reserve(list.size());
+  for (const std::optional<at::Tensor>& t : list) tensors.push_back(t.value_or(at::Tensor()));
+  return tensors;
+}
+
+bool any_tangent(at::TensorList tensors) {
+  return std::any_of(tensors.begin(), tensors.end(), torch::autograd::isFwGradDefined);
+}
+
+// A layer's arguments, kept for backward.
+class SavedArguments {
+ public:
+  void save(const Arguments& a) {
+    options_ = &a.options;
+    input_ = SavedVariable(a.input, false);
+    hx_ = saved(a.hx);
+    params_ = saved(a.params);
+    if (a.batch_sizes) batch_sizes_ = SavedVariable(*a.batch_sizes, false);
+    packed_ = a.batch_sizes.has_value();
+  }
+  void release() {
+    input_.reset_data();
+    for (SavedVariable& v : hx_) v.reset_data();
+    for (SavedVariable& v : params_) v.reset_data();
+    batch_sizes_.reset_data();
+  }
+
+  static std::vector<SavedVariable> saved(at::TensorList tensors) {
+    std::vector<SavedVariable> found;
+    found.reserve(tensors.size());
+    for (const at::Tensor& t : tensors) found.emplace_back(t, false);
+    return found;
+  }
+  static Tensors unpacked(const std::vector<SavedVariable>& saved) {
+    Tensors found;
+    found.reserve(saved.size());
+    for (const SavedVariable& v : saved) found.push_back(v.unpack());
+    return found;
+  }
+
+  const LayerOptions& options() const { return *options_; }
+  size_t count() const { return 1 + hx_.size() + params_.size(); }
+
+  friend struct UnpackedArguments;
+
+ private:
+  const LayerOptions* options_ = nullptr;
+  SavedVariable input_, batch_sizes_;
+  std::vector<SavedVariable> hx_, params_;
+  bool packed_ = false;
+};
+
+struct UnpackedArguments {
+  at::Tensor input;
+  Tensors hx, params;
+  std::optional<at::Tensor> batch_sizes;
+  const LayerOptions& options;
+
+  explicit UnpackedArguments(const SavedArguments& saved)
+      : input(saved.input_.unpack()),
+        hx(SavedArguments::unpacked(saved.hx_)),
+        params(SavedArguments::unpacked(saved.params_)),
+        options(*saved.options_) {
+    if (saved.packed_) batch_sizes = saved.batch_sizes_.unpack();
+  }
+  Arguments view() const { return {options, input, hx, params, batch_sizes}; }
+};
+
+// Gradients of a layer, from the kernels themselves where nobody wants to see it.
+Tensors gradients(const Arguments& a, const Tensors& outer, const Kept& kept, at::IntArrayRef wanted) {
+  const bool plain = std::all_of(outer.begin(), outer.end(), is_plain) && is_plain(kept.output) &&
+                     is_plain(kept.tape) && !somebody_watches(a);
+  if (plain && !at::GradMode::is_enabled()) {
+    RECORD_FUNCTION("rnnfused::recurrent_backward", std::vector<c10::IValue>());
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return recurrent_backward(a, outer, kept, wanted);
+  }
+  return call_backward(listed(outer), a.input, a.hx, a.params, a.batch_sizes, kept.output, kept.tape,
+                       a.options.text, wanted);
+}
+
+struct RecurrentBackward final : Node {
+  SavedArguments arguments;
+  SavedVariable output, tape;
+
+  std::string name() const override { return "RecurrentBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    arguments.release();
+    output.reset_data();
+    tape.reset_data();
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    variable_list found(arguments.count());
+    // A zero that torch has not written out is as good as none.
+    for (at::Tensor& grad : grads) {
+      if (grad.defined() && grad._is_zerotensor()) grad = at::Tensor();
+    }
+    at::DimVector wanted;
+    for (size_t i = 0; i < found.size(); ++i) {
+      if (task_should_compute_output(i)) wanted.push_back(int64_t(i));
+    }
+    const bool any = std::any_of(grads.begin(), grads.end(), [](const auto& g) { return g.defined(); });
+    if (!any || wanted.empty()) return found;
+    const UnpackedArguments given(arguments);
+    const at::Tensor y = output.unpack(getptr()), kept = tape.unpack();
+    Tensors computed = gradients(given.view(), grads, {y, kept}, wanted);
+    for (size_t i = 0; i < wanted.size(); ++i) found[size_t(wanted[i])] = std::move(computed[i]);
+    return found;
+  }
+};
+
+// Of recurrent_backward. y and the tape are functions of the layer's arguments: what they add to the
+// derivative is counted there, and nothing flows back through them.
+struct RecurrentDoubleBackward final : Node {
+  SavedArguments arguments;
+  std::vector<SavedVariable> grads;
+  std::vector<bool> given;  // which of grads are there
+  SavedVariable output;
+  at::DimVector wanted;
+
+  std::string name() const override { return "RecurrentBackwardBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    arguments.release();
+    for (SavedVariable& v : grads) v.reset_data();
+    output.reset_data();
+  }
+
+  variable_list apply(variable_list&& outer) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const size_t first = given.size();
+    variable_list found(first + arguments.count());
+    Tensors directions(arguments.count());
+    for (size_t i = 0; i < wanted.size(); ++i) directions[size_t(wanted[i])] = outer[i];
+    if (std::none_of(outer.begin(), outer.end(), [](const auto& t) { return t.defined(); })) return found;
+    bool outputs = false;
+    at::DimVector second;
+    for (size_t i = 0; i < first; ++i) outputs = outputs || task_should_compute_output(i);
+    for (size_t i = first; i < found.size(); ++i) {
+      if (task_should_compute_output(i)) second.push_back(int64_t(i - first));
+    }
+    const UnpackedArguments a(arguments);
+    Tensors of_outputs(first);
+    size_t next = 0;
+    for (size_t i = 0; i < first; ++i) {
+      if (given[i]) of_outputs[i] = grads[next++].unpack();
+    }
+    const Tensors computed =
+        call_tangent(listed(directions), listed(of_outputs), OptionalList(), a.input, a.hx, a.params,
+                     a.batch_sizes, output.unpack(), a.options.text, outputs, second);
+    if (outputs) std::copy_n(computed.begin(), first, found.begin());
+    for (size_t i = 0; i < second.size(); ++i) {
+      found[first + size_t(second[i])] = computed[(outputs ? first : 0) + i];
+    }
+    for (size_t i = 0; i < found.size(); ++i) {
+      if (!task_should_compute_output(i)) found[i] = at::Tensor();
+    }
+    return found;
+  }
+};
+
+Tensors tangents_of(at::TensorList tensors) {
+  Tensors found;
+  found.reserve(tensors.size());
+  for (const at::Tensor& t : tensors) found.push_back(t.defined() ? t._fw_grad(0) : at::Tensor());
+  return found;
+}
+
+Tensors primals_of(at::TensorList tensors) {
+  Tensors found;
+  found.reserve(tensors.size());
+  for (const at::Tensor& t : tensors) found.push_back(t.defined() ? t._fw_primal(0) : at::Tensor());
+  return found;
+}
+
+// Everything of a layer that can be differentiated, in the order of its gradients.
+Tensors all_of(const Arguments& a) {
+  Tensors all{a.input};
+  all.insert(all.end(), a.hx.begin(), a.hx.end());
+  all.insert(all.end(), a.params.begin(), a.params.end());
+  return all;
+}
+
+void set_tangents(Tensors& outputs, const Tensors& tangents) {
+  for (size_t i = 0; i < tangents.size(); ++i) outputs[i]._set_fw_grad(tangents[i], /*level=*/0, false);
+}
+
+// Runs the layer by `below` and records how it is differentiated. With the tape or without, as `save` says.
+template <class Below>
+Tensors differentiated(const Arguments& a, bool save, const Below& below) {
+  const bool followed = torch::autograd::compute_requires_grad(a.input, a.hx, a.params);
+  const Tensors all = all_of(a);
+  const bool has_tangent = any_tangent(all);
+  if (!followed && !has_tangent) return below(a, save);
+  Tensors outputs;
+  const auto run = [&] { outputs = below(a, true); };
+  const size_t count = a.options.outputs();
+  if (followed) {
+    auto node = make_node<RecurrentBackward>();
+    node->set_next_edges(torch::autograd::collect_next_edges(a.input, a.hx, a.params));
+    node->arguments.save(a);
+    run();
+    for (size_t i = 0; i < count; ++i) torch::autograd::set_history(outputs[i], node);
+    node->output = SavedVariable(outputs[0], /*is_output=*/true);
+    node->tape = SavedVariable(outputs[count], false);
+  } else {
+    run();
+  }
+  if (has_tangent) {
+    const Tensors primals = primals_of(all);
+    const size_t states = a.hx.size();
+    set_tangents(outputs, call_tangent(listed(tangents_of(all)), OptionalList(), OptionalList(), primals[0],
+                                       at::TensorList(primals).slice(1, states),
+                                       at::TensorList(primals).slice(1 + states), a.batch_sizes,
+                                       outputs[0]._fw_primal(0), a.options.text, true, {}));
+  }
+  if (!save) outputs.resize(count);
+  return outputs;
+}
+
+// What is differentiated runs layer by layer, each an operator of its own.
+template <class Run>
+Tensors by_layers(const Arguments& a, const Run& run) {
+  const LayerOptions& single = *a.options.single;
+  at::Tensor x = a.input;
+  std::vector<Tensors> finals(single.states());
+  for (int64_t l = 0; l < a.options.layers; ++l) {
+    Tensors hx;
+    for (const at::Tensor& state : a.hx)
+      hx.push_back(state.narrow(0, l * single.directions, single.directions));
+    const size_t each = single.params();
+    Tensors outputs = run(Arguments{single, x, hx, a.params.slice(size_t(l) * each, each), a.batch_sizes});
+    x = outputs[0];
+    for (size_t s = 0; s < finals.size(); ++s) finals[s].push_back(outputs[1 + s]);
+  }
+  Tensors results{x};
+  for (const Tensors& of_state : finals) results.push_back(at::cat(of_state));
+  return results;
+}
+
+bool is_differentiated(const Arguments& a) {
+  return torch::autograd::compute_requires_grad(a.input, a.hx, a.params) || any_tangent(all_of(a));
+}
+
+}  // namespace
+
+Tensors call_recurrent(const at::Tensor& input, at::TensorList hx, at::TensorList params,
+                       const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save) {
+  return recurrent_handle().call(input, hx, params, batch_sizes, layer, save);
+}
+
+Tensors call_backward(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
+                      at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                      const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
+                      at::IntArrayRef wanted) {
+  return backward_handle().call(grads, input, hx, params, batch_sizes, output, tape, layer, wanted);
+}
+
+std::optional<Tensors> recurrent_unwatched(const std::string& layer, const at::Tensor& input,
+                                           const Tensors& hx, const Tensors& params,
+                                           const std::optional<at::Tensor>& batch_sizes) {
+  const Arguments arguments{layer_options(layer), input, hx, params, batch_sizes};
+  if (somebody_watches(arguments)) return std::nullopt;
+  const auto run = [](const Arguments& a) {
+    return differentiated(a, false, [](const Arguments& given, bool save) {
+      RECORD_FUNCTION("rnnfused::recurrent", std::vector<c10::IValue>());
+      const at::AutoDispatchBelowADInplaceOrView below;
+      return recurrent(given, save);
+    });
+  };
+  if (arguments.options.layers > 1 && is_differentiated(arguments)) {
+    check(arguments);
+    return by_layers(arguments, run);
+  }
+  return run(arguments);
+}
+
+Tensors recurrent_autograd(c10::DispatchKeySet keys, const at::Tensor& input, at::TensorList hx,
+                           at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                           std::string_view layer, bool save) {
+  const Arguments arguments{layer_options(std::string(layer)), input, hx, params, batch_sizes};
+  if (arguments.options.layers > 1 && is_differentiated(arguments)) {
+    TORCH_CHECK_VALUE(!save, "save: expected one layer, got ", arguments.options.layers);
+    check(arguments);
+    return by_layers(arguments, [](const Arguments& a) {
+      return call_recurrent(a.input, a.hx, a.params, a.batch_sizes, a.options.text, false);
+    });
+  }
+  return differentiated(arguments, save, [&](const Arguments& a, bool with_tape) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return recurrent_handle().redispatch(keys & c10::after_autograd_keyset, a.input, a.hx, a.params,
+                                         a.batch_sizes, a.options.text, with_tape);
+  });
+}
+
+Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, const at::Tensor& input,
+                          at::TensorList hx, at::TensorList params,
+                          const std::optional<at::Tensor>& batch_sizes, const at::Tensor& output,
+                          const at::Tensor& tape, std::string_view layer, at::IntArrayRef wanted) {
+  const Arguments a{layer_options(std::string(layer)), input, hx, params, batch_sizes};
+  const Tensors outer = unlisted(grads), all = all_of(a);
+  const bool followed = torch::autograd::compute_requires_grad(at::TensorList(outer), input, hx, params);
+  const bool has_tangent = any_tangent(all) || any_tangent(outer);
+  Tensors computed;
+  const auto run = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    computed = backward_handle().redispatch(keys & c10::after_autograd_keyset, grads, input, hx, params,
+                                            batch_sizes, output, tape, layer, wanted);
+  };
+  if (followed) {
+    auto node = make_node<RecurrentDoubleBackward>();
+    node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(outer), input, hx, params));
+    node->arguments.save(a);
+    for (const at::Tensor& grad : outer) {
+      node->given.push_back(grad.defined());
+      if (grad.defined()) node->grads.emplace_back(grad, false);
+    }
+    node->output = SavedVariable(output, false);
+    node->wanted = at::DimVector(wanted);
+    run();
+    torch::autograd::set_history(computed, node);
+  } else {
+    run();
+  }
+  if (has_tangent) {
+    const Tensors primals = primals_of(all), outer_primals = primals_of(outer);
+    set_tangents(computed,
+                 call_tangent(listed(tangents_of(all)), listed(outer_primals), listed(tangents_of(outer)),
+                              primals[0], at::TensorList(primals).slice(1, hx.size()),
+                              at::TensorList(primals).slice(1 + hx.size()), batch_sizes, output._fw_primal(0),
+                              layer, false, wanted));
+  }
+  return computed;
+}
+
+}  // namespace rnnfused

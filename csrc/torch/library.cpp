@@ -1,0 +1,180 @@
+// The operators as torch's dispatcher knows them: schemas, kernels, and what they are on tensors without
+// memory and under autocast. Batching and decompositions are in Python (rnnfused/_ops.py), where alone
+// transforms are.
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "torch/autograd.h"
+
+namespace rnnfused {
+namespace {
+
+Arguments arguments(const at::Tensor& input, at::TensorList hx, at::TensorList params,
+                    const std::optional<at::Tensor>& batch_sizes, std::string_view layer) {
+  return {layer_options(std::string(layer)), input, hx, params, batch_sizes};
+}
+
+Tensors recurrent_kernel(const at::Tensor& input, at::TensorList hx, at::TensorList params,
+                         const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save) {
+  return recurrent(arguments(input, hx, params, batch_sizes, layer), save);
+}
+
+Tensors backward_kernel(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
+                        at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                        const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
+                        at::IntArrayRef wanted) {
+  Tensors outer;
+  for (const std::optional<at::Tensor>& grad : grads) outer.push_back(grad.value_or(at::Tensor()));
+  return recurrent_backward(arguments(input, hx, params, batch_sizes, layer), outer, {output, tape}, wanted);
+}
+
+// ---- Tensors without memory: sizes alone
+
+// Laid out as the kernels lay out a sequence.
+at::Tensor empty_sequence(const LayerOptions& o, const Form& form, c10::SymDimVector sizes,
+                          const at::TensorOptions& options) {
+  if (!o.batch_first || form.packed || !form.batched) return at::empty_symint(sizes, options);
+  std::swap(sizes[0], sizes[1]);
+  return at::empty_symint(sizes, options).transpose(0, 1);
+}
+
+Tensors recurrent_meta(const at::Tensor& input, at::TensorList hx, at::TensorList params,
+                       const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save) {
+  const Arguments a = arguments(input, hx, params, batch_sizes, layer);
+  const Form form = check(a);
+  TORCH_CHECK_VALUE(!save || a.options.layers == 1, "save: expected one layer, got ", a.options.layers);
+  TORCH_CHECK(
+      !form.packed || !hx.empty(),
+      "hx: expected initial states with packed rows, since batch_sizes, which tells the batch, has no "
+      "memory here");
+  const at::TensorOptions options = input.options().dtype(state_type(a));
+  Tensors results;
+  for (c10::SymDimVector& sizes : output_sizes(a, form)) {
+    const bool is_output = results.empty() && !a.options.step;
+    results.push_back(is_output ? empty_sequence(a.options, form, std::move(sizes), options)
+                                : at::empty_symint(sizes, options));
+  }
+  if (save) {
+    const at::ScalarType type = compute_type(input.scalar_type());
+    results.push_back(at::empty_symint(tape_sizes(a.options, form, type), input.options().dtype(type)));
+  }
+  return results;
+}
+
+Tensors backward_meta(const OptionalList&, const at::Tensor& input, at::TensorList hx, at::TensorList params,
+                      const std::optional<at::Tensor>& batch_sizes, const at::Tensor&, const at::Tensor&,
+                      std::string_view layer, at::IntArrayRef wanted) {
+  const Arguments a = arguments(input, hx, params, batch_sizes, layer);
+  const Form form = check(a);
+  Tensors results;
+  for (const int64_t index : wanted) {
+    TORCH_CHECK(index >= 0 && size_t(index) < 1 + hx.size() + params.size(),
+                "wanted: expected indices below ", 1 + hx.size() + params.size(), ", got ", index);
+    if (index == 0) {
+      results.push_back(
+          empty_sequence(a.options, form, c10::SymDimVector(input.sym_sizes()), input.options()));
+      continue;
+    }
+    const size_t place = size_t(index) - 1;
+    const at::Tensor& like = place < hx.size() ? hx[place] : params[place - hx.size()];
+    results.push_back(at::empty_symint(like.sym_sizes(), like.options()));
+  }
+  return results;
+}
+
+// ---- Autocast
+
+Tensors cast(at::ScalarType type, at::TensorList tensors, c10::DeviceType device) {
+  Tensors results;
+  for (const at::Tensor& t : tensors) results.push_back(at::autocast::cached_cast(type, t, device));
+  return results;
+}
+
+// As torch's own layers do: everything is cast. On the CPU a GRU, and all cells but the vanilla one, add to
+// their states in the states' own type, in which they return them.
+template <c10::DeviceType device>
+Tensors recurrent_autocast(const at::Tensor& input, at::TensorList hx, at::TensorList params,
+                           const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
+  const at::ScalarType type = at::autocast::get_autocast_dtype(device);
+  const LayerOptions& o = layer_options(std::string(layer));
+  const bool keeps_states = device == c10::kCPU && input.scalar_type() == at::kFloat &&
+                            (o.kind == "GRU" || (o.step && o.kind != "RNNCell"));
+  const bool wide_states = keeps_states && compute_type(type) == at::kFloat;
+  const Tensors states = wide_states ? hx.vec() : cast(type, hx, device);
+  Tensors results = call_recurrent(at::autocast::cached_cast(type, input, device), states,
+                                   cast(type, params, device), batch_sizes, layer, save);
+  if (wide_states && hx.empty()) {
+    for (size_t i = 0; i < o.outputs(); ++i) results[i] = results[i].to(at::kFloat);
+  }
+  return results;
+}
+
+// Backward runs in the types of forward.
+Tensors backward_autocast(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
+                          at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                          const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
+                          at::IntArrayRef wanted) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return call_backward(grads, input, hx, params, batch_sizes, output, tape, layer, wanted);
+}
+
+}  // namespace
+
+// What the arguments are: torch/arguments.h; `layer`: torch/options.h. recurrent returns the output (none of
+// a step), the final states and with `save` the tape. recurrent_backward returns the gradients `wanted`.
+// recurrent_tangent differentiates both in a direction: `tangents` are those of input, hx and params (in this
+// order), `grads` what backward is given, `grad_tangents` its tangents; it returns, if `outputs`, the
+// tangents of what recurrent returns, and then those of the gradients `wanted`. By the symmetry of second
+// derivatives it is what backward's own backward computes, too.
+TORCH_LIBRARY(rnnfused, m) {
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+  m.def(
+      "recurrent(Tensor input, Tensor[] hx, Tensor[] params, Tensor? batch_sizes, str layer, bool save) -> "
+      "Tensor[]",
+      tags);
+  m.def(
+      "recurrent_backward(Tensor?[] grads, Tensor input, Tensor[] hx, Tensor[] params, Tensor? batch_sizes, "
+      "Tensor output, Tensor tape, str layer, int[] wanted) -> Tensor[]",
+      tags);
+  m.def(
+      "recurrent_tangent(Tensor?[] tangents, Tensor?[] grads, Tensor?[] grad_tangents, Tensor input, "
+      "Tensor[] "
+      "hx, Tensor[] params, Tensor? batch_sizes, Tensor output, str layer, bool outputs, int[] wanted) -> "
+      "Tensor[]",
+      tags);
+}
+
+TORCH_LIBRARY_IMPL(rnnfused, CPU, m) {
+  m.impl("recurrent", &recurrent_kernel);
+  m.impl("recurrent_backward", &backward_kernel);
+}
+
+TORCH_LIBRARY_IMPL(rnnfused, CUDA, m) {
+  m.impl("recurrent", &recurrent_kernel);
+  m.impl("recurrent_backward", &backward_kernel);
+}
+
+TORCH_LIBRARY_IMPL(rnnfused, Meta, m) {
+  m.impl("recurrent", &recurrent_meta);
+  m.impl("recurrent_backward", &backward_meta);
+}
+
+TORCH_LIBRARY_IMPL(rnnfused, Autograd, m) {
+  m.impl("recurrent", &recurrent_autograd);
+  m.impl("recurrent_backward", &backward_autograd);
+}
+
+TORCH_LIBRARY_IMPL(rnnfused, AutocastCPU, m) {
+  m.impl("recurrent", &recurrent_autocast<c10::kCPU>);
+  m.impl("recurrent_backward", &backward_autocast);
+}
+
+TORCH_LIBRARY_IMPL(rnnfused, AutocastCUDA, m) {
+  m.impl("recurrent", &recurrent_autocast<c10::kCUDA>);
+  m.impl("recurrent_backward", &backward_autocast);
+}
+
+}  // namespace rnnfused

@@ -1,0 +1,44 @@
+// One description of a layer, or of layers over one another: made once from the text that Python and traced
+// graphs carry (rnnfused/_layer.py writes it), and passed on whole.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "cpu/kernels.h"
+
+namespace rnnfused {
+
+struct LayerOptions {
+  std::string text;  // "lstm layers=2 bidirectional"
+  CellId cell;
+  CellInfo info;
+  std::string kind;  // "LSTM", "LSTMCell": for messages
+
+  int64_t layers = 1;
+  int directions = 1;
+  bool batch_first = false;
+  bool biases = true;
+  bool projected = false;  // W_hr follows the other weights
+  bool recompute = false;
+  bool step = false;  // a cell: input and states without a time dimension, and no output beside the states
+
+  const LayerOptions* single;  // the same of one layer
+
+  // How many states there are, and how many tensors a layer has for one direction.
+  size_t states() const { return size_t(info.states); }
+  size_t params_each() const { return size_t(2 + 2 * biases + projected); }
+  size_t params() const { return params_each() * size_t(layers) * size_t(directions); }
+  // What the operator returns beside a tape: the output and the final states.
+  size_t outputs() const { return (step ? 0 : 1) + states(); }
+};
+
+// The description that the text makes: the name of a cell, then any of layers=N, bidirectional, batch_first,
+// no_biases, projected, recompute, step. It lives as long as the process. Throws ValueError, naming the word,
+// for a text that makes none.
+const LayerOptions& layer_options(const std::string& text);
+
+// The cell of that name; throws ValueError for another.
+CellId cell_id(const std::string& name);
+
+}  // namespace rnnfused

@@ -1,0 +1,45 @@
+#include "torch/watchers.h"
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+
+#include <algorithm>
+
+namespace rnnfused {
+namespace {
+
+using c10::DispatchKey;
+
+// A set's bits, backends' among them: the difference of two sets would keep those.
+uint64_t bits(c10::DispatchKeySet set) { return set.raw_repr(); }
+
+const uint64_t kPlain = bits(c10::DispatchKeySet(
+    {DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA,
+     DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA}));
+
+}  // namespace
+
+bool is_plain(const at::Tensor& t) {
+  return !t.defined() || ((bits(t.key_set()) & ~kPlain) == 0 && !t._fw_grad(/*level=*/0).defined());
+}
+
+bool thread_is_watched(c10::DeviceType device) {
+  const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
+  return (bits(local.included_) & ~bits(c10::default_included_set)) != 0 ||
+         local.excluded_.has(DispatchKey::AutogradCPU) || at::impl::torch_function_mode_enabled() ||
+         c10::impl::TorchDispatchModeTLS::stack_len() != 0 || torch::jit::tracer::isTracing() ||
+         at::autocast::is_autocast_enabled(device);
+}
+
+bool somebody_watches(const at::Tensor& t) { return !is_plain(t) || thread_is_watched(t.device().type()); }
+
+bool somebody_watches(const Arguments& a) {
+  const auto is_odd = [](const at::Tensor& t) { return !is_plain(t); };
+  return somebody_watches(a.input) || std::any_of(a.hx.begin(), a.hx.end(), is_odd) ||
+         std::any_of(a.params.begin(), a.params.end(), is_odd) || (a.batch_sizes && is_odd(*a.batch_sizes));
+}
+
+}  // namespace rnnfused

@@ -1,0 +1,93 @@
+"""One description of a layer, built once and passed on whole."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rnnfused.cells import CELLS, CellSpec
+
+__all__ = ["LayerConfig"]
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """A layer, layers over one another, or (`step`) one step of a cell.
+
+    cell: the registry's name. num_layers, bidirectional, batch_first, bias: as torch.nn's. projected: whether
+    each direction's params end with weight_hr. recompute: whether backward rebuilds the gates. step: whether
+    input and states come without a time dimension.
+
+    `text` is what the operators take, and with it traced and exported graphs: the cell's name and the options
+    that are not the default, in words that csrc/torch/options.cpp reads. A new option is a field here, a word
+    in `text` and a field there.
+    """
+
+    cell: str
+    num_layers: int = 1
+    bidirectional: bool = False
+    batch_first: bool = False
+    bias: bool = True
+    projected: bool = False
+    recompute: bool = False
+    step: bool = False
+
+    @functools.cached_property
+    def text(self) -> str:
+        words = [self.cell]
+        if self.num_layers != 1:
+            words.append(f"layers={self.num_layers}")
+        if not self.bias:
+            words.append("no_biases")
+        words += [name for name in _FLAGS if getattr(self, name)]
+        return " ".join(words)
+
+    @staticmethod
+    @functools.cache
+    def parse(text: str) -> LayerConfig:
+        """The reverse of `text`; raises ValueError for a word that it does not know."""
+        cell, *words = text.split()
+        options: dict[str, int | bool] = {}
+        for word in words:
+            if word.startswith("layers="):
+                options["num_layers"] = int(word.removeprefix("layers="))
+            elif word == "no_biases":
+                options["bias"] = False
+            elif word in _FLAGS:
+                options[word] = True
+            else:
+                raise ValueError(f"layer: unknown word '{word}' in '{text}'")
+        return LayerConfig(cell, **options)  # type: ignore[arg-type]
+
+    @functools.cached_property
+    def single(self) -> LayerConfig:
+        """The same of one layer."""
+        options = {name: getattr(self, name) for name in ("bias", *_FLAGS)}
+        return LayerConfig(self.cell, **options)
+
+    @property
+    def spec(self) -> CellSpec:
+        return CELLS[self.cell]
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def params_each(self) -> int:
+        """Tensors of one layer in one direction."""
+        return 2 + 2 * self.bias + self.projected
+
+    def state_sizes(self, recurrent_weight: Sequence[int]) -> tuple[int, ...]:
+        """Units of each state, by the size of W_hh [G H, P]."""
+        rows, output = recurrent_weight
+        return (output, rows // len(self.spec.gates))[: len(self.spec.states)]
+
+    @property
+    def outputs(self) -> int:
+        """Tensors that the operator returns beside a tape: the output (of a step none) and the states."""
+        return (not self.step) + len(self.spec.states)
+
+
+_FLAGS = ("bidirectional", "batch_first", "projected", "recompute", "step")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CELLS", "MODES", "Case", "cases", "inputs", "weights"]
+__all__ = ["CELLS", "MODES", "Case", "cases", "inputs", "states", "weights"]
 
 CELLS = {"rnn": 1, "lstm": 4, "gru": 3}  # and their gates
-MODES = ("inference", "training", "streaming", "ragged", "stacked")
+MODES = ("inference", "training", "streaming", "ragged", "stacked", "calls")
 
 # T, B, H = I
 SHAPES = (
@@ -28,6 +28,15 @@ SHAPES = (
 # Sizes of published models: Deep Speech 2, GNMT, a recurrent policy.
 REAL = (("gru", 100, 32, 1760), ("lstm", 50, 32, 1024), ("lstm", 64, 256, 128))
 STREAMING = ((1, 1, 64), (1, 1, 128), (1, 1, 256), (1, 1, 512), (1, 1, 640), (1, 1, 1024))
+# So small that the way to the kernels and back decides: (cell, T, B, I, H, of cells, backward).
+CALLS = (
+    *((cell, 1, 8, 32, 32, True, backward) for cell in CELLS for backward in (False, True)),
+    ("lstm", 20, 8, 32, 32, True, True),
+    ("lstm", 24, 32, 4, 16, False, True),
+    ("lstm", 1, 1, 64, 64, False, False),
+    ("lstm", 128, 1, 64, 64, False, False),
+    ("lstm", 128, 1, 64, 64, False, True),
+)
 # The sizes of a quick run: a latency-bound one, a middle one, and one that is bound by arithmetic.
 QUICK = {
     "inference": {(128, 1, 128), (512, 16, 64), (128, 8, 256), (128, 32, 512)},
@@ -40,7 +49,12 @@ QUICK = {
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a cell of hidden (= input) size H over T steps of B sequences, in one of the modes."""
+    """One row: a cell of hidden size H over T steps of B sequences, in one of the modes. The input is as
+    wide, unless `input_size` says otherwise.
+
+    The rest is for calls: `of_cells` calls a cell T times, its output the next call's input, in place of a
+    layer; `backward` says whether gradients are taken. `threads` are the row's own; 0: those of the run.
+    """
 
     mode: str
     cell: str
@@ -49,11 +63,30 @@ class Case:
     hidden: int
     layers: int = 1
     bidirectional: bool = False
+    input_size: int = 0
+    of_cells: bool = False
+    backward: bool = False
+    threads: int = 0
 
     @property
     def name(self) -> str:
+        if self.mode == "calls":
+            return f"calls {self.called}"
         layers = f" L{self.layers}" if self.layers > 1 and self.mode != "stacked" else ""
         return f"{self.mode} {self.cell} T{self.steps} B{self.batch} H{self.hidden}{layers}"
+
+    @property
+    def called(self) -> str:
+        """What a row of calls calls, and which way."""
+        what = f"{self.cell} T{self.steps}"
+        if self.of_cells:
+            what = f"{self.cell} cell" + (f" {self.steps} times" if self.steps > 1 else "")
+        sizes = f"B{self.batch} " + (f"I{self.features} " if self.input_size else "") + f"H{self.hidden}"
+        return f"{what} {sizes} {'forward and backward' if self.backward else 'forward'}"
+
+    @property
+    def features(self) -> int:
+        return self.input_size or self.hidden
 
     @property
     def directions(self) -> int:
@@ -61,7 +94,7 @@ class Case:
 
     @property
     def trains(self) -> bool:
-        return self.mode in ("training", "ragged", "stacked")
+        return self.backward or self.mode in ("training", "ragged", "stacked")
 
     def lengths(self) -> list[int]:
         """Lengths of the sequences, longest first: uniform in [T/4, T] when ragged, else all T."""
@@ -73,7 +106,7 @@ class Case:
 
     def projection_flops(self) -> float:
         """Of the input projection of all steps, forward: two per multiplication and addition."""
-        inputs = self.hidden * (1 + (self.layers - 1) * self.directions)
+        inputs = self.features + self.hidden * (self.layers - 1) * self.directions
         return 2.0 * self.directions * CELLS[self.cell] * self.hidden * inputs * sum(self.lengths())
 
     def recurrent_flops(self) -> float:
@@ -94,6 +127,9 @@ def cases(
     """Every row of the modes and cells; `quick` keeps a few sizes of each."""
     rows = []
     for mode in modes:
+        if mode == "calls":
+            rows += [case for case in _calls() if case.cell in cells]
+            continue
         for cell in cells:
             shapes = STREAMING if mode == "streaming" else SHAPES
             real = () if mode == "streaming" else tuple((t, b, h) for c, t, b, h in REAL if c == cell)
@@ -105,9 +141,27 @@ def cases(
     return rows
 
 
+def _calls() -> list[Case]:
+    rows = []
+    for cell, t, b, i, h, of_cells, backward in CALLS:
+        options = {"input_size": i if i != h else 0, "of_cells": of_cells, "backward": backward}
+        # So little work gives a second thread nothing to do but wait.
+        rows.append(Case("calls", cell, t, b, h, **options, threads=1))
+    return rows
+
+
 def inputs(case: Case) -> np.ndarray:
     """The input [T, B, I], the same in every process."""
-    return np.random.default_rng(1).standard_normal((case.steps, case.batch, case.hidden)).astype(np.float32)
+    shape = (case.steps, case.batch, case.features)
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+def states(case: Case) -> dict[str, np.ndarray]:
+    """The states [B, H] that a row of cells starts from, h and an LSTM's c; the same in every process."""
+    random = np.random.default_rng(4)
+    names = ("h", "c") if case.cell == "lstm" else ("h",)
+    shape = (case.batch, case.hidden)
+    return {name: random.uniform(-1, 1, shape).astype(np.float32) for name in names}
 
 
 def weights(case: Case) -> dict[str, np.ndarray]:
@@ -117,7 +171,7 @@ def weights(case: Case) -> dict[str, np.ndarray]:
     gates = CELLS[case.cell] * case.hidden
     found = {}
     for layer in range(case.layers):
-        inputs = case.hidden * (case.directions if layer else 1)
+        inputs = case.hidden * case.directions if layer else case.features
         for suffix in ("", "_reverse")[: case.directions]:
             for name, shape in (
                 ("weight_ih", (gates, inputs)),

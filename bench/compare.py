@@ -33,11 +33,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def build(version: str, folder: Path, change: Callable[[Path], None] = lambda tree: None) -> Path:
-    """A folder whose rnnfused package is that version, after `change` of its sources. Raises
-    CalledProcessError where it cannot be had.
+    """A folder with the rnnfused package of that version, after `change` of its sources, and nothing else:
+    that version's bench may not know the rows. Raises CalledProcessError where it cannot be had.
     """
     if (Path(version) / "rnnfused").is_dir():
-        return Path(version).resolve()
+        (folder / "rnnfused").symlink_to((Path(version) / "rnnfused").resolve())
+        return folder
 
     def git(*arguments: str | Path) -> None:
         subprocess.run(["git", "-C", ROOT, *arguments], check=True)
@@ -70,7 +71,7 @@ def compare(trees: tuple[Path, Path], rows: Iterable[Case], options: argparse.Na
 
 
 def line(row: Row) -> str:
-    """Microseconds a step with their quartiles, and how many times faster the change is."""
+    """Microseconds a step, or a call, with their quartiles, and how many times faster the change is."""
     base, changed = (row.medians[name] for name in NAMES)
     cells = [row.case.name]
     for name in NAMES:
@@ -87,7 +88,8 @@ def main() -> int:
         except subprocess.CalledProcessError as error:
             print(f"bench: {error}", file=sys.stderr)
             return 1
-        print(f"| row | {' us/step | '.join(NAMES)} us/step | base / changed |\n|---|---|---|---|")
+        columns = ["row", *(f"{name} us/step, of calls us/call" for name in NAMES), "base / changed"]
+        print(f"| {' | '.join(columns)} |\n|---|---|---|---|")
         ratios = compare(trees, selected(options), options)
     if ratios:
         print(f"\ngeometric mean {geometric_mean(ratios):.3f}, worst row {min(ratios):.3f}")

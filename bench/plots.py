@@ -33,12 +33,16 @@ def plot(mode: str, rows: list[Row], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}x")
     axes.set_yticks(
-        places, [f"{c.cell} {c.steps} x {c.batch} x {c.hidden}" for c in (row.case for row in rows)]
+        places,
+        [
+            c.called if mode == "calls" else f"{c.cell} {c.steps} x {c.batch} x {c.hidden}"
+            for c in (row.case for row in rows)
+        ],
     )
     axes.invert_yaxis()
     axes.grid(alpha=0.3, zorder=0)
     axes.set_xlabel("time of the peer / time of rnnfused")
-    axes.set_title(f"{mode} (cell, T x B x H)")
+    axes.set_title(mode if mode == "calls" else f"{mode} (cell, T x B x H)")
     axes.legend(loc="upper right", fontsize="small")
     figure.savefig(path, dpi=120)
 

@@ -20,26 +20,56 @@ __all__ = ["at_limit", "geometric_mean", "load", "markdown", "per_step", "save",
 
 
 def per_step(case: Case, seconds: float) -> str:
-    """Microseconds a step, to three digits."""
-    us = 1e6 * seconds / case.steps
+    """Microseconds a step, in the mode calls a call, to three digits."""
+    us = 1e6 * seconds / (1 if case.mode == "calls" else case.steps)
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:.0f}"
 
 
 def markdown(rows: list[Row], limits: Limits) -> str:
+    """The rows' table, and after it that of calls."""
+    calls = [row for row in rows if row.case.mode == "calls"]
+    others = [row for row in rows if row.case.mode != "calls"]
+    return "\n\n".join(([_steps(others, limits)] if others else []) + ([_calls(calls)] if calls else []))
+
+
+def _calls(rows: list[Row]) -> str:
+    """One line a row: its threads, us a call of every peer, the ratio to torch.nn."""
+    peers = _peers(rows)
+    lines = _head(["call", "threads", *(f"{peer} us" for peer in peers), "ratio"])
+    for row in rows:
+        cells = [row.case.called, str(row.case.threads)]
+        cells += [per_step(row.case, row.medians[peer]) for peer in peers]
+        lines.append(_line([*cells, f"{row.ratio('torch'):.2f}"]))
+    return "\n".join(lines)
+
+
+def _peers(rows: list[Row]) -> list[str]:
+    return [peer for peer in PEERS if any(peer in row.medians for row in rows)]
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _head(columns: list[str]) -> list[str]:
+    return [_line(columns), "|" + "---|" * len(columns)]
+
+
+def _steps(rows: list[Row], limits: Limits) -> str:
     """One line a row: us a step of every peer, the ratio to the best, what that ratio were at the limit, the
     share of the limit, the memory.
     """
-    peers = [peer for peer in PEERS if any(peer in row.medians for row in rows)]
+    peers = _peers(rows)
     columns = ["mode", "cell", "T", "B", "H", *peers, "best peer", "ratio", "at the limit"]
     columns += ["of the limit", "memory"]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines = _head(columns)
     for row in rows:
         c = row.case
         cells = [c.mode, c.cell, str(c.steps), str(c.batch), str(c.hidden)]
         cells += [per_step(c, row.medians[peer]) if peer in row.medians else "" for peer in peers]
         cells += [row.best_peer()[0], f"{row.ratio():.2f}", f"{at_limit(row, limits):.2f}"]
         cells += [f"{limits.seconds(c) / row.medians['rnnfused']:.0%}", _memory(row)]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_line(cells))
     return "\n".join(lines)
 
 
@@ -61,20 +91,20 @@ def geometric_mean(values: list[float]) -> float:
 
 def summary(rows: list[Row], limits: Limits) -> str:
     """How many times faster than torch.nn, and than the best peer of each row: the geometric mean of each
-    mode and its lowest row; and what the mean over the best peers were if every row ran at its limit.
+    mode and its lowest row; and what the mean over the best peers were if every row ran at its limit. Calls
+    have none: what bounds them is the way to the kernels.
     """
-    lines = [
-        "| mode | rows | torch.nn | lowest | best peer | lowest | its row | at the limit |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["mode", "rows", "torch.nn", "lowest", "best peer", "lowest", "its row", "at the limit"]
+    lines = _head(columns)
     for mode in dict.fromkeys(row.case.mode for row in rows):
         of_mode = [row for row in rows if row.case.mode == mode]
         cells = [mode, str(len(of_mode))]
         for ratios in ([row.ratio("torch") for row in of_mode], [row.ratio() for row in of_mode]):
             cells += [f"{geometric_mean(ratios):.2f}", f"{min(ratios):.2f}"]
-        at_best = geometric_mean([at_limit(row, limits) for row in of_mode])
-        cells += [min(of_mode, key=Row.ratio).case.name, f"{at_best:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        at_best = (
+            "" if mode == "calls" else f"{geometric_mean([at_limit(row, limits) for row in of_mode]):.2f}"
+        )
+        lines.append(_line([*cells, min(of_mode, key=Row.ratio).case.name, at_best]))
     return "\n".join(lines)
 
 
@@ -113,7 +143,9 @@ def save(path: Path, rows: list[Row], limits: Limits, settings: dict[str, Any]) 
                 "errors": row.errors,
                 "peak_bytes": row.peaks,
                 "ratio": row.ratio(),
-                "share_of_limit": limits.seconds(row.case) / row.medians["rnnfused"],
+                "share_of_limit": None
+                if row.case.mode == "calls"
+                else limits.seconds(row.case) / row.medians["rnnfused"],
             }
             for row in rows
         ],

@@ -17,12 +17,12 @@ from pathlib import Path
 try:
     import torch
     from _char_lm import DemoError
-    from _char_lm.checkpoint import Checkpoint, load_checkpoint, resumed_recipe
-    from _char_lm.corpus import Corpus, load_corpus
+    from _char_lm.checkpoint import Checkpoint, begin, load_checkpoint
+    from _char_lm.corpus import Corpus
     from _char_lm.model import RNNFUSED, TORCH, sample
-    from _char_lm.options import DEFAULT_EPOCHS, Recipe, given_recipe, parse
-    from _char_lm.report import epoch_line, summary, write_plot
-    from _char_lm.training import Interrupt, Run
+    from _char_lm.options import given_recipe, parse
+    from _char_lm.report import epoch_line, introduction, summary, write_plot
+    from _char_lm.training import Interrupt, Run, train
 
     import rnnfused
 except ModuleNotFoundError as missing:
@@ -49,16 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     _prepare_machine(options)
-    checkpoint, corpus = _start(options)
+    saved = load_checkpoint(options.resume) if options.resume else None
+    checkpoint, corpus = begin(saved, given_recipe(options), options.epochs)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / CHECKPOINT
-    print(rnnfused.show_config(), _introduction(checkpoint.recipe, corpus), sep="\n")
+    print(rnnfused.show_config(), introduction(checkpoint.recipe, corpus), sep="\n")
 
     runs = []
     with Interrupt() as interrupt:
         for backend in [RNNFUSED] if options.peer == "none" else [RNNFUSED, TORCH]:
             runs.append(_train(backend, checkpoint, corpus, options.device, path, interrupt))
-            if interrupt.requested:
+            if interrupt.requested():
                 checkpoint.save(path)
                 print(f"char_lm.py: interrupted; --resume {path} continues from here", file=sys.stderr)
                 return INTERRUPTED
@@ -82,31 +83,6 @@ def _require_cuda() -> None:
         raise DemoError(f"--device cuda: {str(error).splitlines()[0]}") from error
 
 
-def _start(options: argparse.Namespace) -> tuple[Checkpoint, Corpus]:
-    """The checkpoint to continue, or an empty one, and the text it is about."""
-    given = given_recipe(options)
-    if options.resume is None:
-        recipe = Recipe(**given)
-        corpus = load_corpus(recipe)
-        return Checkpoint(recipe, corpus.fingerprint, options.epochs or DEFAULT_EPOCHS), corpus
-    checkpoint = load_checkpoint(options.resume)
-    checkpoint.recipe = resumed_recipe(checkpoint, given)
-    checkpoint.epochs = options.epochs or checkpoint.epochs
-    corpus = load_corpus(checkpoint.recipe)
-    if corpus.fingerprint != checkpoint.fingerprint:
-        raise DemoError(f"the checkpoint was trained on another text: {options.resume}")
-    return checkpoint, corpus
-
-
-def _introduction(recipe: Recipe, corpus: Corpus) -> str:
-    return (
-        f"text: {recipe.text or 'the Python standard library'}, {len(corpus.training):,} characters to train "
-        f"on, {len(corpus.held_out):,} held out, {len(corpus.vocabulary)} different\n"
-        f"model: {recipe.cell}, {recipe.layers} x {recipe.hidden} hidden units, embedding "
-        f"{recipe.embedding}; batch {recipe.batch} x {recipe.steps} steps, seed {recipe.seed}"
-    )
-
-
 def _train(
     backend: str, checkpoint: Checkpoint, corpus: Corpus, device: str, path: Path, interrupt: Interrupt
 ) -> Run:
@@ -114,15 +90,14 @@ def _train(
     run = Run(backend, checkpoint.recipe, corpus, device)
     if backend in checkpoint.runs:
         run.load_state_dict(checkpoint.runs[backend])
-    if run.epochs_begun > checkpoint.epochs:
-        raise DemoError(
-            f"the checkpoint is already in epoch {run.epochs_begun}: --epochs must be at least that"
-        )
-    while run.epochs_done < checkpoint.epochs and not interrupt.requested:
-        if run.train_epoch(checkpoint.epochs, interrupt):
-            print(f"{backend} epoch {run.epochs_done}/{checkpoint.epochs}: {epoch_line(run)}", flush=True)
+
+    def save(whole_epoch: bool) -> None:
+        if whole_epoch:
+            print(epoch_line(run, checkpoint.epochs), flush=True)
         checkpoint.runs[backend] = run.state_dict()
         checkpoint.save(path)
+
+    train(run, checkpoint.epochs, interrupt, save)
     return run
 
 

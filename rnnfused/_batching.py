@@ -1,7 +1,7 @@
 """How the operators are batched: their rules for torch.func.vmap.
 
-Where weights are shared, what is mapped over joins the batch, and one kernel call runs all of it. Where each has
-weights of its own (an ensemble), one call follows the other.
+Where weights are shared, what is mapped over joins the batch, and one kernel call runs all of it. Where each
+has weights of its own (an ensemble), one call follows the other.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-import rnnfused._load  # which registers the operators
+import rnnfused._load  # noqa: F401 (it registers the operators)
 from rnnfused._layer import LayerConfig
 
 __all__: list[str] = []
@@ -59,14 +60,14 @@ class _Dims:
 
 
 class _Fold:
-    """Joins what is mapped over with the batch: [.., B, V, ..] -> [.., B V, ..]; of packed rows each becomes V
-    rows. Without a batch V is the batch.
+    """Joins what is mapped over with the batch: [.., B, V, ..] -> [.., B V, ..]; of packed rows each becomes
+    V rows. Without a batch V is the batch.
     """
 
     def __init__(
         self, layer: LayerConfig, size: int, input: Tensor, input_dim: Dims, batch_sizes: Tensor | None
     ) -> None:
-        self._layer, self._size = layer, size
+        self._layer, self._size, self._packed = layer, size, batch_sizes is not None
         dimensions = input.dim() - (input_dim is not None)
         self._batched = batch_sizes is not None or dimensions == (2 if layer.step else 3)
         first = layer.step or batch_sizes is not None or (layer.batch_first and self._batched)
@@ -84,10 +85,32 @@ class _Fold:
     def batch_sizes(self, sizes: Tensor | None) -> Tensor | None:
         return None if sizes is None else sizes * self._size
 
+    def of_inputs(self, tensors: Sequence[Tensor | None], dims: Sequence[Dims]) -> list[Tensor | None]:
+        """What is shaped as the input and hx."""
+        return self._all(tensors, dims, 1)
+
+    def of_outputs(self, tensors: Sequence[Tensor | None], dims: Sequence[Dims]) -> list[Any]:
+        """What is shaped as the output, if there is one, and the final states."""
+        return self._all(tensors, dims, 0 if self._layer.step else 1)
+
+    def _all(
+        self, tensors: Sequence[Tensor | None], dims: Sequence[Dims], sequences: int
+    ) -> list[Tensor | None]:
+        return [
+            t
+            if t is None
+            else self.sequence(t, d)
+            if index < sequences
+            else self._joined(t, d, self._state_axis)
+            for index, (t, d) in enumerate(zip(tensors, dims, strict=True))
+        ]
+
     def _joined(self, t: Tensor, dim: Dims, axis: int) -> Tensor:
         place = axis + self._batched
-        t = t.unsqueeze(place).expand(*t.shape[:place], self._size, *t.shape[place:]) if dim is None else (
-            t.movedim(dim, place)
+        t = (
+            t.unsqueeze(place).expand(*t.shape[:place], self._size, *t.shape[place:])
+            if dim is None
+            else (t.movedim(dim, place))
         )
         return t.flatten(axis, place) if self._batched else t
 
@@ -115,6 +138,28 @@ class _Fold:
                 parted.append(self.unfolded_state(t))
         return [t for t, _ in parted], [d for _, d in parted]
 
+    def weight_gradients(self, gates: Sequence[Tensor], input: Tensor) -> list[Tensor]:
+        """Of each of the V, [V, ...] in the order of params, from all rows' gates' gradients: what joins the
+        batch is the last part of a row's index.
+        """
+        each = len(gates) // self._layer.directions
+        order_by_steps = self._layer.batch_first and input.dim() == 3 and self._axis == 0
+        rows = (input.transpose(0, 1) if order_by_steps and not self._packed else input).flatten(0, -2)
+
+        def product(left: Tensor, right: Tensor) -> Tensor:
+            v = self._size
+            return torch.einsum("rvi,rvj->vij", left.unflatten(0, (-1, v)), right.unflatten(0, (-1, v)))
+
+        found = []
+        for d in range(self._layer.directions):
+            of_input, of_h, h_before, *projection = gates[d * each : (d + 1) * each]
+            found += [product(of_input, rows), product(of_h, h_before)]
+            if self._layer.bias:
+                found += [t.unflatten(0, (-1, self._size)).sum(0) for t in (of_input, of_h)]
+            if projection:
+                found.append(product(projection[1], projection[0]))
+        return found
+
 
 def _backward(
     info: Any,
@@ -141,20 +186,14 @@ def _backward(
         )
     config = LayerConfig.parse(layer)
     fold = _Fold(config, info.batch_size, input, dims.input, batch_sizes)
-    first_state = 0 if config.step else 1
-    outer = [
-        g if g is None
-        else fold.sequence(g, d) if index < first_state
-        else fold.states([g], [d])[0]
-        for index, (g, d) in enumerate(zip(grads, grad_dims, strict=True))
-    ]
+    outer = fold.of_outputs(grads, grad_dims)
     x, states, sizes = (
         fold.sequence(input, dims.input),
         fold.states(hx, dims.hx),
         fold.batch_sizes(batch_sizes),
     )
     if dims.data:
-        y = fold.states([output], [output_dim])[0] if config.step else fold.sequence(output, output_dim)
+        (y,) = fold.of_outputs([output], [output_dim])
     else:
         # Gradients alone are mapped over: forward, and so its tape, was of one.
         y, *_, tape = torch.ops.rnnfused.recurrent(x, states, params, sizes, layer, True)
@@ -166,14 +205,86 @@ def _backward(
             found[index] = fold.unfolded_state(t) if index else fold.unfolded_sequence(t)
     of_params = [index for index in wanted if index > len(hx)]
     if of_params:
-        # One call for each: of the weights' gradients only the sum over the batch is known.
-        parts = []
-        for v in range(info.batch_size):
-            own = [None if g is None else fold.only(g, v, index >= first_state) for index, g in enumerate(outer)]
-            parts.append(run(own, x, states, params, sizes, y, tape, layer, of_params))
-        for place, index in enumerate(of_params):
-            found[index] = torch.stack([part[place] for part in parts]), 0
+        every = [t for t in (*outer, x, *states, *params) if t is not None]
+        if _is_differentiated(every):
+            # One call for each, which can be differentiated further.
+            def alone(g: Any, i: Tensor, h: Any) -> list[Tensor]:
+                y, *_, tape = torch.ops.rnnfused.recurrent(i, h, params, batch_sizes, layer, True)
+                own: list[Tensor] = run(g, i, h, params, batch_sizes, y, tape, layer, of_params)
+                return own
+
+            parts = _one_by_one(alone, info.batch_size, (grad_dims, dims.input, dims.hx), (grads, input, hx))[
+                0
+            ]
+        else:
+            gates = torch.ops.rnnfused.recurrent_gate_gradients(outer, x, states, params, sizes, y, layer)
+            all_parts = fold.weight_gradients(gates, x)
+            parts = [all_parts[index - 1 - len(hx)] for index in of_params]
+        for index, t in zip(of_params, parts, strict=True):
+            found[index] = t, 0
     return [found[index][0] for index in wanted], [found[index][1] for index in wanted]
+
+
+def _is_differentiated(tensors: Sequence[Tensor]) -> bool:
+    return (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)) or (
+        forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    )
+
+
+def _tangent(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    tangents: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    grad_tangents: Sequence[Tensor | None],
+    input: Tensor,
+    hx: Sequence[Tensor],
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    output: Tensor,
+    layer: str,
+    outputs: bool,
+    wanted: Sequence[int],
+) -> tuple[list[Tensor], list[Dims]]:
+    run = torch.ops.rnnfused.recurrent_tangent
+    along_dims, grad_dims, moved_dims, *own_dims, output_dim = in_dims[:8]
+    dims, data = _Dims(*own_dims), 1 + len(hx)
+    of_weights = any(d is not None for d in along_dims[data:]) or any(index >= data for index in wanted)
+    if dims.each_has_its_own_weights or of_weights:
+        return _one_by_one(
+            lambda *given: run(*given, layer, outputs, wanted),
+            info.batch_size,
+            in_dims[:8],
+            (tangents, grads, grad_tangents, input, hx, params, batch_sizes, output),
+        )
+    config = LayerConfig.parse(layer)
+    fold = _Fold(config, info.batch_size, input, dims.input, batch_sizes)
+    results = run(
+        [*fold.of_inputs(tangents[:data], along_dims[:data]), *tangents[data:]],
+        fold.of_outputs(grads, grad_dims),
+        fold.of_outputs(grad_tangents, moved_dims),
+        fold.sequence(input, dims.input),
+        fold.states(hx, dims.hx),
+        params,
+        fold.batch_sizes(batch_sizes),
+        fold.of_outputs([output], [output_dim])[0],
+        layer,
+        outputs,
+        wanted,
+    )
+    count = config.outputs if outputs else 0
+    tensors, parted = fold.unfolded(results[:count])
+    for index, t in zip(wanted, results[count:], strict=True):
+        one, dim = fold.unfolded_state(t) if index else fold.unfolded_sequence(t)
+        tensors.append(one)
+        parted.append(dim)
+    return tensors, parted
+
+
+def _gate_gradients(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[Dims]]:
+    *given, layer = arguments
+    run = torch.ops.rnnfused.recurrent_gate_gradients
+    return _one_by_one(lambda *own: run(*own, layer), info.batch_size, in_dims[:6], given)
 
 
 def _one_by_one(
@@ -193,3 +304,5 @@ def _one_by_one(
 
 torch.library.register_vmap("rnnfused::recurrent", _forward)
 torch.library.register_vmap("rnnfused::recurrent_backward", _backward)
+torch.library.register_vmap("rnnfused::recurrent_tangent", _tangent)
+torch.library.register_vmap("rnnfused::recurrent_gate_gradients", _gate_gradients)

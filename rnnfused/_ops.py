@@ -2,16 +2,20 @@
 
 `torch.ops.rnnfused.recurrent` runs a layer, layers over one another or a step, `recurrent_backward` gives a
 layer's gradients, `recurrent_tangent` differentiates both in a direction; csrc/torch/library.cpp has schemas
-and kernels. Here stand the eager fast path to them and their derivatives of third order; `_batching` has their
-rules for torch.func.vmap, `_flops` what they cost.
+and kernels. Here stand the eager fast path to them and their derivatives of third order; `_batching` has
+their rules for torch.func.vmap, `_flops` what they cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from rnnfused import _decomposed
 from rnnfused._layer import LayerConfig
@@ -43,16 +47,28 @@ def recurrent(
     return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, layer.text, False)
 
 
-def _zeros(
-    layer: LayerConfig, input: Tensor, params: Sequence[Tensor], batch_sizes: Tensor
-) -> list[Tensor]:
+def _zeros(layer: LayerConfig, input: Tensor, params: Sequence[Tensor], batch_sizes: Tensor) -> list[Tensor]:
     """Initial states of packed rows: their number is data, which a tensor without memory cannot tell."""
     batch = int(batch_sizes[0])
     parts = layer.num_layers * layer.directions
     return [input.new_zeros(parts, batch, size) for size in layer.state_sizes(params[1].shape)]
 
 
-def tangent(
+def _tangent(keys: torch.DispatchKeySet, *arguments: Any) -> list[Tensor]:
+    """`recurrent_tangent` for autograd: native code, but where a further derivative is to be taken."""
+    tensors = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _differentiable_tangent(*arguments)
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        return _differentiable_tangent(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        below: list[Tensor] = torch.ops.rnnfused.recurrent_tangent.default.redispatch(
+            keys & torch._C._after_autograd_keyset, *arguments
+        )
+    return below
+
+
+def _differentiable_tangent(
     tangents: OptionalTensors,
     grads: OptionalTensors,
     grad_tangents: OptionalTensors,
@@ -65,36 +81,67 @@ def tangent(
     outputs: bool,
     wanted: Sequence[int],
 ) -> list[Tensor]:
-    """`recurrent_tangent`, from derivatives of the layer in torch's own operations.
+    """The same from derivatives of the layer in torch's own operations, to be differentiated further.
 
-    With F the layer, g = F'^T dy its gradients and s = <g, v>: ds/d(dy) = F' v is F's tangent in the direction
-    v, and ds/dx = (F'' v)^T dy, the second derivative being symmetric, is that of g.
+    With F the layer, g = F'^T dy its gradients and s = <g, v>: ds/d(dy) = F' v is F's tangent in the
+    direction v, and ds/dx = (F'' v)^T dy, the second derivative being symmetric, is that of g.
     """
-    config, states = LayerConfig.parse(layer), 1 + len(hx)
-    own = (input, *hx, *params)
+    states = 1 + len(hx)
+    with torch.enable_grad(), _grad_may_be_required():
+        own = [_stand_in(t) for t in (input, *hx, *params)]
+        results = _decomposed.recurrent(
+            LayerConfig.parse(layer), own[0], own[1:states], own[states:], batch_sizes
+        )
+        outer = [
+            _stand_in(torch.zeros_like(y) if g is None else g)
+            for y, g in zip(results, grads or [None] * len(results), strict=True)
+        ]
+        gradients = torch.autograd.grad(results, own, outer, create_graph=True, allow_unused=True)
+        pairs = [(g, v) for g, v in zip(gradients, tangents, strict=True) if g is not None and v is not None]
+        targets = [*outer, *(own[index] for index in wanted)]
+        found: list[Tensor | None] = [None] * len(targets)
+        if pairs:
+            of, along = zip(*pairs, strict=True)
+            found = list(torch.autograd.grad(of, targets, along, create_graph=True, allow_unused=True))
+        if any(t is not None for t in grad_tangents):
+            # Gradients are linear in what they are gradients of.
+            given = [(y, t) for y, t in zip(results, grad_tangents, strict=True) if t is not None]
+            moved, by = zip(*given, strict=True)
+            changes = torch.autograd.grad(
+                moved, targets[len(outer) :], by, create_graph=True, allow_unused=True
+            )
+            for index, change in enumerate(changes, start=len(outer)):
+                before = found[index]
+                found[index] = change if before is None else before if change is None else before + change
+    first = 0 if outputs else len(outer)
+    return [
+        torch.zeros_like(t) if f is None else f for t, f in zip(targets[first:], found[first:], strict=True)
+    ]
 
-    def run(*own: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_decomposed.recurrent(config, own[0], own[1:states], own[states:], batch_sizes))
 
-    results, pull = torch.func.vjp(run, *own)
-    outer = _filled(grads or [None] * len(results), results)
-
-    def gradients(own: tuple[Tensor, ...], outer: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return torch.func.vjp(run, *own)[1](outer)
-
-    _, pull_twice = torch.func.vjp(gradients, own, outer)
-    of_inputs, of_outputs = pull_twice(_filled(tangents, own))
-    found = [of_inputs[index] for index in wanted]
-    if any(t is not None for t in grad_tangents):
-        # Gradients are linear in what they are gradients of.
-        changes = pull(_filled(grad_tangents, results))
-        found = [before + changes[index] for before, index in zip(found, wanted, strict=True)]
-    return [*of_outputs, *found] if outputs else found
+def _stand_in(t: Tensor) -> Tensor:
+    """Another name for the tensor: one that is passed twice has a derivative for each of its places."""
+    other = t.view_as(t)
+    return other if other.requires_grad else other.requires_grad_()
 
 
-def _filled(given: OptionalTensors, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(torch.zeros_like(t) if g is None else g for g, t in zip(given, like, strict=True))
+@contextlib.contextmanager
+def _grad_may_be_required() -> Iterator[None]:
+    """Inside of torch.func's transforms, too, which forbid it to functions that they transform."""
+    before = torch._C._functorch.get_inplace_requires_grad_allowed() if _transformed() else None
+    if before is None:
+        yield
+        return
+    torch._C._functorch.set_inplace_requires_grad_allowed(True)
+    try:
+        yield
+    finally:
+        torch._C._functorch.set_inplace_requires_grad_allowed(before)
+
+
+def _transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 _library = torch.library.Library("rnnfused", "IMPL")
-_library.impl("recurrent_tangent", tangent, "CompositeImplicitAutograd")
+_library.impl("recurrent_tangent", _tangent, "Autograd", with_keyset=True)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench import compare, exact, report  # noqa: E402
+from bench.cases import MODES, Case, cases, inputs, states, weights  # noqa: E402
+from bench.harness import TOLERANCE, Row  # noqa: E402
+from bench.limits import Limits  # noqa: E402
+from bench.peers import PEERS, prepare  # noqa: E402
+from bench.peers.torch_layers import measured, torch_layers  # noqa: E402
 from bench.techniques import TECHNIQUES, Edit, Technique  # noqa: E402
+from bench.worker import error  # noqa: E402
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES.values(), ids=TECHNIQUES)
@@ -41,3 +51,100 @@ def test_a_technique_names_its_rows() -> None:
         "training rnn T512 B16 H64",
     ]
     assert [(case.layers, case.bidirectional) for case in cases] == [(4, False), (2, True), (1, False)]
+
+
+CALLS = cases(("calls",))
+LIMITS = Limits(threads=2, fma=1e11, sgemm=1e11, l2=1e11, l3=1e11, barrier=1e-6)
+
+
+def test_calls_cover_cells_and_layers() -> None:
+    assert [case.called for case in CALLS] == [
+        "rnn cell B8 H32 forward",
+        "rnn cell B8 H32 forward and backward",
+        "lstm cell B8 H32 forward",
+        "lstm cell B8 H32 forward and backward",
+        "gru cell B8 H32 forward",
+        "gru cell B8 H32 forward and backward",
+        "lstm cell 20 times B8 H32 forward and backward",
+        "lstm T24 B32 I4 H16 forward and backward",
+        "lstm T1 B1 H64 forward",
+        "lstm T128 B1 H64 forward",
+        "lstm T128 B1 H64 forward and backward",
+    ]
+    assert all(case.threads == 1 and case.name == f"calls {case.called}" for case in CALLS)
+    assert cases(("calls",), quick=True) == CALLS
+    assert all(case.cell == "gru" for case in cases(MODES, ("gru",)))
+    assert {case.mode for case in cases()} == set(MODES)
+
+
+@pytest.fixture
+def threads_kept() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_kept")
+@pytest.mark.parametrize("peer", [name for name, peer in PEERS.items() if "calls" in peer.modes])
+@pytest.mark.parametrize("case", CALLS, ids=lambda case: case.called)
+def test_a_call_is_checked(case: Case, peer: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    exact.write(case, tmp_path)
+    given = {"x", *states(case)} if case.of_cells else {"x"}
+    parameters = {name.removesuffix("_l0") if case.of_cells else name for name in weights(case)}
+    checked = {"y", *given, *parameters} if case.backward else {"y"}
+    assert {file.stem for file in tmp_path.glob("*.npy")} == checked
+
+    torch.set_num_threads(2)
+    prepared = prepare(peer, case, threads=2)
+    assert torch.get_num_threads() == 1
+    assert error(prepared, tmp_path) <= TOLERANCE
+
+
+def test_the_output_of_a_cell_is_its_next_input() -> None:
+    twice = replace(next(case for case in CALLS if case.steps == 20), steps=2, backward=False)
+    prepared = measured(torch_layers(twice), twice)
+    with prepared.context():
+        prepared.run()
+        cell = torch_layers(twice)
+        first = cell(torch.from_numpy(inputs(twice)[0]), tuple(map(torch.from_numpy, states(twice).values())))
+        second = cell(first[0], first)
+    torch.testing.assert_close(torch.from_numpy(prepared.results()["y"]), second[0])
+
+
+def row(case: Case, torch_seconds: float, our_seconds: float) -> Row:
+    seconds = {"torch": torch_seconds, "rnnfused": our_seconds}
+    return Row(case, seconds, {name: (s, s) for name, s in seconds.items()}, dict.fromkeys(seconds, 0.0))
+
+
+def test_calls_have_a_table_of_their_own(tmp_path: Path) -> None:
+    sequence = next(case for case in CALLS if case.steps == 128)
+    rows = [row(Case("training", "gru", 10, 2, 8), 4e-4, 2e-4), row(sequence, 3e-4, 1e-4)]
+    steps, calls = report.markdown(rows, LIMITS).split("\n\n")
+    assert "| training | gru | 10 | 2 | 8 | 40.0 | 20.0 | torch | 2.00 |" in steps
+    assert calls.splitlines() == [
+        "| call | threads | torch us | rnnfused us | ratio |",
+        "|---|---|---|---|---|",
+        "| lstm T128 B1 H64 forward | 1 | 300 | 100 | 3.00 |",
+    ]
+    summary = report.summary(rows, LIMITS).splitlines()[-1]
+    assert summary == "| calls | 1 | 3.00 | 3.00 | 3.00 | 3.00 | calls lstm T128 B1 H64 forward |  |"
+
+    report.save(tmp_path / "cpu.json", rows, LIMITS, {})
+    assert report.load(tmp_path / "cpu.json") == (rows, LIMITS)
+    assert calls in (tmp_path / "cpu.md").read_text(encoding="utf-8")
+
+
+def test_calls_of_two_trees_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees = tmp_path / "base", tmp_path / "changed"
+    for tree in trees:
+        tree.mkdir()
+        assert compare.build(str(ROOT), tree) == tree
+        assert [path.name for path in tree.iterdir()] == ["rnnfused"]
+    options = compare.parse(
+        [str(ROOT), "--modes=calls", "--match=gru cell", "--rounds=1", "--seconds=0.001", "--threads=1"]
+    )
+    ratios = compare.compare(trees, compare.selected(options), options)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(ratios) == 2
+    assert [line.split(" | ")[0] for line in lines] == [f"| {case.name}" for case in CALLS[4:6]]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.cases import Case
+from bench.cases import MODES, Case
 
 __all__ = ["KNOWN", "PEERS", "Prepared", "available", "prepare"]
 
@@ -28,8 +28,8 @@ class Peer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """`run` does one call, within `context`; `results` names its outputs: y, and in training the gradient of
-    x and of every parameter under torch's name.
+    """`run` does one call, within `context`; `results` names its outputs: y, and of a case that trains the
+    gradients of x, of the states h and c that are given, and of every parameter under torch's name.
     """
 
     run: Callable[[], None]
@@ -37,13 +37,12 @@ class Prepared:
     context: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
 
-_ALL = ("inference", "training", "streaming", "ragged", "stacked")
 PEERS = {
-    "torch": Peer("torch_nn", "torch", _ALL),
+    "torch": Peer("torch_nn", "torch", MODES),
     "jax": Peer("jax_scan", "jax", ("inference", "training", "streaming", "stacked")),
     "onnxruntime": Peer("onnx_runtime", "onnxruntime", ("inference", "streaming")),
     "openvino": Peer("open_vino", "openvino", ("inference", "streaming")),
-    "rnnfused": Peer("rnnfused_nn", "rnnfused", _ALL),
+    "rnnfused": Peer("rnnfused_nn", "rnnfused", MODES),
 }
 # And rnnfused with an option, for a comparison of its own.
 KNOWN = PEERS | {"recompute": Peer("rnnfused_recompute", "rnnfused", ("training", "ragged", "stacked"))}
@@ -55,6 +54,7 @@ def available() -> list[str]:
 
 
 def prepare(peer: str, case: Case, threads: int) -> Prepared:
+    """`threads` are the run's; a case may have its own."""
     module = importlib.import_module(f"bench.peers.{KNOWN[peer].module}")
-    prepared: Prepared = module.prepare(case, threads)
+    prepared: Prepared = module.prepare(case, case.threads or threads)
     return prepared

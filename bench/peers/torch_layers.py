@@ -10,16 +10,22 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from bench.cases import Case, inputs, weights
+from bench.cases import Case, inputs, states, weights
 from bench.peers import Prepared
 
 __all__ = ["measured", "streaming", "torch_layers"]
 
 
 def torch_layers(case: Case, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    kind = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell]
-    layers = kind(case.hidden, case.hidden, case.layers, bidirectional=case.bidirectional)
-    layers.load_state_dict({name: torch.from_numpy(value) for name, value in weights(case).items()})
+    found = {name: torch.from_numpy(value) for name, value in weights(case).items()}
+    layers: torch.nn.Module
+    if case.of_cells:
+        layers = getattr(torch.nn, f"{case.cell.upper()}Cell")(case.features, case.hidden)
+        found = {name.removesuffix("_l0"): value for name, value in found.items()}
+    else:
+        kind = getattr(torch.nn, case.cell.upper())
+        layers = kind(case.features, case.hidden, case.layers, bidirectional=case.bidirectional)
+    layers.load_state_dict(found)
     return layers.to(dtype)
 
 
@@ -28,34 +34,83 @@ def measured(layers: Any, case: Case, dtype: torch.dtype = torch.float32) -> Pre
     x = torch.from_numpy(inputs(case)).to(dtype)
     if case.mode == "streaming":
         return streaming(_carrying(layers), x)
+    if case.of_cells:
+        return _calls_of_a_cell(layers, case, dtype)
     x.requires_grad_(case.trains)
     grad = torch.ones(case.steps, case.batch, case.hidden * case.directions, dtype=dtype)
     sequence: torch.Tensor | PackedSequence = x
     if case.mode == "ragged":
         sequence = pack_padded_sequence(x, case.lengths())
         grad = pack_padded_sequence(grad, case.lengths()).data
-    leaves = {"x": x}
-    if case.trains:
-        leaves |= layers.named_parameters()
-    output = x
+
+    def forward() -> torch.Tensor:
+        y, _ = layers(sequence)
+        return y.data if isinstance(y, PackedSequence) else y
+
+    if not case.trains:
+        # Calls are those of code that was not written for a benchmark.
+        return _forward(forward, torch.no_grad if case.mode == "calls" else torch.inference_mode)
+    # The graph of a packed input's copy is kept; the layers' own is new at every call.
+    return _forward_and_backward(forward, grad, layers, {"x": x}, retain_graph=case.mode == "ragged")
+
+
+def _calls_of_a_cell(cell: torch.nn.Module, case: Case, dtype: torch.dtype) -> Prepared:
+    x = torch.from_numpy(inputs(case)[0]).to(dtype)
+    initial = {name: torch.from_numpy(state).to(dtype) for name, state in states(case).items()}
+    grad = torch.ones(case.batch, case.hidden, dtype=dtype)
+    leaves = {"x": x, **initial}
+    for leaf in leaves.values():
+        leaf.requires_grad_(case.trains)
+    pair = case.cell == "lstm"
+    hx = tuple(initial.values()) if pair else initial["h"]
+
+    def forward() -> torch.Tensor:
+        y, state = x, hx
+        for _ in range(case.steps):
+            state = cell(y, state)
+            y = state[0] if pair else state
+        return y
+
+    if not case.trains:
+        return _forward(forward, torch.no_grad)
+    return _forward_and_backward(forward, grad, cell, leaves)
+
+
+def _forward(
+    forward: Callable[[], torch.Tensor], context: Callable[[], contextlib.AbstractContextManager[object]]
+) -> Prepared:
+    output = torch.empty(0)
 
     def run() -> None:
         nonlocal output
-        y, _ = layers(sequence)
-        output = y.data if isinstance(y, PackedSequence) else y
-        if case.trains:
-            for leaf in leaves.values():
-                leaf.grad = None
-            # The graph of a packed input's copy is kept; the layers' own is new at every call.
-            output.backward(grad, retain_graph=case.mode == "ragged")
+        output = forward()
+
+    return Prepared(run, lambda: {"y": output.numpy()}, context)
+
+
+def _forward_and_backward(
+    forward: Callable[[], torch.Tensor],
+    grad: torch.Tensor,
+    module: torch.nn.Module,
+    leaves: dict[str, torch.Tensor],
+    retain_graph: bool = False,
+) -> Prepared:
+    """Gradients of the leaves and of the module's parameters, from `grad`, that of the output."""
+    leaves = leaves | dict(module.named_parameters())
+    output = torch.empty(0)
+
+    def run() -> None:
+        nonlocal output
+        output = forward()
+        for leaf in leaves.values():
+            leaf.grad = None
+        output.backward(grad, retain_graph=retain_graph)
 
     def results() -> dict[str, np.ndarray]:
-        found = {"y": output.detach()}
-        if case.trains:
-            found |= {name: leaf.grad for name, leaf in leaves.items()}
+        found = {"y": output.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
         return {name: tensor.numpy() for name, tensor in found.items()}
 
-    return Prepared(run, results, contextlib.nullcontext if case.trains else torch.inference_mode)
+    return Prepared(run, results)
 
 
 def _carrying(layers: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -178,11 +178,51 @@ void backward(CellId cell, const LayerGradient<T>& layer, int threads) {
   run(k.backward, layer, chosen, 0, k.backward_scratch(layer, chosen));
 }
 
+namespace {
+
+// Gates of a step below which a second thread costs more than it does.
+constexpr Index kGatesPerThread = 2048;
+
+template <class Args>
+struct StepCall {
+  StepKernel<Args> kernel;
+  const Args& step;
+  int threads;
+
+  static void body(void* self, int thread) {
+    const auto& call = *static_cast<StepCall*>(self);
+    call.kernel(call.step, call.threads, thread);
+  }
+};
+
+template <class Args>
+void run_step(StepKernel<Args> kernel, CellId cell, const Args& step, int threads) {
+  const Index gates = step.rows * step.hidden * kernels().info[int(cell)].gates;
+  int used = int(std::clamp<Index>(gates / kGatesPerThread, 1, std::max(threads, 1)));
+  if (used > 1) used = std::min(used, usable_threads());
+  StepCall<Args> call{kernel, step, used};
+  parallel(used, &StepCall<Args>::body, &call);
+}
+
+}  // namespace
+
+template <class T>
+void tangent_forward(CellId cell, const TangentForward<T>& step, int threads) {
+  run_step(typed<T>().tangents[int(cell)].forward, cell, step, threads);
+}
+
+template <class T>
+void tangent_backward(CellId cell, const TangentBackward<T>& step, int threads) {
+  run_step(typed<T>().tangents[int(cell)].backward, cell, step, threads);
+}
+
 #define RNNFUSED_INSTANTIATE(T)                                             \
   template Plan plan<T>(CellId, const SequenceShape&, int, int, int, bool); \
   template void forward<T>(CellId, const Stack<T>&, int);                   \
   template void PackedStack::forward<T>(CellId, Stack<T>, int);             \
-  template void backward<T>(CellId, const LayerGradient<T>&, int);
+  template void backward<T>(CellId, const LayerGradient<T>&, int);          \
+  template void tangent_forward<T>(CellId, const TangentForward<T>&, int);  \
+  template void tangent_backward<T>(CellId, const TangentBackward<T>&, int);
 RNNFUSED_INSTANTIATE(float)
 RNNFUSED_INSTANTIATE(double)
 #undef RNNFUSED_INSTANTIATE

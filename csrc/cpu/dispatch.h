@@ -43,4 +43,10 @@ class PackedStack {
 template <class T>
 void backward(CellId cell, const LayerGradient<T>& layer, int threads);
 
+// The elementwise part of one step, on at most `threads` threads, whose number does not show in the bits.
+template <class T>
+void tangent_forward(CellId cell, const TangentForward<T>& step, int threads);
+template <class T>
+void tangent_backward(CellId cell, const TangentBackward<T>& step, int threads);
+
 }  // namespace rnnfused::cpu

@@ -3,6 +3,7 @@
 
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#include "cpu/tangent.h"
 
 namespace rnnfused {
 namespace RNNFUSED_ISA {
@@ -20,13 +21,16 @@ RNNFUSED_CELLS(RNNFUSED_CHECK)
 template <class T>
 constexpr TypeKernels<T> type_kernels() {
 #define RNNFUSED_KERNELS(name, Cell) kernels_of<Cell, T>(),
-  return {kLanes<T>, {RNNFUSED_CELLS(RNNFUSED_KERNELS)}};
+#define RNNFUSED_TANGENTS(name, Cell) tangent_kernels_of<Cell, T>(),
+  return {kLanes<T>, {RNNFUSED_CELLS(RNNFUSED_KERNELS)}, {RNNFUSED_CELLS(RNNFUSED_TANGENTS)}};
+#undef RNNFUSED_TANGENTS
 #undef RNNFUSED_KERNELS
 }
 
 #define RNNFUSED_TEXT_OF(x) #x
 #define RNNFUSED_TEXT(x) RNNFUSED_TEXT_OF(x)
-#define RNNFUSED_INFO(name, Cell) CellInfo{#name, Cell::gates, Cell::states},
+#define RNNFUSED_INFO(name, Cell) \
+  CellInfo{#name, Cell::gates, Cell::states, Cell::accumulators, Cell::x_first, Cell::h_first, Cell::gate_of},
 
 extern const KernelTable kernels;
 const KernelTable kernels = {RNNFUSED_TEXT(RNNFUSED_ISA),

@@ -5,17 +5,21 @@
 
 #include "cells/all.h"
 #include "core/sequence.h"
+#include "core/tangent.h"
 #include "core/tape_size.h"
 #include "cpu/plan.h"
 #include "cpu/threads.h"
 
 namespace rnnfused {
 
-// A cell, for those who do not see its type.
+// A cell's shape (cells/all.h), for those who do not see its type.
 struct CellInfo {
   const char* name;
   int gates;
   int states;
+  int accumulators;
+  int x_first, h_first;
+  const int* gate_of;  // [accumulators]
 };
 
 template <class T>
@@ -92,10 +96,21 @@ struct CellKernels {
   TeamKernel<LayerGradient<T>> backward;
 };
 
+// A thread's share of one step; no thread waits for another.
+template <class Args>
+using StepKernel = void (*)(const Args& step, int threads, int thread);
+
+template <class T>
+struct TangentKernels {
+  StepKernel<TangentForward<T>> forward;
+  StepKernel<TangentBackward<T>> backward;
+};
+
 template <class T>
 struct TypeKernels {
   int lanes;
   CellKernels<T> cells[int(CellId::count)];
+  TangentKernels<T> tangents[int(CellId::count)];
 };
 
 struct KernelTable {

@@ -26,7 +26,8 @@ using NodePointer = decltype(torch::autograd::Edge::function);
 template <class T>
 auto make_node() {
   if constexpr (std::is_same_v<NodePointer, std::shared_ptr<Node>>) {
-    // Found by its argument's type, in those releases that have it: long graphs must not be freed recursively.
+    // Found by its argument's type, in those releases that have it: long graphs must not be freed
+    // recursively.
     return std::shared_ptr<T>(new T, [](T* node) { deleteNode(node); });
   } else {
     return c10::make_intrusive<T>();

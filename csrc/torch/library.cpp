@@ -1,9 +1,13 @@
 // The operators as torch's dispatcher knows them: schemas, kernels, and what they are on tensors without
 // memory and under autocast. Batching and decompositions are in Python (rnnfused/_ops.py), where alone
 // transforms are.
+#include <ATen/LegacyBatchedTensorImpl.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
 #include <torch/library.h>
+
+#include <algorithm>
 
 #include "torch/autograd.h"
 
@@ -15,6 +19,12 @@ Arguments arguments(const at::Tensor& input, at::TensorList hx, at::TensorList p
   return {layer_options(std::string(layer)), input, hx, params, batch_sizes};
 }
 
+Tensors given(const OptionalList& list) {
+  Tensors tensors;
+  for (const std::optional<at::Tensor>& t : list) tensors.push_back(t.value_or(at::Tensor()));
+  return tensors;
+}
+
 Tensors recurrent_kernel(const at::Tensor& input, at::TensorList hx, at::TensorList params,
                          const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save) {
   return recurrent(arguments(input, hx, params, batch_sizes, layer), save);
@@ -24,9 +34,24 @@ Tensors backward_kernel(const OptionalList& grads, const at::Tensor& input, at::
                         at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
                         const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
                         at::IntArrayRef wanted) {
-  Tensors outer;
-  for (const std::optional<at::Tensor>& grad : grads) outer.push_back(grad.value_or(at::Tensor()));
-  return recurrent_backward(arguments(input, hx, params, batch_sizes, layer), outer, {output, tape}, wanted);
+  return recurrent_backward(arguments(input, hx, params, batch_sizes, layer), given(grads), {output, tape},
+                            wanted);
+}
+
+Tensors tangent_kernel(const OptionalList& tangents, const OptionalList& grads,
+                       const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
+                       at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                       const at::Tensor& output, std::string_view layer, bool outputs,
+                       at::IntArrayRef wanted) {
+  const Tensors along = given(tangents), outer = given(grads), outer_tangents = given(grad_tangents);
+  return recurrent_tangent(arguments(input, hx, params, batch_sizes, layer), {along, outer, outer_tangents},
+                           output, outputs, wanted);
+}
+
+Tensors gate_gradients_kernel(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
+                              at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                              const at::Tensor& output, std::string_view layer) {
+  return recurrent_gate_gradients(arguments(input, hx, params, batch_sizes, layer), given(grads), output);
 }
 
 // ---- Tensors without memory: sizes alone
@@ -80,6 +105,84 @@ Tensors backward_meta(const OptionalList&, const at::Tensor& input, at::TensorLi
     const at::Tensor& like = place < hx.size() ? hx[place] : params[place - hx.size()];
     results.push_back(at::empty_symint(like.sym_sizes(), like.options()));
   }
+  return results;
+}
+
+Tensors tangent_meta(const OptionalList&, const OptionalList&, const OptionalList&, const at::Tensor& input,
+                     at::TensorList hx, at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                     const at::Tensor& output, std::string_view layer, bool outputs, at::IntArrayRef wanted) {
+  Tensors results;
+  if (outputs) {
+    results = recurrent_meta(input, hx, params, batch_sizes, layer, false);
+    if (!results.empty()) results[0] = at::empty_symint(output.sym_sizes(), results[0].options());
+  }
+  for (const at::Tensor& t : backward_meta(OptionalList(), input, hx, params, batch_sizes, output, output, layer, wanted))
+    results.push_back(at::empty_symint(t.sym_sizes(), t.options()));
+  return results;
+}
+
+Tensors gate_gradients_meta(const OptionalList&, const at::Tensor& input, at::TensorList hx,
+                            at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                            const at::Tensor&, std::string_view layer) {
+  const Arguments a = arguments(input, hx, params, batch_sizes, layer);
+  const Form form = check(a);
+  Tensors results;
+  const auto give = [&](Index columns) {
+    results.push_back(at::empty_symint({form.rows, columns}, input.options()));
+  };
+  for (int d = 0; d < a.options.directions; ++d) {
+    const Index gates = a.options.info.gates * form.hidden;
+    give(gates), give(gates), give(form.output);
+    if (a.options.projected) give(form.hidden), give(form.output);
+  }
+  return results;
+}
+
+// ---- Gradients of many outer gradients at once (is_grads_batched), for which torch has batches of their own
+
+// A slice along the innermost of a tensor's batch dimensions, if that is of the level.
+at::Tensor slice_of(const at::Tensor& t, int64_t level, int64_t index) {
+  const at::BatchedTensorImpl* batched = t.defined() ? at::maybeGetBatchedImpl(t) : nullptr;
+  if (!batched || batched->bdims().back().level() != level) return t;
+  const int64_t dim = batched->bdims().back().dim();
+  at::BatchDims others;
+  for (const at::BatchDim& other : batched->bdims().slice(0, batched->bdims().size() - 1))
+    others.emplace_back(other.level(), other.dim() - (other.dim() > dim ? 1 : 0));
+  const at::Tensor slice = batched->value().select(dim, index);
+  return others.empty() ? slice : at::makeBatched(slice, others);
+}
+
+// One call for each.
+Tensors backward_batched(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
+                         at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                         const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
+                         at::IntArrayRef wanted) {
+  int64_t level = -1, size = 0;
+  const auto look = [&](const at::Tensor& t) {
+    const at::BatchedTensorImpl* batched = t.defined() ? at::maybeGetBatchedImpl(t) : nullptr;
+    if (!batched || batched->bdims().back().level() <= level) return;
+    level = batched->bdims().back().level();
+    size = batched->value().size(batched->bdims().back().dim());
+  };
+  const auto look_at = [&](at::TensorList list) { std::for_each(list.begin(), list.end(), look); };
+  const Tensors outer = given(grads);
+  look_at(outer), look(input), look_at(hx), look_at(params), look(output), look(tape);
+  std::vector<Tensors> stacks(wanted.size());
+  for (int64_t i = 0; i < size; ++i) {
+    const auto slice = [&](const at::Tensor& t) { return slice_of(t, level, i); };
+    const auto slices = [&](at::TensorList list) {
+      Tensors found;
+      for (const at::Tensor& t : list) found.push_back(slice(t));
+      return found;
+    };
+    OptionalList own;
+    for (const at::Tensor& t : outer) own.push_back(t.defined() ? std::optional(slice(t)) : std::nullopt);
+    const Tensors one = call_backward(own, slice(input), slices(hx), slices(params), batch_sizes,
+                                      slice(output), slice(tape), layer, wanted);
+    for (size_t w = 0; w < one.size(); ++w) stacks[w].push_back(one[w]);
+  }
+  Tensors results;
+  for (const Tensors& stack : stacks) results.push_back(at::addBatchDim(at::stack(stack), level, 0));
   return results;
 }
 
@@ -145,22 +248,32 @@ TORCH_LIBRARY(rnnfused, m) {
       "hx, Tensor[] params, Tensor? batch_sizes, Tensor output, str layer, bool outputs, int[] wanted) -> "
       "Tensor[]",
       tags);
+  m.def(
+      "recurrent_gate_gradients(Tensor?[] grads, Tensor input, Tensor[] hx, Tensor[] params, Tensor? "
+      "batch_sizes, Tensor output, str layer) -> Tensor[]",
+      tags);
 }
 
-TORCH_LIBRARY_IMPL(rnnfused, CPU, m) {
+// Everything but derivatives of third order, which only Python has (rnnfused/_ops.py).
+void add_kernels(torch::Library& m) {
   m.impl("recurrent", &recurrent_kernel);
   m.impl("recurrent_backward", &backward_kernel);
+  m.impl("recurrent_tangent", &tangent_kernel);
+  m.impl("recurrent_gate_gradients", &gate_gradients_kernel);
 }
 
-TORCH_LIBRARY_IMPL(rnnfused, CUDA, m) {
-  m.impl("recurrent", &recurrent_kernel);
-  m.impl("recurrent_backward", &backward_kernel);
-}
+TORCH_LIBRARY_IMPL(rnnfused, CPU, m) { add_kernels(m); }
+
+TORCH_LIBRARY_IMPL(rnnfused, CUDA, m) { add_kernels(m); }
 
 TORCH_LIBRARY_IMPL(rnnfused, Meta, m) {
   m.impl("recurrent", &recurrent_meta);
   m.impl("recurrent_backward", &backward_meta);
+  m.impl("recurrent_tangent", &tangent_meta);
+  m.impl("recurrent_gate_gradients", &gate_gradients_meta);
 }
+
+TORCH_LIBRARY_IMPL(rnnfused, Batched, m) { m.impl("recurrent_backward", &backward_batched); }
 
 TORCH_LIBRARY_IMPL(rnnfused, Autograd, m) {
   m.impl("recurrent", &recurrent_autograd);

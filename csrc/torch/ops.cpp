@@ -1,10 +1,13 @@
 #include "torch/ops.h"
 
 #include <ATen/ops/cat.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
 
 #include "cpu/dispatch.h"
 #include "torch/backends.h"
+#include "torch/tangents.h"
 
 namespace rnnfused {
 
@@ -55,8 +58,9 @@ Tensors recurrent(const Arguments& a, bool save, cpu::PackedStack* packed) {
   const Steps steps(a, form);
   const Order order(a, form);
   at::Tensor x = order(a.input), hn, cn;
-  c10::SmallVector<Inputs, 1> stack;
-  c10::SmallVector<ForwardTensors, 1> out;
+  std::vector<Inputs> stack;
+  std::vector<ForwardTensors> out;
+  stack.reserve(size_t(o.layers));
   for (int64_t l = 0; l < o.layers; ++l) {
     stack.emplace_back(a, form, steps, l, x);
     const Inputs& in = stack.back();
@@ -145,6 +149,125 @@ Tensors recurrent_backward(const Arguments& a, at::TensorList outer, const Kept&
     const bool is_state = place == 1 || place == 2;
     results.push_back(as(place == 0 ? order(found) : found, is_state ? type : a.input.scalar_type()));
   }
+  return results;
+}
+
+namespace {
+
+// One layer's arguments with all dimensions that there can be: steps, batch and units, directions, batch and
+// units.
+struct Canonical {
+  const LayerOptions& options;
+  Form form;
+  Steps steps;
+  Order order;
+  at::Tensor input;
+  Tensors hx;
+  at::ScalarType computed;
+
+  explicit Canonical(const Arguments& a)
+      : options(a.options),
+        form(check(a)),
+        steps(a, form),
+        order(a, form),
+        input(sequence(a.input)),
+        computed(compute_type(a.input.scalar_type())) {
+    TORCH_CHECK_VALUE(options.layers == 1, "layer: expected one layer, got ", options.layers);
+    for (const at::Tensor& state : a.hx) hx.push_back(states(state));
+  }
+
+  at::Tensor sequence(const at::Tensor& t) const {
+    if (!t.defined() || form.packed) return t;
+    return order(t).reshape({steps.steps, steps.batch, t.size(-1)});
+  }
+  at::Tensor states(const at::Tensor& t) const {
+    return t.defined() ? t.reshape({options.directions, steps.batch, t.size(-1)}) : t;
+  }
+  Inputs inputs(const Arguments& a) const {
+    return Inputs({options, input, hx, a.params, a.batch_sizes}, form, steps, 0, input);
+  }
+  // What a call is given of the outputs, in the type that is computed in.
+  OutputTensors outputs(at::TensorList all, const char* name) const {
+    OutputTensors out;
+    if (all.empty()) return out;
+    TORCH_CHECK(all.size() == options.outputs(), name, ": expected ", options.outputs(), " entries, got ",
+                all.size());
+    const size_t first_state = options.step ? 0 : 1;
+    if (!options.step) out.y = wide(sequence(all[0]));
+    out.hn = wide(states(all[first_state]));
+    if (options.states() > 1) out.cn = wide(states(all[first_state + 1]));
+    return out;
+  }
+  at::Tensor wide(const at::Tensor& t) const { return t.defined() ? as(t, computed) : t; }
+};
+
+}  // namespace
+
+Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Tensor& output, bool outputs,
+                          at::IntArrayRef wanted) {
+  const Canonical call(a);
+  const size_t inputs = 1 + a.hx.size() + a.params.size(), weights = size_t(a.options.directions * kSlots);
+  TORCH_CHECK(d.tangents.size() == inputs, "tangents: expected ", inputs, " entries, got ",
+              d.tangents.size());
+  LayerTensors along{call.wide(call.sequence(d.tangents[0])), {}, {}, Tensors(weights)};
+  for (size_t i = 1; i < inputs; ++i) {
+    const at::Tensor t = call.wide(d.tangents[i]);
+    const size_t place = place_of(a, int64_t(i));
+    (place == 1   ? along.h0
+     : place == 2 ? along.c0
+                  : along.weights[place - 3]) = place < 3 ? call.states(t) : t;
+  }
+  Wanted is_wanted(3 + weights);
+  for (const int64_t index : wanted) is_wanted[place_of(a, index)] = true;
+  const Inputs in = call.inputs(a);
+  const at::Tensor y = call.wide(a.options.step ? output.reshape({1, call.steps.batch, output.size(-1)})
+                                                : call.sequence(output));
+  const LayerTangents found =
+      layer_tangents(in, y, call.outputs(d.outer, "grads"), call.outputs(d.outer_tangents, "grad_tangents"),
+                     along, is_wanted);
+  Tensors results;
+  const at::ScalarType type = state_type(a);
+  const auto give = [&](const at::Tensor& t, at::IntArrayRef sizes, at::ScalarType as_type) {
+    results.push_back(t.defined() ? as(t, as_type).reshape(sizes)
+                                  : at::zeros(sizes, a.input.options().dtype(as_type)));
+  };
+  if (outputs) {
+    if (!a.options.step) {
+      const at::Tensor dy = found.outputs.y.defined() ? call.order(found.outputs.y) : at::Tensor();
+      give(dy, output.sizes(), type);
+    }
+    give(found.outputs.hn, final_sizes(a, call.form, call.steps, 0), type);
+    if (a.options.states() > 1) give(found.outputs.cn, final_sizes(a, call.form, call.steps, 1), type);
+  }
+  for (const int64_t index : wanted) {
+    const size_t place = place_of(a, index);
+    const LayerTensors& g = found.gradients;
+    if (place == 0) {
+      give(g.x.defined() ? call.order(g.x) : g.x, a.input.sizes(), a.input.scalar_type());
+    } else if (place < 3) {
+      give(place == 1 ? g.h0 : g.c0, a.hx[place - 1].sizes(), type);
+    } else {
+      const at::Tensor& like = a.params[size_t(index) - 1 - a.hx.size()];
+      give(g.weights.empty() ? at::Tensor() : g.weights[place - 3], like.sizes(), like.scalar_type());
+    }
+  }
+  return results;
+}
+
+Tensors recurrent_gate_gradients(const Arguments& a, at::TensorList outer, const at::Tensor& output) {
+  const Canonical call(a);
+  const Inputs in = call.inputs(a);
+  const at::Tensor y = call.wide(a.options.step ? output.reshape({1, call.steps.batch, output.size(-1)})
+                                                : call.sequence(output));
+  const GateGradients found = gate_gradients(in, y, call.outputs(outer, "grads"));
+  Tensors results;
+  for (const GateGradients::Direction& d : found.directions) {
+    results.push_back(d.input);
+    results.push_back(d.recurrent.is_same(d.input) ? d.recurrent.clone() : d.recurrent);
+    results.push_back(d.h_before);
+    if (a.options.projected) results.push_back(d.unprojected), results.push_back(d.projected);
+  }
+  for (at::Tensor& t : results) t = as(t, a.input.scalar_type()).contiguous();
   return results;
 }
 

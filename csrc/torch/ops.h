@@ -34,6 +34,20 @@ struct Kept {
 Tensors recurrent_backward(const Arguments& arguments, at::TensorList outer, const Kept& kept,
                            at::IntArrayRef wanted);
 
+// Derivatives beyond the gradients, in a direction: `tangents` are those of the input, of hx and of params
+// (in this order), outer_tangents those of outer; undefined means zeros. Returns, if `outputs`, the tangents
+// of what forward returns, then those of the gradients `wanted`.
+struct Directions {
+  at::TensorList tangents, outer, outer_tangents;
+};
+Tensors recurrent_tangent(const Arguments& arguments, const Directions& directions, const at::Tensor& output,
+                          bool outputs, at::IntArrayRef wanted);
+
+// The gradients of every row's gates, from which those of weights follow for any groups of rows: for each
+// direction those that the input feeds [rows, G H], those that h feeds [rows, G H], and the h that fed them
+// [rows, P]; with a projection also what it read [rows, H] and the gradient of what it gave [rows, P].
+Tensors recurrent_gate_gradients(const Arguments& arguments, at::TensorList outer, const at::Tensor& output);
+
 // Throws what the call would throw.
 RNNFUSED_API void check_call(const std::string& layer, const at::Tensor& input, const Tensors& hx,
                              const Tensors& params, const std::optional<at::Tensor>& batch_sizes);

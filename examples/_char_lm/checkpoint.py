@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from . import DemoError
-from .options import Recipe
+from .corpus import Corpus, load_corpus
+from .options import DEFAULT_EPOCHS, Recipe
 
 _FORMAT = "rnnfused char_lm 1"
 
@@ -45,6 +46,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(**{**content, "recipe": Recipe(**content["recipe"])})
     except Exception as error:  # torch.load raises nearly anything, depending on which byte is wrong
         raise DemoError(f"not a checkpoint of this demo: {path}") from error
+
+
+def begin(saved: Checkpoint | None, given: dict[str, Any], epochs: int | None) -> tuple[Checkpoint, Corpus]:
+    """The checkpoint to continue, or an empty one, and the text it is about. given: the options of the recipe
+    that the command line names; epochs: those it asks for.
+
+    Raises:
+        DemoError: when the options or the text do not fit the checkpoint, or the text cannot be used.
+    """
+    if saved is None:
+        recipe = Recipe(**given)
+        corpus = load_corpus(recipe)
+        return Checkpoint(recipe, corpus.fingerprint, epochs or DEFAULT_EPOCHS), corpus
+    recipe = resumed_recipe(saved, given)
+    corpus = load_corpus(recipe)
+    if corpus.fingerprint != saved.fingerprint:
+        raise DemoError("the checkpoint was trained on another text")
+    return replace(saved, recipe=recipe, epochs=epochs or saved.epochs), corpus
 
 
 def resumed_recipe(checkpoint: Checkpoint, given: dict[str, Any]) -> Recipe:

@@ -64,16 +64,9 @@ class _OneLineParser(argparse.ArgumentParser):
         raise DemoError(f"{message} (--help lists the options)")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; options of the recipe that were not given are None.
-
-    Raises:
-        DemoError: for an unknown option or a value out of range.
-    """
-    parser = _OneLineParser(
-        prog="char_lm.py",
-        description="Train a character language model with rnnfused, then with torch.nn, and compare.",
-    )
+def _parser(program: str, description: str) -> argparse.ArgumentParser:
+    """What every program here can be asked for."""
+    parser = _OneLineParser(prog=program, description=description)
     for option in fields(Recipe):
         shown = "" if option.default is None else f" (default {option.default})"
         details = {**option.metadata, "help": option.metadata["help"] + shown}
@@ -81,10 +74,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--epochs", type=positive_int, help=f"passes over the text (default {DEFAULT_EPOCHS})"
     )
+    parser.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output"), help="folder (default demo-output)"
+    )
+    return parser
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read char_lm.py's command line; options of the recipe that were not given are None.
+
+    Raises:
+        DemoError: for an unknown option or a value out of range.
+    """
+    parser = _parser(
+        "char_lm.py", "Train a character language model with rnnfused, then with torch.nn, and compare."
+    )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default cpu)"
     )
-    parser.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice)")
     parser.add_argument(
         "--peer",
         choices=("torch", "none"),
@@ -92,12 +100,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="train this as well and compare (default torch)",
     )
     parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="continue where this one stopped")
-    parser.add_argument(
-        "--output", type=Path, default=Path("demo-output"), help="folder (default demo-output)"
-    )
     parser.add_argument("--sample-length", type=positive_int, default=600, help="characters (default 600)")
     parser.add_argument(
         "--temperature", type=positive_float, default=0.8, help="below 1 makes the sample tamer (default 0.8)"
+    )
+    return parser.parse_args(arguments)
+
+
+def parse_distributed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read char_lm_distributed.py's command line, as `parse` does."""
+    parser = _parser(
+        "char_lm_distributed.py", "Train a character language model in the processes that torchrun starts."
+    )
+    parser.add_argument(
+        "--sharding",
+        choices=("ddp", "fsdp"),
+        default="ddp",
+        help="ddp: every process holds the model; fsdp: a share of it (default ddp)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the output folder's checkpoint, if there is one"
     )
     return parser.parse_args(arguments)
 

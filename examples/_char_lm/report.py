@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 
+from .corpus import Corpus
+from .options import Recipe
 from .training import Run
 
 BLOCK = 10  # steps whose throughput is one measurement: long enough for the clock, short enough for a median
@@ -30,10 +32,21 @@ def largest_difference(run: Run, peer: Run) -> float:
     return max(abs(ours - theirs) for ours, theirs in pairs)
 
 
-def epoch_line(run: Run) -> str:
-    """The state of a run that has just finished an epoch."""
+def introduction(recipe: Recipe, corpus: Corpus) -> str:
+    """What is about to be trained, on which text."""
+    return (
+        f"text: {recipe.text or 'the Python standard library'}, {len(corpus.training):,} characters to train "
+        f"on, {len(corpus.held_out):,} held out, {len(corpus.vocabulary)} different\n"
+        f"model: {recipe.cell}, {recipe.layers} x {recipe.hidden} hidden units, embedding "
+        f"{recipe.embedding}; batch {recipe.batch} x {recipe.steps} steps, seed {recipe.seed}"
+    )
+
+
+def epoch_line(run: Run, epochs: int) -> str:
+    """The state of a run that has just finished an epoch, out of `epochs`."""
     training = fmean(run.history.losses[-run.steps_of_an_epoch :])
     return (
+        f"{run.backend} epoch {run.epochs_done}/{epochs}: "
         f"training {training:.3f}, held-out {run.history.held_out[-1]:.3f} bits/character, "
         f"{median(block_rates(run)):,.0f} characters/second"
     )

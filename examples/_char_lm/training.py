@@ -3,16 +3,18 @@
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from . import DemoError
 from .corpus import Corpus, cut_streams
 from .model import State, build_model, detach
 from .options import Recipe
@@ -30,34 +32,48 @@ class History:
 class Interrupt:
     """While entered, Ctrl-C asks for a stop between two steps; a second one stops at once."""
 
+    signals: tuple[signal.Signals, ...] = (signal.SIGINT,)
+
     def __init__(self) -> None:
-        self.requested = False
+        self._caught = False
+
+    def requested(self) -> bool:
+        return self._caught
 
     def __enter__(self) -> "Interrupt":
-        self._previous = signal.signal(signal.SIGINT, self._handle)
+        self._previous = [signal.signal(number, self._handle) for number in self.signals]
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in zip(self.signals, self._previous, strict=True):
+            signal.signal(number, handler)
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.requested:
+        if self._caught:
             raise KeyboardInterrupt
-        self.requested = True
+        self._caught = True
 
 
 class Run:
-    """One backend's training: model, optimizer, carried state, and the history, which gives the position."""
+    """One backend's training: model, optimizer, carried state, and the history, which gives the position.
+
+    The methods that say so may be otherwise where several processes share the work.
+    """
+
+    shows_progress = True
 
     def __init__(self, backend: str, recipe: Recipe, corpus: Corpus, device: str) -> None:
         self.backend = backend
         self.recipe = recipe
         self.history = History()
         self.model = build_model(backend, len(corpus.vocabulary), recipe).to(device)
+        self._called = self._wrap(self.model)
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.lr)
         self._state: State | None = None
-        self._training = [part.to(device) for part in cut_streams(corpus.training, recipe.batch)]
-        self._held_out = [part.to(device) for part in cut_streams(corpus.held_out, recipe.batch)]
+        self._training, self._held_out = (
+            [self._share(part).to(device) for part in cut_streams(characters, recipe.batch)]
+            for characters in (corpus.training, corpus.held_out)
+        )
 
     @property
     def steps_of_an_epoch(self) -> int:
@@ -87,9 +103,10 @@ class Run:
             unit_scale=True,
             mininterval=0.5,
             leave=False,
+            disable=not self.shows_progress,
         ) as bar:
             for window in range(done, self.steps_of_an_epoch):
-                if interrupt.requested:
+                if interrupt.requested():
                     return False
                 self.step(window)
                 bar.set_postfix_str(f"{self.history.losses[-1]:.3f} bits/char", refresh=False)
@@ -109,7 +126,7 @@ class Run:
         self._optimizer.step()
         self._state = detach(state)
         # Reading the loss waits for the device, so it belongs before the clock is read.
-        self.history.losses.append(loss.item() / math.log(2))
+        self.history.losses.append(self._mean(loss) / math.log(2))
         self.history.seconds.append(time.perf_counter() - started)
 
     @torch.no_grad()
@@ -120,7 +137,7 @@ class Run:
         total, length = 0.0, len(self._held_out[0])
         for start in range(0, length, self.recipe.steps):
             loss, state = self._loss(self._held_out, start, state)
-            total += loss.item() * min(self.recipe.steps, length - start)
+            total += self._mean(loss) * min(self.recipe.steps, length - start)
         return total / length / math.log(2)
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,8 +160,35 @@ class Run:
 
     def _loss(self, streams: list[Tensor], start: int, carried: State | None) -> tuple[Tensor, State]:
         inputs, targets = (stream[start : start + self.recipe.steps] for stream in streams)
-        scores, state = self.model(inputs, carried)
+        scores, state = self._called(inputs, carried)
         return cross_entropy(scores.flatten(0, 1), targets.flatten()), state
+
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        """What is called in the model's place; may be otherwise."""
+        return model
+
+    def _share(self, stream: Tensor) -> Tensor:
+        """The columns of [T, B] that this process reads; may be otherwise."""
+        return stream
+
+    def _mean(self, loss: Tensor) -> float:
+        """The loss of the whole batch, from that of this process's columns; may be otherwise."""
+        return loss.item()
+
+
+def train(run: Run, epochs: int, interrupt: Interrupt, after: Callable[[bool], None]) -> None:
+    """Train to the last epoch or until interrupted. `after(True)` follows each epoch, `after(False)` the part
+    of one after which it stopped.
+
+    Raises:
+        DemoError: when the run is beyond that epoch.
+    """
+    if run.epochs_begun > epochs:
+        raise DemoError(
+            f"the checkpoint is already in epoch {run.epochs_begun}: --epochs must be at least that"
+        )
+    while run.epochs_done < epochs and not interrupt.requested():
+        after(run.train_epoch(epochs, interrupt))
 
 
 def _to(state: State | None, device: torch.device) -> State | None:

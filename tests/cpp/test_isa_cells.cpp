@@ -7,6 +7,7 @@
 #include <random>
 
 #include "cells/all.h"
+#include "core/dual.h"
 #include "cpu/backward.h"
 #include "cpu/forward.h"
 #include "sequence_case.h"
@@ -99,17 +100,58 @@ To lane_of(const From& vectors, int lane) {
   return out;
 }
 
-template <class T, class Cell>
+// V is a vector of T and One a lane of it, or both are dual numbers of these.
+template <class T, class V, class One, class Cell>
 void check_lanes() {
-  using V = Native<T>;
   std::mt19937 random(2);
   for (int trial = 0; trial < 100; ++trial) {
     const Inputs<V, Cell> in = random_inputs<V, Cell>(random);
     const Outputs<V, Cell> out = evaluate(in);
     for (int lane = 0; lane < kLanes<T>; ++lane) {
-      const auto got = lane_of<T, Outputs<T, Cell>>(out, lane);
-      const auto alone = evaluate(lane_of<T, Inputs<T, Cell>>(in, lane));
+      const auto got = lane_of<T, Outputs<One, Cell>>(out, lane);
+      const auto alone = evaluate(lane_of<T, Inputs<One, Cell>>(in, lane));
       REQUIRE(std::memcmp(&got, &alone, sizeof(got)) == 0);
+    }
+  }
+}
+
+template <class T, class Cell>
+void check_lanes() {
+  check_lanes<T, Native<T>, T, Cell>();
+  check_lanes<T, Dual<Native<T>>, Dual<T>, Cell>();
+}
+
+// Values, and tangents against differences along the direction that the inputs' tangents are.
+template <class Cell>
+void check_tangents() {
+  using Point = Inputs<double, Cell>;
+  using Result = Outputs<double, Cell>;
+  constexpr double step = 1e-5, tolerance = 1e-9;  // as above
+  constexpr size_t inputs = sizeof(Point) / sizeof(double), outputs = sizeof(Result) / sizeof(double);
+  std::mt19937 random(3);
+  for (int trial = 0; trial < 200; ++trial) {
+    const auto dual = random_inputs<Dual<double>, Cell>(random);
+    Dual<double> at[inputs];
+    std::memcpy(at, &dual, sizeof(at));
+    const auto moved = [&](double by) {
+      double point[inputs];
+      for (size_t i = 0; i < inputs; ++i) point[i] = at[i].value + by * at[i].tangent;
+      Point in;
+      std::memcpy(&in, point, sizeof(in));
+      return evaluate(in);
+    };
+    const Outputs<Dual<double>, Cell> result = evaluate(dual);
+    const Result here = moved(0), above = moved(step), below = moved(-step);
+    Dual<double> got[outputs];
+    double value[outputs], high[outputs], low[outputs];
+    std::memcpy(got, &result, sizeof(got));
+    std::memcpy(value, &here, sizeof(value));
+    std::memcpy(high, &above, sizeof(high));
+    std::memcpy(low, &below, sizeof(low));
+    for (size_t i = 0; i < outputs; ++i) {
+      CAPTURE(i);
+      REQUIRE(got[i].value == value[i]);
+      REQUIRE(std::fabs(got[i].tangent - (high[i] - low[i]) / (2 * step)) < tolerance);
     }
   }
 }
@@ -119,6 +161,16 @@ TEST_CASE("the gradients of every cell are those of finite differences"){
   {                                \
     INFO(#name);                   \
     check_gradients<Cell>();       \
+  }
+    RNNFUSED_CELLS(RNNFUSED_CHECK)
+#undef RNNFUSED_CHECK
+}
+
+TEST_CASE("the tangents of every cell are those of finite differences"){
+#define RNNFUSED_CHECK(name, Cell) \
+  {                                \
+    INFO(#name);                   \
+    check_tangents<Cell>();        \
   }
     RNNFUSED_CELLS(RNNFUSED_CHECK)
 #undef RNNFUSED_CHECK

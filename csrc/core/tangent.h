@@ -1,0 +1,48 @@
+// What lies between the products of one step of a layer, forward or backward, with tangents or without: what
+// the kernels of every machine are handed.
+#pragma once
+
+#include "core/sequence.h"
+
+namespace rnnfused {
+
+// Rows of values and rows of their tangents, laid out alike. What is read and has no data is zero; what is
+// written and has none is not wanted.
+template <class T>
+struct DualRows {
+  T* value = nullptr;
+  T* tangent = nullptr;
+  Index stride = 0;
+};
+
+// States [rows, H] before a step: of the first `count` rows those after the step before, of the others, which
+// start here, the initial ones. Those of h are absent where it is projected.
+template <class T>
+struct PreviousStates {
+  Index count;
+  DualRows<const T> before[kMaxStates], initial[kMaxStates];
+};
+
+template <class T>
+struct TangentForward {
+  Index rows, hidden;
+  bool tangents;
+  DualRows<T> gates;  // [rows, accumulators * H]: the accumulators before, what the cell tapes after
+  PreviousStates<T> previous;
+  DualRows<T> next[kMaxStates];  // [rows, H]
+};
+
+template <class T>
+struct TangentBackward {
+  Index rows, hidden;
+  bool tangents;
+  DualRows<T> gates;  // [rows, accumulators * H]: what the cell taped before, its gradients after
+  PreviousStates<T> previous;
+  DualRows<const T> next[kMaxStates];  // [rows, H]
+  DualRows<const T> outer;             // [rows, H]: a part of the gradient of the next h
+  // [rows, H]: gradients of the next states before (of h what `outer` lacks), of the previous states after,
+  // without the recurrent product.
+  DualRows<T> dstates[kMaxStates];
+};
+
+}  // namespace rnnfused

@@ -1,0 +1,69 @@
+"""What the operators cost, for torch.utils.flop_counter: their products, two operations for a multiplication
+and an addition, as torch counts its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+import rnnfused._load  # noqa: F401 (it registers the operators)
+from rnnfused._layer import LayerConfig
+
+__all__: list[str] = []
+
+Shape = Sequence[int]
+
+
+def _rows(input: Shape) -> int:
+    """(step, batch) pairs: all that the input has beside its features."""
+    rows = 1
+    for size in input[:-1]:
+        rows *= size
+    return rows
+
+
+def _weights(config: LayerConfig, params: Sequence[Shape]) -> list[int]:
+    """Of each of params the multiplications that a row takes: none for biases."""
+    return [shape[0] * shape[1] if len(shape) == 2 else 0 for shape in params]
+
+
+@register_flop_formula(torch.ops.rnnfused.recurrent)
+def _forward(
+    input: Shape,
+    hx: Sequence[Shape],
+    params: Sequence[Shape],
+    batch_sizes: Any,
+    layer: str,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return 2 * _rows(input) * sum(_weights(LayerConfig.parse(layer), params))
+
+
+@register_flop_formula(torch.ops.rnnfused.recurrent_backward)
+def _backward(
+    grads: Any,
+    input: Shape,
+    hx: Sequence[Shape],
+    params: Sequence[Shape],
+    batch_sizes: Any,
+    output: Shape,
+    tape: Shape,
+    layer: str,
+    wanted: Sequence[int],
+    *_: Any,
+    **__: Any,
+) -> int:
+    config = LayerConfig.parse(layer)
+    weights = _weights(config, params)
+    first = 1 + len(hx)
+    found = sum(weights[index - first] for index in wanted if index >= first)
+    for place, weight in enumerate(weights):
+        # The gradient of x takes W_ih; those of h and of the projected output pass through the others anyway.
+        if place % config.params_each or 0 in wanted:
+            found += weight
+    return 2 * _rows(input) * found

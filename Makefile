@@ -38,7 +38,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp bench -name '*.h' -o -name '*.cpp' -o 
 
 .NOTPARALLEL:
 .PHONY: demo test check build emulated lint format bench clean
-.PHONY: ctest ctest-all ctest-asan ctest-tsan ctest-aarch64 cuda cuda-all pytest-asan pytest-all
+.PHONY: ctest ctest-all ctest-asan ctest-tsan ctest-aarch64 cuda cuda-all pytest-asan
 
 demo: build
 	$(python) examples/char_lm.py --output demo-output
@@ -50,7 +50,7 @@ test: lint build emulated ctest
 
 # What takes longer than a change should wait for: all that `make test` leaves out.
 check: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
-check: cuda-all ctest-all ctest-tsan ctest-aarch64 ctest-asan build emulated pytest-asan pytest-all
+check: ctest-all ctest-aarch64 ctest-tsan cuda-all ctest-asan pytest-asan
 
 build: $(environment)
 	$(install)
@@ -87,8 +87,9 @@ ctest-asan: $(environment)
 asan_tests := walk fuzz recompute native_checks sequence stack functional autograd modules memory frozen stepper
 pytest-asan: $(environment)
 	tools/build asan _C $(with_asan)
-	RNNFUSED_WALK_CASES=3000 RNNFUSED_FUZZ_CALLS=100000 tools/pytest_asan $(python) $(asan_tests:%=tests/test_%.py)
-	RNNFUSED_WALK_CASES=1000 RNNFUSED_ISA=scalar tools/pytest_asan $(python) tests/test_walk.py
+	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=2000 RNNFUSED_FUZZ_CALLS=100000 \
+	  tools/pytest_asan $(python) $(asan_tests:%=tests/test_%.py)
+	RNNFUSED_ISA=scalar RNNFUSED_WALK_CASES=1000 tools/pytest_asan $(python) tests/test_walk.py
 
 ctest-tsan: $(environment)
 	tools/run_ctest ctest-tsan $(without_python) -DRNNFUSED_SANITIZE=thread "-DRNNFUSED_ISAS=$(sanitized_isas)"

@@ -436,7 +436,7 @@ def test_most_mutations_are_refused_and_some_are_not() -> None:
         try:
             fast_path(**mutated(forward_arguments(pick), pick))
             outcomes["taken"] += 1
-        except ERRORS:
+        except Exception:
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 50, outcomes
 

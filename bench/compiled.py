@@ -1,5 +1,5 @@
-"""`python -m bench.compiled`: a training step of the demo's model, eager and under torch.compile(fullgraph=True),
-side by side, and how far their losses part.
+"""`python -m bench.compiled`: a training step of the demo's model, eager and under
+torch.compile(fullgraph=True), side by side, and how far their losses part.
 
 Both start from the same weights and take the same windows; steps alternate, so that what disturbs the machine
 disturbs both. The compiled one's first steps, in which it compiles, do not count.

@@ -38,7 +38,7 @@ def show_config() -> str:
         "cells": ", ".join(_C.cell_names()),
         "dtypes": "float32, float64, float16, bfloat16 (the last two in float32 on the CPU)",
         "cuda": _cuda(),
-        "drivers": "native forward, backward, tangents, double backward; third derivatives in torch's operations",
+        "drivers": "native forward, backward, tangents, double backward; third derivatives decomposed",
         "memory": f"{_C.kept_bytes() / 2**20:.0f} MiB of freed results kept (at most 256; empty_cache)",
         "plans": "serial, partition, streams or wavefront by size (RNNFUSED_LOG=plan prints each)",
     }

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from rnnfused import _decomposed
 from rnnfused._layer import LayerConfig
 from rnnfused._load import _C
+from rnnfused.onnx import register_symbolic
 
 __all__ = ["recurrent"]
 
@@ -42,6 +43,8 @@ def recurrent(
         outputs = _C.recurrent(layer.text, input, hx, params, batch_sizes)
         if outputs is not None:
             return outputs
+        if torch._C._is_tracing():
+            register_symbolic()  # it may be for ONNX
     if batch_sizes is not None and len(hx) == 0:
         hx = _zeros(layer, input, params, batch_sizes)
     return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, layer.text, False)

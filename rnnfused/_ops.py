@@ -45,16 +45,23 @@ def recurrent(
             return outputs
         if torch._C._is_tracing():
             register_symbolic()  # it may be for ONNX
-    if batch_sizes is not None and len(hx) == 0:
+    if len(hx) == 0:
         hx = _zeros(layer, input, params, batch_sizes)
     return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, layer.text, False)
 
 
-def _zeros(layer: LayerConfig, input: Tensor, params: Sequence[Tensor], batch_sizes: Tensor) -> list[Tensor]:
-    """Initial states of packed rows: their number is data, which a tensor without memory cannot tell."""
-    batch = int(batch_sizes[0])
-    parts = layer.num_layers * layer.directions
-    return [input.new_zeros(parts, batch, size) for size in layer.state_sizes(params[1].shape)]
+def _zeros(
+    layer: LayerConfig, input: Tensor, params: Sequence[Tensor], batch_sizes: Tensor | None
+) -> list[Tensor]:
+    """The initial states that native code takes for granted. Packed rows do not tell their number without
+    memory, and compiled packages (AOTInductor) have no empty lists.
+    """
+    leading = [] if layer.step else [layer.num_layers * layer.directions]
+    if batch_sizes is not None:
+        leading.append(int(batch_sizes[0]))
+    elif input.dim() == (2 if layer.step else 3):
+        leading.append(input.size(0 if layer.step or layer.batch_first else 1))
+    return [input.new_zeros(*leading, size) for size in layer.state_sizes(params[1].shape)]
 
 
 def _tangent(keys: torch.DispatchKeySet, *arguments: Any) -> list[Tensor]:

@@ -4,12 +4,14 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 
 #include "core/stream.h"
 #include "torch/backends.h"
+#include "torch/tangents_gpu.h"
 
 namespace rnnfused {
 namespace {
@@ -87,14 +89,12 @@ DualRows<const T> read(const at::Tensor& value, const at::Tensor& tangent, Index
 
 template <class T>
 void run_forward(const Inputs& in, const TangentForward<T>& step, int threads) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!in.on_gpu, "rnnfused: tangents on ", in.x.device());
-  cpu::tangent_forward(in.cell, step, threads);
+  in.on_gpu ? tangent_forward_on_gpu(in, step) : cpu::tangent_forward(in.cell, step, threads);
 }
 
 template <class T>
 void run_backward(const Inputs& in, const TangentBackward<T>& step, int threads) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!in.on_gpu, "rnnfused: tangents on ", in.x.device());
-  cpu::tangent_backward(in.cell, step, threads);
+  in.on_gpu ? tangent_backward_on_gpu(in, step) : cpu::tangent_backward(in.cell, step, threads);
 }
 
 // One direction: what it takes from its inputs, and its rows' memory.
@@ -124,6 +124,7 @@ class DirectionPass {
     if (along->x.defined()) dx_ = along->x.view({shape.rows(), shape.input});
     dh0_ = slice(along->h0, direction), dc0_ = slice(along->c0, direction);
     dw_ih_ = by_accumulator(weight(0), in.info.x_first);
+    dw_hh_in_torchs_order_ = weight(1);
     dw_hh_ = by_accumulator(weight(1), in.info.h_first);
     db_ih_ = weight(2), db_hh_ = weight(3), dw_hr_ = weight(4);
   }
@@ -139,11 +140,12 @@ class DirectionPass {
     accumulate();
     const at::Tensor w_hh = w_hh_.t(), w_hr = transposed(w_hr_), dw_hr = transposed(dw_hr_);
     const at::Tensor recurrent = copies_ > 1 ? fed(tangents(gates_), in_.info.h_first) : at::Tensor();
+    const at::Tensor packed = copies_ > 1 ? pack_forward() : at::Tensor();
     for (Index s = 0; s < shape.steps; ++s) {
       const Index active = stream_.active(s), row = stream_.row(s, 0);
       const Index count = std::min(active, stream_.active(s - 1)), from = row_before(s);
       if (active == 0) continue;
-      if (copies_ > 1) {
+      if (copies_ > 1 && !packed.defined()) {
         if (count > 0) recurrent.narrow(0, row, count).addmm_(dh_.narrow(0, from, count), w_hh);
         if (active > count && dh0_.defined()) {
           recurrent.narrow(0, row + count, active - count)
@@ -153,6 +155,7 @@ class DirectionPass {
       TangentForward<T> step{active, shape.hidden, copies_ > 1, written<T>(gates_, row), previous(s), {}};
       step.next[0] = shape.projected() ? written<T>(unprojected_, row) : tangents_of_h(row);
       step.next[1] = written<T>(cells_, row);
+      if (packed.defined()) step.recurrent = packed.const_data_ptr<T>();
       run_forward(in_, step, threads_);
       if (!shape.projected() || copies_ == 1) continue;
       at::Tensor dh = dh_.narrow(0, row, active);
@@ -179,9 +182,10 @@ class DirectionPass {
       of_unprojected = in_.empty({shape.batch, copies_, shape.hidden});
       dy = ddy = at::Tensor();
     }
+    const at::Tensor packed = pack_backward();
     for (Index s = shape.steps - 1; s >= 0; --s) {
       const Index active = stream_.active(s), row = stream_.row(s, 0);
-      add_recurrent(s + 1);
+      if (!packed.defined()) add_recurrent(s + 1);
       if (active == 0) continue;
       if (shape.projected()) unproject(row, active, of_unprojected);
       TangentBackward<T> step{active,      shape.hidden, copies_ > 1, written<T>(gates_, row),
@@ -191,9 +195,14 @@ class DirectionPass {
       step.outer = read<T>(dy, ddy, row);
       step.dstates[0] = written<T>(shape.projected() ? of_unprojected : dstates_[0], 0);
       step.dstates[1] = written<T>(dstates_[1], 0);
+      set_recurrent(step, packed, s + 1);
       run_backward(in_, step, threads_);
     }
-    add_recurrent(0);
+    if (!packed.defined()) return add_recurrent(0);
+    TangentBackward<T> last{0, shape.hidden, copies_ > 1, {}, {}, {}, {}, {}};
+    last.dstates[0] = written<T>(dstates_[0], 0);
+    set_recurrent(last, packed, 0);
+    run_backward(in_, last, threads_);
   }
 
   // The gradients of the initial states [B, N, units].
@@ -371,6 +380,33 @@ class DirectionPass {
     if (tangent.defined()) tangents(out).copy_(slice(tangent, direction_));
   }
 
+  // Weights for the recurrent product of a step's kernel; undefined where that is torch's.
+  at::Tensor pack_forward() const {
+    const TangentKernels<T>& kernels = cpu::tangent_kernels<T>(in_.cell);
+    return pack(kernels.packed_forward(in_.shape.hidden), kernels.pack_forward, at::Tensor());
+  }
+  at::Tensor pack_backward() const {
+    const TangentKernels<T>& kernels = cpu::tangent_kernels<T>(in_.cell);
+    return pack(kernels.packed_backward(in_.shape.hidden, dw_hh_.defined()), kernels.pack_backward,
+                dw_hh_in_torchs_order_);
+  }
+  at::Tensor pack(Index scalars, void (*kernel)(const RecurrentWeights<T>&, T*), const at::Tensor& dw) const {
+    if (in_.on_gpu || in_.shape.projected() || scalars == 0) return {};
+    at::Tensor packed = in_.empty({scalars});
+    const at::Tensor& w = in_.weight(direction_, 1);
+    kernel({in_.shape.hidden, w.const_data_ptr<T>(), dw.defined() ? dw.const_data_ptr<T>() : nullptr},
+           packed.mutable_data_ptr<T>());
+    return packed;
+  }
+
+  void set_recurrent(TangentBackward<T>& step, const at::Tensor& packed, Index s) const {
+    if (!packed.defined() || stream_.active(s) == 0) return;
+    step.recurrent = packed.const_data_ptr<T>();
+    step.weights_have_tangents = dw_hh_.defined();
+    step.after = read<T>(gates_, stream_.row(s, 0));
+    step.after_rows = stream_.active(s);
+  }
+
   // What the gates of position s make of the h before it.
   void add_recurrent(Index s) const {
     const Index active = stream_.active(s);
@@ -401,7 +437,7 @@ class DirectionPass {
   // Values; weights of gates in the order of the accumulators.
   at::Tensor x_, h_, h0_, c0_, w_ih_, w_hh_, w_hr_, h_before_;
   // Their tangents, where there are any.
-  at::Tensor dx_, dh_, dh0_, dc0_, dw_ih_, dw_hh_, db_ih_, db_hh_, dw_hr_;
+  at::Tensor dx_, dh_, dh0_, dc0_, dw_ih_, dw_hh_, dw_hh_in_torchs_order_, db_ih_, db_hh_, dw_hr_;
   at::Tensor gates_, cells_, unprojected_;  // [rows, N, A * H], [rows, N, H]
   at::Tensor dstates_[kMaxStates];          // carried backward [B, N, units]
   at::Tensor projected_;                    // gradients of the projected output [rows, N, P]
@@ -482,6 +518,7 @@ class LayerPass {
 // Calls body with a pass of the layer's type.
 template <class Body>
 auto with_pass(const Inputs& in, const at::Tensor& y, const LayerTensors* along, Body body) {
+  const c10::DeviceGuard guard(in.x.device());
   if (in.x.scalar_type() == at::kFloat) return body(LayerPass<float>(in, y, along));
   return body(LayerPass<double>(in, y, along));
 }

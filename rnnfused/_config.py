@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from rnnfused._load import _C, build_info
 
-__all__ = ["empty_cache", "show_config"]
+__all__ = ["empty_cache", "library_path", "show_config"]
+
+
+def library_path() -> str:
+    """The shared library that holds the operators, without any Python in it.
+
+    `torch.ops.load_library` loads it into a process that runs exported models without rnnfused, and C++
+    programs link it or open it.
+    """
+    return str(Path(_C.__file__).with_name("librnnfused.so"))
 
 
 def empty_cache() -> None:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from rnnfused import _decomposed
 from rnnfused._layer import LayerConfig
 from rnnfused._load import _C
+from rnnfused.onnx import register_symbolic
 
 __all__ = ["recurrent"]
 
@@ -42,6 +43,9 @@ def recurrent(
         outputs = _C.recurrent(layer.text, input, hx, params, batch_sizes)
         if outputs is not None:
             return outputs
+        if torch._C._is_tracing():
+            register_symbolic()  # it may be for ONNX
+            return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, layer.text, False)
     if len(hx) == 0:
         hx = _zeros(layer, input, params, batch_sizes)
     return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, layer.text, False)
@@ -53,9 +57,9 @@ def _zeros(
     """The initial states that native code takes for granted. Packed rows do not tell their number without
     memory, and compiled packages (AOTInductor) have no empty lists.
     """
-    leading = [] if layer.step else [layer.num_layers * layer.directions]
+    leading: list[Any] = [] if layer.step else [layer.num_layers * layer.directions]
     if batch_sizes is not None:
-        leading.append(int(batch_sizes[0]))
+        leading.append(batch_sizes[0].item())  # not int(): exported programs keep it a symbol
     elif input.dim() == (2 if layer.step else 3):
         leading.append(input.size(0 if layer.step or layer.batch_first else 1))
     return [input.new_zeros(*leading, size) for size in layer.state_sizes(params[1].shape)]

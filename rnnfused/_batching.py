@@ -143,8 +143,8 @@ class _Fold:
         batch is the last part of a row's index.
         """
         each = len(gates) // self._layer.directions
-        order_by_steps = self._layer.batch_first and input.dim() == 3 and self._axis == 0
-        rows = (input.transpose(0, 1) if order_by_steps and not self._packed else input).flatten(0, -2)
+        order_by_steps = self._layer.batch_first and not self._packed
+        rows = (input.transpose(0, 1) if order_by_steps else input).flatten(0, -2)
 
         def product(left: Tensor, right: Tensor) -> Tensor:
             v = self._size

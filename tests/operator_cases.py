@@ -1,0 +1,157 @@
+"""One layer in each of the operator's forms: what it takes, what its gradients take, and its twin in torch
+operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnfused import _decomposed
+from rnnfused._layer import LayerConfig
+
+__all__ = ["LAYOUTS", "VARIANTS", "Case", "cases"]
+
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
+VARIANTS = [("rnn_tanh", False), ("rnn_relu", False), ("lstm", False), ("lstm", True), ("gru", False)]
+LAYOUTS = ("padded", "batch_first", "unbatched", "batch_first_unbatched", "packed", "step", "unbatched_step")
+
+
+@dataclass(frozen=True)
+class Case:
+    """cell, whether it is projected, one of LAYOUTS, and sizes: T steps, B sequences, I and H units."""
+
+    cell: str
+    projected: bool = False
+    layout: str = "padded"
+    directions: int = 1
+    biases: bool = True
+    steps: int = 3
+    batch: int = 2
+    input: int = 3
+    hidden: int = 4
+    dtype: torch.dtype = torch.float64
+
+    def __str__(self) -> str:
+        return f"{self.config.text}-{self.layout}".replace(" ", "-")
+
+    @property
+    def step(self) -> bool:
+        return self.layout.endswith("step")
+
+    @property
+    def batched(self) -> bool:
+        return "unbatched" not in self.layout
+
+    @property
+    def packed(self) -> bool:
+        return self.layout == "packed"
+
+    @property
+    def states(self) -> int:
+        return 2 if self.cell == "lstm" else 1
+
+    @property
+    def config(self) -> LayerConfig:
+        return LayerConfig(
+            self.cell,
+            bidirectional=self.directions == 2,
+            batch_first=self.layout.startswith("batch_first"),
+            bias=self.biases,
+            projected=self.projected,
+            step=self.step,
+        )
+
+    @property
+    def batch_sizes(self) -> Tensor | None:
+        """[T], from the whole batch down to one sequence."""
+        if not self.packed:
+            return None
+        return torch.linspace(self.batch, 1, self.steps).long()
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of input, hx and params."""
+        t, b, h = self.steps, self.batch, self.hidden
+        p = h // 2 if self.projected else h
+        middle = (b,) if self.batched else ()
+        if self.packed:
+            assert self.batch_sizes is not None
+            leading: tuple[int, ...] = (int(self.batch_sizes.sum()),)
+        else:
+            steps = () if self.step else (t,)
+            leading = middle + steps if self.layout == "batch_first" else steps + middle
+        parts = () if self.step else (self.directions,)
+        shapes = [(*leading, self.input), (*parts, *middle, p)]
+        if self.cell == "lstm":
+            shapes.append((*parts, *middle, h))
+        g = GATES[self.cell] * h
+        for _ in range(self.directions):
+            shapes += [(g, self.input), (g, p)] + [(g,)] * 2 * self.biases + [(p, h)] * self.projected
+        return shapes
+
+    def leaves(self, requires_grad: bool = False) -> list[Tensor]:
+        """Of input, hx and params, from torch's generator."""
+        return [torch.randn(s, dtype=self.dtype).requires_grad_(requires_grad) for s in self.shapes]
+
+    def split(self, leaves: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Input, hx and params."""
+        first = 1 + self.states
+        return leaves[0], list(leaves[1:first]), list(leaves[first:])
+
+    def run(self, *leaves: Tensor) -> tuple[Tensor, ...]:
+        """The operator."""
+        outputs = torch.ops.rnnfused.recurrent(*self.split(leaves), self.batch_sizes, self.config.text, False)
+        return tuple(outputs)
+
+    def twin(self, *leaves: Tensor) -> tuple[Tensor, ...]:
+        """The same in torch operations."""
+        return tuple(_decomposed.recurrent(self.config, *self.split(leaves), self.batch_sizes))
+
+    def outer(self) -> list[Tensor]:
+        """Outer gradients for what `run` returns."""
+        with torch.no_grad():
+            return [torch.randn_like(t) for t in self.run(*self.leaves())]
+
+    def kept(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """The first output and the tape, without a graph."""
+        with torch.no_grad():
+            own = self.split([t.detach() for t in leaves])
+            first, *_, tape = torch.ops.rnnfused.recurrent(*own, self.batch_sizes, self.config.text, True)
+        return [first, tape]
+
+    def calls(self, requires_grad: bool = False) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        """Each operator and arguments for it."""
+        ops = torch.ops.rnnfused
+        leaves = self.leaves(requires_grad)
+        arguments = (*self.split(leaves), self.batch_sizes)
+        text, every = self.config.text, list(range(len(leaves)))
+        output, tape = self.kept(leaves)
+        outer = [t.requires_grad_(requires_grad) for t in self.outer()]
+        tangents = [torch.randn_like(t) for t in leaves]
+        moved = [torch.randn_like(t) for t in outer]
+        for save in (False, True):
+            yield ops.recurrent.default, (*arguments, text, save)
+        yield ops.recurrent_backward.default, (outer, *arguments, output, tape, text, every)
+        yield ops.recurrent_tangent.default, (tangents, outer, moved, *arguments, output, text, True, every)
+        plain = (*self.split([t.detach() for t in leaves]), self.batch_sizes)
+        yield ops.recurrent_gate_gradients.default, ([t.detach() for t in outer], *plain, output, text)
+
+
+def cases(layouts: Sequence[str] = LAYOUTS, **sizes: Any) -> list[Case]:
+    """Every cell, with a projection and without, in each layout, in one direction and two, with biases and
+    without.
+    """
+    found = []
+    for cell, projected in VARIANTS:
+        for layout in layouts:
+            one_step = layout.endswith("step")
+            if one_step and projected:
+                continue
+            for directions in (1,) if one_step else (1, 2):
+                found += [Case(cell, projected, layout, directions, b, **sizes) for b in (True, False)]
+    return found

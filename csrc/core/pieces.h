@@ -64,9 +64,8 @@ RNNFUSED_HD void load_previous(const PreviousStates<T>& previous, Piece<T> piece
 // The tangents of those accumulators that the recurrent product feeds are taken from `product` [G, lanes], if
 // it is given.
 template <class Cell, class V, class T>
-RNNFUSED_HD void forward_piece(const TangentForward<T>& step, const Piece<T>& piece,
-                               const T* product = nullptr) {
-  V acc[Cell::accumulators], prev[Cell::states], next[Cell::states], tape[Cell::accumulators];
+RNNFUSED_HD void load_accumulators(const TangentForward<T>& step, const Piece<T>& piece, const T* product,
+                                   V (&acc)[Cell::accumulators]) {
   for (int a = 0; a < Cell::accumulators; ++a) {
     load_piece(step.gates, of_accumulator(piece, a, step.hidden), acc[a]);
     if constexpr (std::is_same_v<V, Dual<Native<T>>>) {
@@ -74,11 +73,44 @@ RNNFUSED_HD void forward_piece(const TangentForward<T>& step, const Piece<T>& pi
         acc[a].tangent = load<Native<T>>(product + (a - Cell::h_first) * kLanes<T>);
     }
   }
+}
+
+// The tangents of the next states by the cell's backward: gradients of one state at a time are the factors.
+template <class Cell, class V, int accumulators, int states>
+RNNFUSED_HD void tangents_by_gradients(const Dual<V> (&acc)[accumulators], const Dual<V> (&prev)[states],
+                                       Dual<V> (&next)[states]) {
+  V before[states], after[states];
+  for (int s = 0; s < states; ++s) before[s] = prev[s].value, after[s] = next[s].value;
+  for (int s = 0; s < states; ++s) {
+    V dnext[states]{}, dacc[accumulators], dprev[states];
+    dnext[s] = broadcast<V>(1);
+    Cell::backward(static_cast<const V*>(nullptr), before, after, dnext, dacc, dprev);
+    V sum{};
+    for (int a = 0; a < accumulators; ++a) sum = fma(dacc[a], acc[a].tangent, sum);
+    for (int k = 0; k < states; ++k) sum = fma(dprev[k], prev[k].tangent, sum);
+    next[s].tangent = sum;
+  }
+}
+
+template <class Cell, class V, class T>
+RNNFUSED_HD void forward_piece(const TangentForward<T>& step, const Piece<T>& piece,
+                               const T* product = nullptr) {
+  constexpr bool known = Cell::taped == 0;
+  V acc[Cell::accumulators], prev[Cell::states], next[Cell::states], tape[Cell::accumulators];
+  load_accumulators<Cell>(step, piece, product, acc);
   load_previous(step.previous, piece, prev);
-  Cell::forward(acc, prev, next, tape);
-  for (int a = 0; a < Cell::taped; ++a)
-    store_piece(step.gates, of_accumulator(piece, a, step.hidden), tape[a]);
-  for (int s = 0; s < Cell::states; ++s) store_piece(step.next[s], piece, next[s]);
+  if constexpr (!known) {
+    Cell::forward(acc, prev, next, tape);
+    for (int a = 0; a < Cell::taped; ++a)
+      store_piece(step.gates, of_accumulator(piece, a, step.hidden), tape[a]);
+    for (int s = 0; s < Cell::states; ++s) store_piece(step.next[s], piece, next[s]);
+  } else if constexpr (std::is_same_v<V, Dual<Native<T>>>) {
+    for (int s = 0; s < Cell::states; ++s)
+      next[s].value = load_or_zero<T>(step.next[s].value, step.next[s].stride, piece);
+    tangents_by_gradients<Cell>(acc, prev, next);
+    for (int s = 0; s < Cell::states; ++s)
+      store_if_wanted(step.next[s].tangent, step.next[s].stride, piece, next[s].tangent);
+  }
 }
 
 template <class Cell, class V, class T>

@@ -27,9 +27,12 @@ template <class T>
 struct TangentForward {
   Index rows, hidden;
   bool tangents;
-  DualRows<T> gates;  // [rows, accumulators * H]: the accumulators before, what the cell tapes after
+  // [rows, accumulators * H]: the accumulators before, what the cell tapes after. Of a cell that tapes
+  // nothing the values are not read: `next` holds all that its gradients are made of, and its tangents from
+  // these.
+  DualRows<T> gates;
   PreviousStates<T> previous;
-  DualRows<T> next[kMaxStates];  // [rows, H]
+  DualRows<T> next[kMaxStates];  // [rows, H]; of a cell that tapes nothing the values are only read
   // On the CPU, packed weights with which the kernel itself adds the product of the previous h's tangents to
   // those of the accumulators; else it is there already.
   const T* recurrent = nullptr;

@@ -20,6 +20,7 @@ struct CellInfo {
   int accumulators;
   int x_first, h_first;
   const int* gate_of;  // [accumulators]
+  int taped;
 };
 
 template <class T>

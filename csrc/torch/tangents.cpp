@@ -134,9 +134,10 @@ class DirectionPass {
   void forward(const OutputTensors& out) {
     const SequenceShape& shape = in_.shape;
     dh_ = out.y.defined() ? of_direction(out.y) : at::Tensor();
-    gates_ = in_.empty({shape.rows(), copies_, in_.info.accumulators * shape.hidden});
+    gates_ = padded(in_.info.accumulators * shape.hidden);
     if (in_.info.states > 1) cells_ = in_.empty({shape.rows(), copies_, shape.hidden});
     if (shape.projected()) unprojected_ = in_.empty({shape.rows(), copies_, shape.hidden});
+    if (copies_ == 1 && in_.info.taped == 0) return;  // y is all that backward needs
     accumulate();
     const at::Tensor w_hh = w_hh_.t(), w_hr = transposed(w_hr_), dw_hr = transposed(dw_hr_);
     const at::Tensor recurrent = copies_ > 1 ? fed(tangents(gates_), in_.info.h_first) : at::Tensor();
@@ -153,7 +154,7 @@ class DirectionPass {
         }
       }
       TangentForward<T> step{active, shape.hidden, copies_ > 1, written<T>(gates_, row), previous(s), {}};
-      step.next[0] = shape.projected() ? written<T>(unprojected_, row) : tangents_of_h(row);
+      step.next[0] = shape.projected() ? written<T>(unprojected_, row) : h_and_tangents(row);
       step.next[1] = written<T>(cells_, row);
       if (packed.defined()) step.recurrent = packed.const_data_ptr<T>();
       run_forward(in_, step, threads_);
@@ -263,6 +264,13 @@ class DirectionPass {
 
   at::Tensor zeros(at::IntArrayRef sizes) const { return at::zeros(sizes, in_.x.options()); }
 
+  // [rows, N, units] whose rows do not all lie at the same place of a page: products that read columns of
+  // such rows take a seventh longer.
+  at::Tensor padded(Index units) const {
+    const Index line = 64 / Index(sizeof(T));
+    return in_.empty({in_.shape.rows(), copies_, units + line}).narrow(2, 0, units);
+  }
+
   // Blocks of H along a dimension: of the accumulators from `first` on, of those in torch's order of gates.
   at::Tensor by_accumulator(const at::Tensor& gates, int first) const {
     return reordered(gates, 0, [&](int a) { return in_.info.gate_of[first + a]; });
@@ -300,14 +308,17 @@ class DirectionPass {
   // Everything of the accumulators but the recurrent product of tangents.
   void accumulate() {
     const auto fill = [&](const at::Tensor& sums, const at::Tensor& b_ih, const at::Tensor& b_hh) {
-      sums.zero_();
-      if (b_ih.defined()) fed(sums, in_.info.x_first).add_(by_accumulator(b_ih, in_.info.x_first));
-      if (b_hh.defined()) fed(sums, in_.info.h_first).add_(by_accumulator(b_hh, in_.info.h_first));
+      const at::Tensor start = zeros({1, sums.size(1)});
+      if (b_ih.defined()) fed(start, in_.info.x_first).add_(by_accumulator(b_ih, in_.info.x_first));
+      if (b_hh.defined()) fed(start, in_.info.h_first).add_(by_accumulator(b_hh, in_.info.h_first));
+      sums.copy_(start);
     };
-    const at::Tensor sums = values(gates_);
-    fill(sums, in_.weight(direction_, 2), in_.weight(direction_, 3));
-    add_product(fed(sums, in_.info.x_first), x_, w_ih_.t());
-    add_product(fed(sums, in_.info.h_first), h_before_, w_hh_.t());
+    if (in_.info.taped > 0) {
+      const at::Tensor sums = values(gates_);
+      fill(sums, in_.weight(direction_, 2), in_.weight(direction_, 3));
+      add_product(fed(sums, in_.info.x_first), x_, w_ih_.t());
+      add_product(fed(sums, in_.info.h_first), h_before_, w_hh_.t());
+    }
     if (copies_ == 1) return;
     const at::Tensor along = tangents(gates_);
     fill(along, db_ih_, db_hh_);
@@ -316,10 +327,11 @@ class DirectionPass {
     add_product(fed(along, in_.info.h_first), h_before_, transposed(dw_hh_));
   }
 
-  // The tangents of h alone are written: its values are known.
-  DualRows<T> tangents_of_h(Index row) const {
+  // The values of h are known: of those that a kernel needs it only reads them.
+  DualRows<T> h_and_tangents(Index row) const {
     if (!dh_.defined()) return {};
-    return {nullptr, dh_.mutable_data_ptr<T>() + row * dh_.stride(0), dh_.stride(0)};
+    T* const h = in_.info.taped == 0 ? const_cast<T*>(h_.const_data_ptr<T>()) + row * h_.stride(0) : nullptr;
+    return {h, dh_.mutable_data_ptr<T>() + row * dh_.stride(0), dh_.stride(0)};
   }
 
   PreviousStates<T> previous(Index s) const {

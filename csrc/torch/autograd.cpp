@@ -49,14 +49,30 @@ auto& backward_handle() {
   return found;
 }
 
-// Derivatives of a layer and of its gradients in a direction; see library.cpp.
+// Derivatives of a layer and of its gradients in a direction, and the derivatives of those; see library.cpp.
+using TangentSignature = Tensors(const OptionalList& tangents, const OptionalList& grads,
+                                 const OptionalList& grad_tangents, const at::Tensor& input,
+                                 at::TensorList hx, at::TensorList params,
+                                 const std::optional<at::Tensor>& batch_sizes, const at::Tensor& output,
+                                 std::string_view layer, bool outputs, at::IntArrayRef wanted);
+using TangentBackwardSignature = Tensors(const OptionalList& outer, const OptionalList& tangents,
+                                         const OptionalList& grads, const OptionalList& grad_tangents,
+                                         const at::Tensor& input, at::TensorList hx, at::TensorList params,
+                                         const std::optional<at::Tensor>& batch_sizes,
+                                         const at::Tensor& output, std::string_view layer, bool outputs,
+                                         at::IntArrayRef wanted, at::IntArrayRef needed);
+
+auto& tangent_handle() {
+  static auto found = handle<TangentSignature>("rnnfused::recurrent_tangent");
+  return found;
+}
+
 Tensors call_tangent(const OptionalList& tangents, const OptionalList& grads,
                      const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
                      at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
                      const at::Tensor& output, std::string_view layer, bool outputs, at::IntArrayRef wanted) {
-  static auto found = handle<decltype(call_tangent)>("rnnfused::recurrent_tangent");
-  return found.call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, output, layer, outputs,
-                    wanted);
+  return tangent_handle().call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, output, layer,
+                               outputs, wanted);
 }
 
 OptionalList listed(at::TensorList tensors) {
@@ -237,6 +253,61 @@ struct RecurrentDoubleBackward final : Node {
   }
 };
 
+// Of recurrent_tangent, in torch's operations: derivatives of third order.
+struct RecurrentTangentBackward final : Node {
+  SavedArguments arguments;
+  struct List {
+    std::vector<SavedVariable> saved;
+    std::vector<bool> given;  // which of the list are there
+
+    void save(at::TensorList tensors) {
+      for (const at::Tensor& t : tensors) {
+        given.push_back(t.defined());
+        if (t.defined()) saved.emplace_back(t, false);
+      }
+    }
+    OptionalList unpacked() const {
+      OptionalList list;
+      size_t next = 0;
+      for (const bool there : given)
+        list.push_back(there ? std::optional(saved[next++].unpack()) : std::nullopt);
+      return list;
+    }
+    void release() {
+      for (SavedVariable& v : saved) v.reset_data();
+    }
+  };
+  List tangents, grads, grad_tangents;
+  SavedVariable output;
+  bool outputs = false;
+  at::DimVector wanted;
+
+  std::string name() const override { return "RecurrentTangentBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    arguments.release();
+    tangents.release(), grads.release(), grad_tangents.release();
+    output.reset_data();
+  }
+
+  variable_list apply(variable_list&& outer) override {
+    static auto backward = handle<TangentBackwardSignature>("rnnfused::recurrent_tangent_backward");
+    const std::lock_guard<std::mutex> lock(mutex_);
+    variable_list found(num_outputs());
+    at::DimVector needed;
+    for (size_t i = 0; i < found.size(); ++i) {
+      if (task_should_compute_output(i)) needed.push_back(int64_t(i));
+    }
+    const UnpackedArguments a(arguments);
+    const Tensors computed = backward.call(listed(outer), tangents.unpacked(), grads.unpacked(),
+                                           grad_tangents.unpacked(), a.input, a.hx, a.params, a.batch_sizes,
+                                           output.unpack(), a.options.text, outputs, wanted, needed);
+    for (size_t i = 0; i < needed.size(); ++i) found[size_t(needed[i])] = computed[i];
+    return found;
+  }
+};
+
 Tensors tangents_of(at::TensorList tensors) {
   Tensors found;
   found.reserve(tensors.size());
@@ -412,6 +483,38 @@ Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, c
                               at::TensorList(primals).slice(1 + hx.size()), batch_sizes, output._fw_primal(0),
                               layer, false, wanted));
   }
+  return computed;
+}
+
+Tensors tangent_autograd(c10::DispatchKeySet keys, const OptionalList& tangents, const OptionalList& grads,
+                         const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
+                         at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                         const at::Tensor& output, std::string_view layer, bool outputs,
+                         at::IntArrayRef wanted) {
+  const Arguments a{layer_options(std::string(layer)), input, hx, params, batch_sizes};
+  const Tensors along = unlisted(tangents), outer = unlisted(grads), moved = unlisted(grad_tangents);
+  if (has_tangent(a) || any_tangent(along) || any_tangent(outer) || any_tangent(moved)) {
+    static auto decomposed = handle<TangentSignature>("rnnfused::recurrent_tangent_decomposed");
+    return decomposed.call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, output, layer,
+                           outputs, wanted);
+  }
+  const auto below = [&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return tangent_handle().redispatch(keys & c10::after_autograd_keyset, tangents, grads, grad_tangents,
+                                       input, hx, params, batch_sizes, output, layer, outputs, wanted);
+  };
+  const at::TensorList lists[] = {along, outer, moved};
+  if (!is_followed(a) && !torch::autograd::compute_requires_grad(lists[0], lists[1], lists[2]))
+    return below();
+  auto node = make_node<RecurrentTangentBackward>();
+  node->set_next_edges(torch::autograd::collect_next_edges(lists[0], lists[1], lists[2], input, hx, params));
+  node->arguments.save(a);
+  node->tangents.save(along), node->grads.save(outer), node->grad_tangents.save(moved);
+  node->output = SavedVariable(output, false);
+  node->outputs = outputs;
+  node->wanted = at::DimVector(wanted);
+  Tensors computed = below();
+  torch::autograd::set_history(computed, node);
   return computed;
 }
 

@@ -271,6 +271,20 @@ TORCH_LIBRARY(rnnfused, m) {
       "hx, Tensor[] params, Tensor? batch_sizes, Tensor output, str layer, bool outputs, int[] wanted) -> "
       "Tensor[]",
       tags);
+  // The same in torch's operations, and its derivatives: rnnfused/_ops.py.
+  m.def(
+      "recurrent_tangent_decomposed(Tensor?[] tangents, Tensor?[] grads, Tensor?[] grad_tangents, Tensor "
+      "input, "
+      "Tensor[] hx, Tensor[] params, Tensor? batch_sizes, Tensor output, str layer, bool outputs, int[] "
+      "wanted) "
+      "-> Tensor[]",
+      tags);
+  m.def(
+      "recurrent_tangent_backward(Tensor?[] outer, Tensor?[] tangents, Tensor?[] grads, Tensor?[] "
+      "grad_tangents, Tensor input, Tensor[] hx, Tensor[] params, Tensor? batch_sizes, Tensor output, str "
+      "layer, "
+      "bool outputs, int[] wanted, int[] needed) -> Tensor[]",
+      tags);
   m.def(
       "recurrent_gate_gradients(Tensor?[] grads, Tensor input, Tensor[] hx, Tensor[] params, Tensor? "
       "batch_sizes, Tensor output, str layer) -> Tensor[]",
@@ -305,6 +319,7 @@ TORCH_LIBRARY_IMPL(rnnfused, Batched, m) {
 TORCH_LIBRARY_IMPL(rnnfused, Autograd, m) {
   m.impl("recurrent", &recurrent_autograd);
   m.impl("recurrent_backward", &backward_autograd);
+  m.impl("recurrent_tangent", &tangent_autograd);
 }
 
 TORCH_LIBRARY_IMPL(rnnfused, AutocastCPU, m) {

@@ -142,8 +142,11 @@ def _tangent_backward(
         def take(count: int) -> list[Any]:
             return [next(rest) for _ in range(count)]
 
-        lists = [take(len(of)) for of in (tangents, grads, grad_tangents, (input,), hx, params)]
-        results = _tangent(*lists[:3], lists[3][0], *lists[4:], batch_sizes, output, layer, outputs, wanted)
+        along, outer_of, moved = (take(len(of)) for of in (tangents, grads, grad_tangents))
+        (x,), states, weights = (take(len(of)) for of in ((input,), hx, params))
+        results = _tangent(
+            along, outer_of, moved, x, states, weights, batch_sizes, output, layer, outputs, wanted
+        )
         pairs = [(t, o) for t, o in zip(results, outer, strict=True) if o is not None and t.requires_grad]
         targets = [own[index] for index in needed]
         found: Sequence[Tensor | None] = [None] * len(targets)

@@ -14,7 +14,7 @@ from torch import Tensor
 from rnnfused import _decomposed
 from rnnfused._layer import LayerConfig
 
-__all__ = ["LAYOUTS", "VARIANTS", "Case", "cases"]
+__all__ = ["LAYOUTS", "VARIANTS", "Case", "cases", "one_of_each"]
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 VARIANTS = [("rnn_tanh", False), ("rnn_relu", False), ("lstm", False), ("lstm", True), ("gru", False)]
@@ -154,4 +154,19 @@ def cases(layouts: Sequence[str] = LAYOUTS, **sizes: Any) -> list[Case]:
                 continue
             for directions in (1,) if one_step else (1, 2):
                 found += [Case(cell, projected, layout, directions, b, **sizes) for b in (True, False)]
+    return found
+
+
+def one_of_each(**sizes: Any) -> list[Case]:
+    """Every cell in every layout, directions and biases taking turns."""
+    found = []
+    for row, (cell, projected) in enumerate(VARIANTS):
+        for column, layout in enumerate(LAYOUTS):
+            one_step = layout.endswith("step")
+            if one_step and projected:
+                continue
+            turn = row + column
+            found.append(
+                Case(cell, projected, layout, 1 if one_step else 1 + turn % 2, turn % 3 > 0, **sizes)
+            )
     return found

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from operator_cases import LAYOUTS, VARIANTS, Case, cases
+from operator_cases import Case, cases, one_of_each
 from results import assert_same_bits, tensors
 from tolerances import FLOAT64
 from torch import Tensor
@@ -33,21 +33,6 @@ from rnnfused._load import _C
 LAYERS = ("RNN", "LSTM", "GRU")
 CELLS = ("RNNCell", "LSTMCell", "GRUCell")
 FORWARD, BACKWARD = "rnnfused::recurrent", "rnnfused::recurrent_backward"
-
-
-def one_of_each(**sizes: Any) -> list[Case]:
-    """Every cell in every layout, directions and biases taking turns."""
-    found = []
-    for row, (cell, projected) in enumerate(VARIANTS):
-        for column, layout in enumerate(LAYOUTS):
-            one_step = layout.endswith("step")
-            if one_step and projected:
-                continue
-            turn = row + column
-            found.append(
-                Case(cell, projected, layout, 1 if one_step else 1 + turn % 2, turn % 3 > 0, **sizes)
-            )
-    return found
 
 
 # ---- torch.library.opcheck

@@ -264,8 +264,8 @@ class DirectionPass {
 
   at::Tensor zeros(at::IntArrayRef sizes) const { return at::zeros(sizes, in_.x.options()); }
 
-  // [rows, N, units] whose rows do not all lie at the same place of a page: products that read columns of
-  // such rows take a seventh longer.
+  // [rows, N, units] whose rows do not all lie at the same place of a page: columns of such rows share a few
+  // lines of the cache, and products that read them take longer.
   at::Tensor padded(Index units) const {
     const Index line = 64 / Index(sizeof(T));
     return in_.empty({in_.shape.rows(), copies_, units + line}).narrow(2, 0, units);

@@ -67,3 +67,54 @@ def _backward(
         if place % config.params_each or 0 in wanted:
             found += weight
     return 2 * _rows(input) * found
+
+
+@register_flop_formula(torch.ops.rnnfused.recurrent_tangent)
+def _tangent(
+    tangents: Sequence[Shape | None],
+    grads: Sequence[Shape | None],
+    grad_tangents: Sequence[Shape | None],
+    input: Shape,
+    hx: Sequence[Shape],
+    params: Sequence[Shape],
+    batch_sizes: Any,
+    output: Shape,
+    layer: str,
+    outputs: bool,
+    wanted: Sequence[int],
+    *_: Any,
+    **__: Any,
+) -> int:
+    config = LayerConfig.parse(layer)
+    first = 1 + len(hx)
+    moves = {index for index, tangent in enumerate(tangents) if tangent is not None}
+    found = 0
+    for place, weight in enumerate(_weights(config, params)):
+        of_input, moved = place % config.params_each == 0, place + first in moves
+        # Forward: the accumulators again, and their tangents by what the weight multiplies and by the weight.
+        found += weight * (1 + moved + (not of_input or 0 in moves))
+        if wanted:
+            # Backward: values and tangents of what passes through the weight, and the weight's own gradient.
+            passed = (2 + moved) if not of_input else (1 + moved) * (0 in wanted)
+            found += weight * (passed + 2 * (place + first in wanted))
+    return 2 * _rows(input) * found
+
+
+@register_flop_formula(torch.ops.rnnfused.recurrent_gate_gradients)
+def _gate_gradients(
+    grads: Any,
+    input: Shape,
+    hx: Sequence[Shape],
+    params: Sequence[Shape],
+    batch_sizes: Any,
+    output: Shape,
+    layer: str,
+    *_: Any,
+    **__: Any,
+) -> int:
+    config = LayerConfig.parse(layer)
+    # All products of forward, and those by which gradients pass from step to step.
+    return 2 * _rows(input) * sum(
+        weight * (1 + (place % config.params_each > 0))
+        for place, weight in enumerate(_weights(config, params))
+    )

@@ -225,7 +225,12 @@ struct RecurrentDoubleBackward final : Node {
     const size_t first = given.size();
     variable_list found(first + arguments.count());
     Tensors directions(arguments.count());
-    for (size_t i = 0; i < wanted.size(); ++i) directions[size_t(wanted[i])] = outer[i];
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      at::Tensor& direction = directions[size_t(wanted[i])];
+      direction = direction.defined() && outer[i].defined() ? direction + outer[i]
+                  : outer[i].defined()                      ? outer[i]
+                                                            : direction;
+    }
     if (std::none_of(outer.begin(), outer.end(), [](const auto& t) { return t.defined(); })) return found;
     bool outputs = false;
     at::DimVector second;
@@ -342,6 +347,13 @@ bool is_followed(const Arguments& a) {
   return torch::autograd::compute_requires_grad(a.input, a.hx, a.params);
 }
 
+// The output as backward reads it. A step's backward reads it only where the cell tapes nothing: else the
+// next state may be changed in place, as that of torch's cells.
+SavedVariable saved_output(const LayerOptions& o, const at::Tensor& output) {
+  if (o.step && o.info.taped > 0 && is_plain(output)) return SavedVariable(output.variable_data(), false);
+  return SavedVariable(output, /*is_output=*/true);
+}
+
 // Runs the layer by `below` and records how it is differentiated. With the tape or without, as `save` says.
 template <class Below>
 Tensors differentiated(const Arguments& a, bool save, bool moved, const Below& below) {
@@ -356,7 +368,7 @@ Tensors differentiated(const Arguments& a, bool save, bool moved, const Below& b
     node->arguments.save(a);
     run();
     for (size_t i = 0; i < count; ++i) torch::autograd::set_history(outputs[i], node);
-    node->output = SavedVariable(outputs[0], /*is_output=*/true);
+    node->output = saved_output(a.options, outputs[0]);
     node->tape = SavedVariable(outputs[count], false);
   } else {
     run();

@@ -40,22 +40,45 @@ bool read(const py::sequence& from, bool are_states, Tensors& to) {
   return true;
 }
 
+// A call's tensors, and whether all of them are exact: what is not goes to the operator, where a subclass is
+// asked.
+struct Given {
+  at::Tensor input;
+  Tensors hx, params;
+  std::optional<at::Tensor> batch_sizes;
+  bool exact;
+
+  Given(py::handle x, const py::sequence& states, const py::sequence& weights, py::handle sizes) {
+    if (!THPVariable_Check(x.ptr())) refuse(x);
+    exact = is_exact(x) && read(states, true, hx) && read(weights, false, params) &&
+            (sizes.is_none() || is_exact(sizes));
+    if (!exact) return;
+    input = THPVariable_Unpack(x.ptr());
+    if (!sizes.is_none()) batch_sizes = THPVariable_Unpack(sizes.ptr());
+  }
+};
+
 std::optional<Tensors> recurrent(const std::string& layer, py::handle input, const py::sequence& hx,
-                                 const py::sequence& params, const std::optional<at::Tensor>& batch_sizes) {
-  if (!THPVariable_Check(input.ptr())) refuse(input);
-  Tensors states, weights;
-  if (!read(hx, true, states) || !read(params, false, weights) || !is_exact(input)) return std::nullopt;
-  const at::Tensor& x = THPVariable_Unpack(input.ptr());
+                                 const py::sequence& params, py::handle batch_sizes) {
+  const Given given(input, hx, params, batch_sizes);
+  if (!given.exact) return std::nullopt;
   const py::gil_scoped_release release;
-  return rnnfused::recurrent_unwatched(layer, x, states, weights, batch_sizes);
+  return rnnfused::recurrent_unwatched(layer, given.input, given.hx, given.params, given.batch_sizes);
 }
 
-// Throws what the operator would throw. Tensors of which somebody has an idea of his own are left to it.
-void check(const std::string& layer, const at::Tensor& input, const py::sequence& hx,
-           const py::sequence& params, const std::optional<at::Tensor>& batch_sizes) {
-  Tensors states, weights;
-  if (!read(hx, true, states) || !read(params, false, weights)) return;
-  rnnfused::check_call(layer, input, states, weights, batch_sizes);
+std::optional<Tensors> frozen_forward(rnnfused::Frozen& frozen, py::handle input, const py::sequence& hx,
+                                      py::handle batch_sizes) {
+  const Given given(input, hx, py::tuple(), batch_sizes);
+  if (!given.exact) return std::nullopt;
+  const py::gil_scoped_release release;
+  return frozen.forward(given.input, given.hx, given.batch_sizes);
+}
+
+// Throws what the operator would throw.
+void check(const std::string& layer, py::handle input, const py::sequence& hx, const py::sequence& params,
+           py::handle batch_sizes) {
+  const Given given(input, hx, params, batch_sizes);
+  if (given.exact) rnnfused::check_call(layer, given.input, given.hx, given.params, given.batch_sizes);
 }
 
 }  // namespace
@@ -68,8 +91,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("batch_sizes"));
   py::class_<rnnfused::Frozen>(m, "Frozen")
       .def(py::init<const std::string&, Tensors>(), py::arg("layer"), py::arg("params"))
-      .def("forward", &rnnfused::Frozen::forward, release(), py::arg("input"), py::arg("hx"),
-           py::arg("batch_sizes"));
+      .def("forward", &frozen_forward, py::arg("input"), py::arg("hx"), py::arg("batch_sizes"));
   py::class_<rnnfused::Stepper>(m, "Stepper")
       .def(py::init<const std::string&, Tensors, Tensors>(), py::arg("layer"), py::arg("params"),
            py::arg("hx"))

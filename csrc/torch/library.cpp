@@ -19,9 +19,12 @@ Arguments arguments(const at::Tensor& input, at::TensorList hx, at::TensorList p
   return {layer_options(std::string(layer)), input, hx, params, batch_sizes};
 }
 
+// What is not there, or is a zero that torch has not written out, is undefined: the kernels take it for
+// zeros.
 Tensors given(const OptionalList& list) {
   Tensors tensors;
-  for (const std::optional<at::Tensor>& t : list) tensors.push_back(t.value_or(at::Tensor()));
+  for (const std::optional<at::Tensor>& t : list)
+    tensors.push_back(t && t->defined() && !t->_is_zerotensor() ? *t : at::Tensor());
   return tensors;
 }
 
@@ -112,13 +115,10 @@ Tensors tangent_meta(const OptionalList&, const OptionalList&, const OptionalLis
                      at::TensorList hx, at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
                      const at::Tensor& output, std::string_view layer, bool outputs, at::IntArrayRef wanted) {
   Tensors results;
-  if (outputs) {
-    results = recurrent_meta(input, hx, params, batch_sizes, layer, false);
-    if (!results.empty()) results[0] = at::empty_symint(output.sym_sizes(), results[0].options());
-  }
-  for (const at::Tensor& t :
+  if (outputs) results = recurrent_meta(input, hx, params, batch_sizes, layer, false);
+  for (at::Tensor& t :
        backward_meta(OptionalList(), input, hx, params, batch_sizes, output, output, layer, wanted))
-    results.push_back(at::empty_symint(t.sym_sizes(), t.options()));
+    results.push_back(std::move(t));
   return results;
 }
 

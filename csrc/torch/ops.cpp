@@ -5,6 +5,8 @@
 #include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+
 #include "cpu/dispatch.h"
 #include "torch/backends.h"
 #include "torch/memory.h"
@@ -142,8 +144,10 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
   in.on_gpu ? backward_on_gpu(in, tensors, o.recompute) : backward_on_cpu(in, tensors, o.recompute);
   Tensors results;
   results.reserve(places.size());
-  for (const size_t place : places) {
-    const at::Tensor& found = *gradients[place];
+  for (auto place_at = places.begin(); place_at != places.end(); ++place_at) {
+    const size_t place = *place_at;
+    const bool is_again = std::find(places.begin(), place_at, place) != place_at;
+    const at::Tensor found = is_again ? gradients[place]->clone() : *gradients[place];
     const bool is_state = place == 1 || place == 2;
     results.push_back(as(place == 0 ? order(found) : found, is_state ? type : a.input.scalar_type()));
   }
@@ -240,11 +244,15 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Ten
     results.push_back(t.defined() ? as(t, as_type).reshape(sizes)
                                   : at::zeros(sizes, a.input.options().dtype(as_type)));
   };
+  // Laid out by steps, as all sequences are.
+  const auto give_sequence = [&](const at::Tensor& t, at::IntArrayRef sizes, at::ScalarType as_type) {
+    at::DimVector by_steps(sizes);
+    if (call.order.transposed) std::swap(by_steps[0], by_steps[1]);
+    give(t, by_steps, as_type);
+    results.back() = call.order(results.back());
+  };
   if (outputs) {
-    if (!a.options.step) {
-      const at::Tensor dy = found.outputs.y.defined() ? call.order(found.outputs.y) : at::Tensor();
-      give(dy, output.sizes(), type);
-    }
+    if (!a.options.step) give_sequence(found.outputs.y, output.sizes(), type);
     give(found.outputs.hn, final_sizes(a, call.form, call.steps, 0), type);
     if (a.options.states() > 1) give(found.outputs.cn, final_sizes(a, call.form, call.steps, 1), type);
   }
@@ -252,7 +260,7 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Ten
     const size_t place = place_of(a, index);
     const LayerTensors& g = found.gradients;
     if (place == 0) {
-      give(g.x.defined() ? call.order(g.x) : g.x, a.input.sizes(), a.input.scalar_type());
+      give_sequence(g.x, a.input.sizes(), a.input.scalar_type());
     } else if (place < 3) {
       give(place == 1 ? g.h0 : g.c0, a.hx[place - 1].sizes(), type);
     } else {
@@ -276,7 +284,12 @@ Tensors recurrent_gate_gradients(const Arguments& a, at::TensorList outer, const
     results.push_back(d.h_before);
     if (a.options.projected) results.push_back(d.unprojected), results.push_back(d.projected);
   }
-  for (at::Tensor& t : results) t = as(t, a.input.scalar_type()).contiguous();
+  for (at::Tensor& t : results) {
+    t = as(t, a.input.scalar_type());
+    // No part of another tensor: an operator's results have memory of their own.
+    if (!t.is_contiguous() || t.storage_offset() != 0 || t.nbytes() != t.storage().nbytes())
+      t = t.clone(at::MemoryFormat::Contiguous);
+  }
   return results;
 }
 

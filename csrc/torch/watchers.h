@@ -15,7 +15,8 @@ bool somebody_watches(const at::Tensor& t);
 // The same of tensors alone, which may be undefined.
 bool is_plain(const at::Tensor& t);
 
-// The same of the thread alone.
+// The same of the thread alone, but for modes of Python functions (torch.device as a context is one): what is
+// no function of torch's they do not see.
 bool thread_is_watched(c10::DeviceType device);
 
 }  // namespace rnnfused

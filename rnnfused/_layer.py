@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rnnfused.cells import CELLS, CellSpec
 
@@ -32,16 +32,17 @@ class LayerConfig:
     projected: bool = False
     recompute: bool = False
     step: bool = False
+    text: str = field(init=False, repr=False, compare=False)
 
-    @functools.cached_property
-    def text(self) -> str:
+    def __post_init__(self) -> None:
+        # At once: before Python 3.12 functools.cached_property takes a lock, which Dynamo cannot trace.
         words = [self.cell]
         if self.num_layers != 1:
             words.append(f"layers={self.num_layers}")
         if not self.bias:
             words.append("no_biases")
         words += [name for name in _FLAGS if getattr(self, name)]
-        return " ".join(words)
+        object.__setattr__(self, "text", " ".join(words))
 
     @staticmethod
     @functools.cache
@@ -60,7 +61,7 @@ class LayerConfig:
                 raise ValueError(f"layer: unknown word '{word}' in '{text}'")
         return LayerConfig(cell, **options)  # type: ignore[arg-type]
 
-    @functools.cached_property
+    @property
     def single(self) -> LayerConfig:
         """The same of one layer."""
         options = {name: getattr(self, name) for name in ("bias", *_FLAGS)}

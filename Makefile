@@ -1,13 +1,14 @@
-# make demo | test | lint | format | bench | clean
+# make demo | test | check | lint | format | bench | clean
 #
 #   PYTHON=python3.12   the interpreter to start from
 #   VENV=none           use that interpreter's environment as it is: nothing is installed (no network needed)
 #   MAX_JOBS=4          parallel compiles
+#   TEST_JOBS=4         parallel processes of pytest
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-PACKAGES := $(TORCH) numpy "setuptools>=77" "cmake>=3.22" ninja pytest matplotlib tqdm \
+PACKAGES := $(TORCH) numpy "setuptools>=77" "cmake>=3.22" ninja pytest pytest-xdist matplotlib tqdm \
             "ruff>=0.17,<0.18" "mypy>=2.4,<3" "clang-format>=23,<24"
 
 ifeq ($(VENV),none)
@@ -24,34 +25,40 @@ else
   export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
-widest_isa = $(shell grep -qw avx512f /proc/cpuinfo && echo avx512 || echo avx2)
-sanitized_isas = scalar$(if $(filter x86_64,$(shell uname -m)),;$(widest_isa))
+# setup.py's folder under build/: the extension, the one whose GPU is emulated and the C++ tests share their objects.
+tree = $(shell $(python) -c 'import sys, sysconfig; print(sys.implementation.cache_tag, sysconfig.get_platform(), sep="-")')
+with_python = -DRNNFUSED_BUILD_PYTHON=ON -DPython_EXECUTABLE="$$($(python) -c 'import sys; print(sys.executable)')" $(CMAKE_ARGS)
+without_python = -DRNNFUSED_BUILD_PYTHON=OFF -DRNNFUSED_CUDA=OFF -DRNNFUSED_WERROR=ON
+
+machine := $(shell uname -m)
+vector_isas := $(if $(filter x86_64,$(machine)),avx2;avx512,$(if $(filter aarch64 arm64,$(machine)),neon,scalar))
+widest_isa := $(if $(filter x86_64,$(machine)),$(shell grep -qw avx512f /proc/cpuinfo && echo avx512 || echo avx2))
+sanitized_isas := scalar$(addprefix ;,$(widest_isa))
 CPP_SOURCES = $(shell find csrc tests/cpp bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: demo test build emulated cuda lint format ctest ctest-asan ctest-tsan ctest-aarch64 bench clean
+.PHONY: demo test check build emulated lint format bench clean
+.PHONY: ctest ctest-all ctest-asan ctest-tsan ctest-aarch64 cuda cuda-all pytest-asan
 
 demo: build
 	$(python) examples/char_lm.py --output demo-output
 
 # pytest comes last, so that its summary is what the output ends with.
 test: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
-test: lint ctest ctest-asan cuda build emulated
-	$(python) -m pytest
+test: lint build emulated ctest
+	tools/run_pytest $(python)
+
+# What takes longer than a change should wait for: all that `make test` leaves out.
+check: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
+check: ctest-all ctest-aarch64 ctest-tsan cuda-all ctest-asan pytest-asan
 
 build: $(environment)
 	$(install)
 
-# Every CUDA kernel, compiled; none may spill registers.
-cuda: $(environment)
-	tools/check_cuda
-
 # The extension whose GPU is emulated, for tests/test_emulated.py.
 emulated: $(environment)
-	cmake -S . -B build/emulated -G Ninja -DCMAKE_MAKE_PROGRAM="$$(command -v ninja)" \
-	  -DPython_EXECUTABLE="$$($(python) -c 'import sys; print(sys.executable)')" -DRNNFUSED_BUILD_EMULATED=ON \
-	  -DRNNFUSED_BUILD_CPP_TESTS=OFF -DRNNFUSED_CUDA=OFF -DRNNFUSED_ISAS=scalar $(CMAKE_ARGS)
-	cmake --build build/emulated --target rnnfused_emulated
+	tools/build $(tree) rnnfused_emulated $(with_python) -DRNNFUSED_BUILD_EMULATED=ON
+	cmake --install build/$(tree) --component emulated --prefix build/emulated
 
 lint: $(environment)
 	$(lint)
@@ -61,23 +68,44 @@ format: $(environment)
 	ruff format .
 	clang-format -i $(CPP_SOURCES)
 
+# The vectors' ISAs, and the instructions of one GPU architecture.
 ctest: $(environment)
-	tools/run_ctest ctest
+	tools/run_ctest $(tree) $(with_python) "-DRNNFUSED_TEST_ISAS=$(vector_isas)" -DRNNFUSED_TEST_ARCHS=90a
+
+ctest-all: $(environment)
+	tools/run_ctest $(tree) $(with_python) -DRNNFUSED_TEST_ISAS= "-DRNNFUSED_TEST_ARCHS=80;86;90a;100;120"
 
 # std::thread here, OpenMP in plain ctest: both backends are tested. One ISA of vectors will do: their sources
-# are the same, and sanitizers take minutes to compile each.
+# are the same, and sanitizers take minutes to compile each. The C++ tests and the extension share a folder.
+with_asan = $(with_python) -DRNNFUSED_CUDA=OFF -DRNNFUSED_SANITIZE=address,undefined -DRNNFUSED_STD_THREADS=ON \
+  "-DRNNFUSED_ISAS=$(sanitized_isas)"
+
 ctest-asan: $(environment)
-	tools/run_ctest ctest-asan -DRNNFUSED_SANITIZE=address,undefined -DRNNFUSED_STD_THREADS=ON \
-	  "-DRNNFUSED_ISAS=$(sanitized_isas)"
+	tools/run_ctest asan $(with_asan)
+
+# The tests that reach the native code in many ways, each ISA on its own; the walk and the mutations at length.
+asan_tests := walk fuzz recompute native_checks sequence stack functional autograd modules memory frozen stepper
+pytest-asan: $(environment)
+	tools/build asan _C $(with_asan)
+	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=2000 RNNFUSED_FUZZ_CALLS=100000 \
+	  tools/pytest_asan $(python) $(asan_tests:%=tests/test_%.py)
+	RNNFUSED_ISA=scalar RNNFUSED_WALK_CASES=1000 tools/pytest_asan $(python) tests/test_walk.py
 
 ctest-tsan: $(environment)
-	tools/run_ctest ctest-tsan -DRNNFUSED_SANITIZE=thread "-DRNNFUSED_ISAS=$(sanitized_isas)"
+	tools/run_ctest ctest-tsan $(without_python) -DRNNFUSED_SANITIZE=thread "-DRNNFUSED_ISAS=$(sanitized_isas)"
 
-# NEON, run by an emulator. What is scalar runs without one in plain ctest.
+# NEON, run by an emulator. What is scalar runs without one in ctest-all.
 ctest-aarch64: export CTEST_ONLY := neon
 ctest-aarch64: export RNNFUSED_EMULATED := 1
 ctest-aarch64: $(environment)
-	tools/run_ctest ctest-aarch64 -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/tools/aarch64.cmake
+	tools/run_ctest ctest-aarch64 $(without_python) -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/tools/aarch64.cmake
+
+# Every CUDA kernel, compiled for one architecture, or for all; none may spill registers.
+cuda: $(environment)
+	tools/check_cuda
+
+cuda-all: $(environment)
+	RNNFUSED_CUDA_ARCHS="80;86-real;89-real;90a-real;100-real;120" tools/check_cuda
 
 bench: build
 	$(python) -m bench.cpu

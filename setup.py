@@ -102,7 +102,8 @@ class CMakeBuild(build_ext):
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         )
         jobs = os.environ.get("MAX_JOBS")
-        run(cmake, "--build", build, *(["--parallel", jobs] if jobs else []))
+        # The tests' targets live in the same folder (`make test`).
+        run(cmake, "--build", build, "--target", "_C", *(["--parallel", jobs] if jobs else []))
 
         package = Path(self.get_ext_fullpath("rnnfused._C")).resolve().parent
         for stale in package.glob("*.so"):

@@ -58,7 +58,7 @@ def _demo(options: argparse.Namespace) -> int:
     runs = []
     with Interrupt() as interrupt:
         for backend in [RNNFUSED] if options.peer == "none" else [RNNFUSED, TORCH]:
-            runs.append(_train(backend, checkpoint, corpus, options.device, path, interrupt))
+            runs.append(_train(backend, checkpoint, corpus, options, path, interrupt))
             if interrupt.requested():
                 checkpoint.save(path)
                 print(f"char_lm.py: interrupted; --resume {path} continues from here", file=sys.stderr)
@@ -84,10 +84,17 @@ def _require_cuda() -> None:
 
 
 def _train(
-    backend: str, checkpoint: Checkpoint, corpus: Corpus, device: str, path: Path, interrupt: Interrupt
+    backend: str,
+    checkpoint: Checkpoint,
+    corpus: Corpus,
+    options: argparse.Namespace,
+    path: Path,
+    interrupt: Interrupt,
 ) -> Run:
     """Train one backend to the last epoch or until interrupted, saving after each epoch and at the stop."""
-    run = Run(backend, checkpoint.recipe, corpus, device)
+    # torch.nn's layers break the graph.
+    compiled = options.compile and backend == RNNFUSED
+    run = Run(backend, checkpoint.recipe, corpus, options.device, compiled)
     if backend in checkpoint.runs:
         run.load_state_dict(checkpoint.runs[backend])
 

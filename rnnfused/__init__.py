@@ -5,7 +5,9 @@ from __future__ import annotations
 from rnnfused import _batching as _batching
 from rnnfused import _flops as _flops
 from rnnfused import functional as functional
+from rnnfused import onnx as onnx
 from rnnfused._config import empty_cache as empty_cache
+from rnnfused._config import library_path as library_path
 from rnnfused._config import show_config as show_config
 from rnnfused._convert import convert as convert
 from rnnfused._convert import to_torch as to_torch

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from rnnfused._load import _C, build_info
 
-__all__ = ["empty_cache", "show_config"]
+__all__ = ["empty_cache", "library_path", "show_config"]
+
+
+def library_path() -> str:
+    """The shared library that holds the operators, without any Python in it.
+
+    `torch.ops.load_library` loads it into a process that runs exported models without rnnfused, and C++
+    programs link it or open it.
+    """
+    return str(Path(_C.__file__).with_name("librnnfused.so"))
 
 
 def empty_cache() -> None:
@@ -36,9 +47,9 @@ def show_config() -> str:
         "cpu isa": f"{_C.isa()} (usable: {', '.join(_C.available_isas())}; RNNFUSED_ISA chooses)",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads; at most one a processor, 1 if forked)",
         "cells": ", ".join(_C.cell_names()),
-        "dtypes": "float32, float64" + (", on CUDA also float16, bfloat16" if build_info.cuda else ""),
+        "dtypes": "float32, float64, float16, bfloat16 (the last two in float32 on the CPU)",
         "cuda": _cuda(),
-        "drivers": "native forward and backward; higher and forward-mode derivatives decomposed",
+        "drivers": "native forward, backward, tangents, double backward; third derivatives decomposed",
         "memory": f"{_C.kept_bytes() / 2**20:.0f} MiB of freed results kept (at most 256; empty_cache)",
         "plans": "serial, partition, streams or wavefront by size (RNNFUSED_LOG=plan prints each)",
     }

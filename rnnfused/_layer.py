@@ -34,8 +34,9 @@ class LayerConfig:
     step: bool = False
     text: str = field(init=False, repr=False, compare=False)
 
+    text: str = field(init=False, repr=False, compare=False)
+
     def __post_init__(self) -> None:
-        # At once: before Python 3.12 functools.cached_property takes a lock, which Dynamo cannot trace.
         words = [self.cell]
         if self.num_layers != 1:
             words.append(f"layers={self.num_layers}")

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils._pytree import tree_leaves
 
 from rnnfused import _decomposed
 from rnnfused._layer import LayerConfig
 from rnnfused._load import _C
+from rnnfused.onnx import register_symbolic
 
 __all__ = ["recurrent"]
 
@@ -42,33 +41,29 @@ def recurrent(
         outputs = _C.recurrent(layer.text, input, hx, params, batch_sizes)
         if outputs is not None:
             return outputs
-    if batch_sizes is not None and len(hx) == 0:
+        if torch._C._is_tracing():
+            register_symbolic()  # it may be for ONNX
+            return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, layer.text, False)
+    if len(hx) == 0:
         hx = _zeros(layer, input, params, batch_sizes)
     return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, layer.text, False)
 
 
-def _zeros(layer: LayerConfig, input: Tensor, params: Sequence[Tensor], batch_sizes: Tensor) -> list[Tensor]:
-    """Initial states of packed rows: their number is data, which a tensor without memory cannot tell."""
-    batch = int(batch_sizes[0])
-    parts = layer.num_layers * layer.directions
-    return [input.new_zeros(parts, batch, size) for size in layer.state_sizes(params[1].shape)]
+def _zeros(
+    layer: LayerConfig, input: Tensor, params: Sequence[Tensor], batch_sizes: Tensor | None
+) -> list[Tensor]:
+    """The initial states that native code takes for granted. Packed rows do not tell their number without
+    memory, and compiled packages (AOTInductor) have no empty lists.
+    """
+    leading: list[Any] = [] if layer.step else [layer.num_layers * layer.directions]
+    if batch_sizes is not None:
+        leading.append(batch_sizes[0].item())  # not int(): exported programs keep it a symbol
+    elif input.dim() == (2 if layer.step else 3):
+        leading.append(input.size(0 if layer.step or layer.batch_first else 1))
+    return [input.new_zeros(*leading, size) for size in layer.state_sizes(params[1].shape)]
 
 
-def _tangent(keys: torch.DispatchKeySet, *arguments: Any) -> list[Tensor]:
-    """`recurrent_tangent` for autograd: native code, but where a further derivative is to be taken."""
-    tensors = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _differentiable_tangent(*arguments)
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        return _differentiable_tangent(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        below: list[Tensor] = torch.ops.rnnfused.recurrent_tangent.default.redispatch(
-            keys & torch._C._after_autograd_keyset, *arguments
-        )
-    return below
-
-
-def _differentiable_tangent(
+def _tangent(
     tangents: OptionalTensors,
     grads: OptionalTensors,
     grad_tangents: OptionalTensors,
@@ -81,7 +76,8 @@ def _differentiable_tangent(
     outputs: bool,
     wanted: Sequence[int],
 ) -> list[Tensor]:
-    """The same from derivatives of the layer in torch's own operations, to be differentiated further.
+    """What `recurrent_tangent` gives, from derivatives of the layer in torch's own operations: to be
+    differentiated further.
 
     With F the layer, g = F'^T dy its gradients and s = <g, v>: ds/d(dy) = F' v is F's tangent in the
     direction v, and ds/dx = (F'' v)^T dy, the second derivative being symmetric, is that of g.
@@ -119,6 +115,47 @@ def _differentiable_tangent(
     ]
 
 
+def _tangent_backward(
+    outer: OptionalTensors,
+    tangents: OptionalTensors,
+    grads: OptionalTensors,
+    grad_tangents: OptionalTensors,
+    input: Tensor,
+    hx: Sequence[Tensor],
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    output: Tensor,
+    layer: str,
+    outputs: bool,
+    wanted: Sequence[int],
+    needed: Sequence[int],
+) -> list[Tensor]:
+    """The gradients of `recurrent_tangent` with respect to those of its tensors that are `needed`, counted
+    through tangents, grads, grad_tangents, input, hx and params.
+    """
+    higher = torch.is_grad_enabled()
+    with torch.enable_grad(), _grad_may_be_required():
+        given = (*tangents, *grads, *grad_tangents, input, *hx, *params)
+        own: list[Any] = [None if t is None else _stand_in(t) for t in given]
+        rest = iter(own)
+
+        def take(count: int) -> list[Any]:
+            return [next(rest) for _ in range(count)]
+
+        along, outer_of, moved = (take(len(of)) for of in (tangents, grads, grad_tangents))
+        (x,), states, weights = (take(len(of)) for of in ((input,), hx, params))
+        results = _tangent(
+            along, outer_of, moved, x, states, weights, batch_sizes, output, layer, outputs, wanted
+        )
+        pairs = [(t, o) for t, o in zip(results, outer, strict=True) if o is not None and t.requires_grad]
+        targets = [own[index] for index in needed]
+        found: Sequence[Tensor | None] = [None] * len(targets)
+        if pairs:
+            of, by = zip(*pairs, strict=True)
+            found = torch.autograd.grad(of, targets, by, create_graph=higher, allow_unused=True)
+    return [torch.zeros_like(t) if f is None else f for t, f in zip(targets, found, strict=True)]
+
+
 def _stand_in(t: Tensor) -> Tensor:
     """Another name for the tensor: one that is passed twice has a derivative for each of its places."""
     other = t.view_as(t)
@@ -144,4 +181,5 @@ def _transformed() -> bool:
 
 
 _library = torch.library.Library("rnnfused", "IMPL")
-_library.impl("recurrent_tangent", _tangent, "Autograd", with_keyset=True)
+_library.impl("recurrent_tangent_decomposed", _tangent, "CompositeImplicitAutograd")
+_library.impl("recurrent_tangent_backward", _tangent_backward, "CompositeImplicitAutograd")

@@ -97,16 +97,14 @@ class _OneState(_Described):
 class _TwoStates(_Described):
     """hx is (h, c)."""
 
-    _function: str  # torch's, whose words these are
-
     def _states(self, hx: Any) -> Sequence[Tensor]:
-        if not isinstance(hx, (tuple, list)):
-            raise TypeError(
-                f"{self._function}(): argument 'hx' must be tuple of Tensors, not {type(hx).__name__}"
-            )
-        if len(hx) != 2:
-            raise RuntimeError(f"{self._function} expects two hidden states")
-        return hx
+        if isinstance(hx, (tuple, list)) and len(hx) == 2:
+            return hx
+        return self._odd_states(hx)
+
+    def _odd_states(self, hx: Any) -> Sequence[Tensor]:
+        """Raises what torch.nn raises for what is no pair, if it raises."""
+        raise NotImplementedError
 
     def _hx(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(states)
@@ -213,7 +211,16 @@ class LSTM(_TwoStates, _Sequence, torch.nn.LSTM):
     `forward`.
     """
 
-    _function = "lstm"
+    def _odd_states(self, hx: Any) -> Sequence[Tensor]:
+        pair = hx[0], hx[1]
+        if isinstance(hx, Tensor):
+            if hx.dim() == 3:
+                return pair  # which torch.nn takes without a batch
+            raise TypeError("lstm(): argument 'hx' must be tuple of Tensors, not Tensor")
+        raise RuntimeError("lstm expects two hidden states")
+
+
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class _Cell(_Described, torch.nn.RNNCellBase):
@@ -230,9 +237,10 @@ class _Cell(_Described, torch.nn.RNNCellBase):
         """
         if isinstance(input, Proxy):
             return self._leaf(input, hx)
-        params = [self.weight_ih, self.weight_hh]
-        if self.bias:
-            params += [self.bias_ih, self.bias_hh]
+        # By way of nn.Module's attributes each would cost as much as a tenth of the step.
+        own = self._parameters
+        names = _WEIGHTS if self.bias else _WEIGHTS[:2]
+        params: list[Any] = [own[name] if name in own else getattr(self, name) for name in names]
         return self._hx(recurrent(self._config(), input, () if hx is None else self._states(hx), params))
 
 
@@ -256,7 +264,13 @@ class LSTMCell(_TwoStates, _Cell, torch.nn.LSTMCell):
     c').
     """
 
-    _cell, _function = "lstm", "lstm_cell"
+    _cell = "lstm"
+
+    def _odd_states(self, hx: Any) -> Sequence[Tensor]:
+        iter(hx)
+        if isinstance(hx, Tensor):
+            raise TypeError("lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
+        raise RuntimeError("lstm_cell expects two hidden states")
 
 
 admit(_Sequence)

@@ -22,8 +22,21 @@ if _path := os.environ.get("RNNFUSED_TEST_EXTENSION"):
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+# Files in which tests share what takes long to make: one process runs them all.
+TOGETHER = ("test_demo_distributed", "test_distributed", "test_threads")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU, an emulated one will not do")
+    config.addinivalue_line("markers", "xdist_group: runs in the same process as the others of its name")
+    config.addinivalue_line("markers", "long: begins first, so that no process ends long after the other")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -82,6 +82,7 @@ def build(root: Path) -> None:
     run("cmake", "--install", "build", "--component", "python", "--prefix", "rnnfused", cwd=root)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler")
 def test_the_page_is_all_there_is_to_do(tmp_path: Path) -> None:
     for name in COPIED:

@@ -12,19 +12,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("gpu", "sequence", "recompute", "functional", "modules", "autograd", "numerics")
+FILES = (
+    "gpu",
+    "sequence",
+    "recompute",
+    "functional",
+    "modules",
+    "autograd",
+    "numerics",
+    "tangents",
+    "walk",
+)
+FEWER = {"RNNFUSED_WALK_CASES": "60"}  # an emulator is slow
 
 
+@pytest.mark.long
 @pytest.mark.skipif("RNNFUSED_TEST_EXTENSION" in os.environ, reason="this is such a run")
 @pytest.mark.parametrize("name", FILES)
 def test_on_an_emulated_gpu(name: str) -> None:
-    built = sorted((ROOT / "build" / "emulated" / "emulated").glob(f"_C.{sys.implementation.cache_tag}-*.so"))
+    built = sorted((ROOT / "build" / "emulated").glob(f"_C.{sys.implementation.cache_tag}-*.so"))
     if not built:
         pytest.skip("the extension whose GPU is emulated is not built: run `make emulated`")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/test_{name}.py"],
         cwd=ROOT,
-        env=os.environ | {"RNNFUSED_TEST_EXTENSION": str(built[0]), "RNNFUSED_ISA": "scalar"},
+        env=os.environ | {"RNNFUSED_TEST_EXTENSION": str(built[0]), "RNNFUSED_ISA": "scalar"} | FEWER,
         capture_output=True,
         text=True,
         check=False,

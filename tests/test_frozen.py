@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -98,3 +100,38 @@ def test_many_callers() -> None:
     for got, wanted, x in zip(found, want, inputs, strict=True):
         if x.shape[0] * x.shape[1] > 8:
             assert_same_bits(got, wanted)
+
+
+@pytest.mark.parametrize("steps, batch", [(1, 1), (3, 2), (9, 1), (40, 5)])
+def test_weights_are_those_of_the_beginning(steps: int, batch: int, threads: int) -> None:
+    module = rnnfused.LSTM(INPUT, H, num_layers=2)
+    frozen, x = rnnfused.Frozen(module), torch.randn(steps, batch, INPUT)
+    before = frozen(x)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1)
+    assert_same_bits(frozen(x), before)
+    # Another layout, which packs the weights anew, packs the same ones.
+    torch.set_num_threads(3 - threads)
+    assert_same_bits(frozen(x), before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_hold_the_weights(copied: Any) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    module = rnnfused.GRU(INPUT, H, bidirectional=True)
+    model.frozen = rnnfused.Frozen(module)  # type: ignore[assignment]
+    x = torch.randn(20, 3, INPUT)
+    want = model.frozen(x)
+    with torch.no_grad():
+        module.weight_hh_l0.zero_()
+    twin = copied(model)
+    assert_same_bits(twin.frozen(x), want)
+    assert not any(name.startswith("frozen") for name in model.state_dict())
+
+
+def test_a_trace_holds_the_weights_and_no_output() -> None:
+    frozen = rnnfused.Frozen(rnnfused.LSTM(INPUT, H))
+    traced = torch.jit.trace(lambda x: frozen(x)[0], torch.randn(12, 2, INPUT), check_trace=False)
+    other = torch.randn(15, 4, INPUT)
+    torch.testing.assert_close(traced(other), frozen(other)[0])

@@ -175,6 +175,7 @@ def test_every_output_and_gradient(
         check_errors(got, want, bound, size)
 
 
+@pytest.mark.long
 @pytest.mark.skipif("RNNFUSED_ISA" in os.environ, reason="this is such a run")
 @pytest.mark.parametrize("isa", _C.available_isas())
 def test_every_isa(isa: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -163,3 +165,22 @@ def test_outputs_stay_and_the_module_is_shown() -> None:
     stepper(torch.randn(1, INPUT))
     assert torch.equal(first, kept)
     assert repr(stepper) == "Stepper(RNN(7, 37), batch_size=1)"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_goes_on_by_itself(copied: Any) -> None:
+    stepper = rnnfused.Stepper(layer("LSTM"), 2)
+    for _ in range(3):
+        stepper(torch.randn(2, INPUT))
+    twin, x = copied(stepper), torch.randn(2, INPUT)
+    assert_same_bits(twin.state, stepper.state)
+    want = stepper(x)
+    assert_same_bits(twin(x), want)
+    stepper(x)
+    assert not torch.equal(twin.state[0], stepper.state[0])
+
+
+def test_a_step_is_not_traced() -> None:
+    stepper = rnnfused.Stepper(layer("GRU"))
+    with pytest.raises(RuntimeError, match="a step changes its state in place"):
+        torch.jit.trace(stepper, torch.randn(1, INPUT), check_trace=False)

@@ -61,10 +61,11 @@ class Case:
             _decomposed.recurrent(self.layer, given[0], given[1:states], given[states:], self.batch_sizes)
         )
 
-    def to(self, dtype: torch.dtype) -> Case:
+    def to(self, place: torch.dtype | str) -> Case:
+        """On another device, or of another dtype."""
         lists = ("inputs", "tangents", "outer", "outer_tangents")
         return replace(
-            self, **{k: [None if t is None else t.to(dtype) for t in getattr(self, k)] for k in lists}
+            self, **{k: [None if t is None else t.to(place) for t in getattr(self, k)] for k in lists}
         )
 
 
@@ -279,20 +280,36 @@ def test_sizes(cell: str, sizes: tuple[int, int, int, int]) -> None:
     assert_close(double_backward(case), expected_double_backward(case))
 
 
+# Their weights outgrow the panels with which a step's kernel multiplies: torch does, backward or both ways.
+@pytest.mark.parametrize("cell, sizes", [("lstm", (3, 2, 2, 260)), ("rnn_tanh", (3, 2, 2, 1040))])
+def test_large_layers(cell: str, sizes: tuple[int, int, int, int]) -> None:
+    case = make(cell, sizes=sizes)
+    assert_close(layer_tangent(case), expected_tangent(case))
+    assert_close(double_backward(case), expected_double_backward(case))
+
+
+@pytest.mark.parametrize("cell, projected", VARIANTS)
+def test_on_a_gpu(cell: str, projected: bool, gpu: str) -> None:
+    case = make(cell, projected, 2, True, sizes=(4, 3, 2, 17)).to(gpu)
+    assert_close(layer_tangent(case), expected_tangent(case))
+    assert_close(double_backward(case), expected_double_backward(case))
+    assert_close(gradient_tangent(case), expected_gradient_tangent(case))
+
+
 @pytest.mark.parametrize("cell", GATES)
-def test_threads_do_not_show_in_the_bits_of_a_step(cell: str) -> None:
-    # Steps that are large enough to be shared out; torch's own products are the same for one and two threads
-    # as long as their sums are not.
+def test_threads(cell: str) -> None:
+    # Steps that are large enough to be shared out. The other products are torch's, and so are their bits.
     case = make(cell, sizes=(3, 32, 8, 128))
     found = []
     threads = torch.get_num_threads()
     try:
-        for count in (1, 2):
+        for count in (1, 2, 5):
             torch.set_num_threads(count)
             found.append(present(double_backward(case)))
     finally:
         torch.set_num_threads(threads)
-    assert_close(found[0], found[1])
+    assert_close(found[1], found[0])
+    assert_close(found[2], found[0])
 
 
 def errors(got: Sequence[Maybe], exact: Sequence[Maybe]) -> list[tuple[float, float]]:

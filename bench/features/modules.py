@@ -385,9 +385,12 @@ def clip_grad(layers: Layers, kind: str) -> None:
     same(*results, **GRADIENTS)
 
 
+_QUANTISED = "left as it is: torch.ao, deprecated, chooses by exact type; give it rnnfused.to_torch(model)"
+
+
 def _quantised(model: Any, module: Any, exact: Any, x: Tensor) -> None:
     name = type(module).__module__
-    assert name.startswith("torch.ao."), f"left as it was: {name}.{type(module).__name__}"
+    assert name.startswith("torch.ao."), f"left as it was: {name}.{type(module).__name__} (to_torch first)"
     # Weights of 8 bits: a step of their range over 256, in a sum of a few terms and steps.
     same(flat(model(x))[:1], flat(exact(x))[:1], rtol=0, atol=0.05)
 
@@ -396,6 +399,8 @@ def _quantised(model: Any, module: Any, exact: Any, x: Tensor) -> None:
     "quantize_dynamic",
     "torch.ao.quantization, layers named by class; the layer is quantised",
     each=KINDS + CELLS,
+    by_design=_QUANTISED,
+    refusal="left as it was: rnnfused",
 )
 def quantize_dynamic(layers: Layers, kind: str) -> None:
     layer, twin, x = _pair(layers, kind)
@@ -409,6 +414,8 @@ def quantize_dynamic(layers: Layers, kind: str) -> None:
     "quantisation in FX graph mode",
     "prepare_fx and convert_fx, dynamic; the layer is quantised",
     each=KINDS + CELLS,
+    by_design=_QUANTISED,
+    refusal="left as it was: rnnfused",
 )
 def quantize_fx(layers: Layers, kind: str) -> None:
     from torch.ao.quantization import QConfigMapping, default_dynamic_qconfig

@@ -48,7 +48,7 @@ def commit() -> str:
 
 def emulated_extension() -> Path | None:
     """What `make emulated` built for this Python."""
-    folder = ROOT / "build" / "emulated" / "emulated"
+    folder = ROOT / "build" / "emulated"
     built = sorted(folder.glob(f"_C.{sys.implementation.cache_tag}-*.so"))
     return built[0] if built else None
 

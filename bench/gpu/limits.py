@@ -35,7 +35,7 @@ def _repetitions(device: str) -> int:
 
 def emulation_library() -> Path:
     """Of the emulator, as `make emulated` leaves it; it need not be there."""
-    return ROOT / "build" / "emulated" / "tests" / "cpp" / "cuda_on_host" / "librnnfused_cuda_emulation.a"
+    return ROOT / "build" / "emulated" / "librnnfused_cuda_emulation.a"
 
 
 def build(folder: Path, arch: str | None) -> Path:

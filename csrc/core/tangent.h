@@ -27,9 +27,15 @@ template <class T>
 struct TangentForward {
   Index rows, hidden;
   bool tangents;
-  DualRows<T> gates;  // [rows, accumulators * H]: the accumulators before, what the cell tapes after
+  // [rows, accumulators * H]: the accumulators before, what the cell tapes after. Of a cell that tapes
+  // nothing the values are not read: `next` holds all that its gradients are made of, and its tangents from
+  // these.
+  DualRows<T> gates;
   PreviousStates<T> previous;
-  DualRows<T> next[kMaxStates];  // [rows, H]
+  DualRows<T> next[kMaxStates];  // [rows, H]; of a cell that tapes nothing the values are only read
+  // On the CPU, packed weights with which the kernel itself adds the product of the previous h's tangents to
+  // those of the accumulators; else it is there already.
+  const T* recurrent = nullptr;
 };
 
 template <class T>
@@ -43,6 +49,20 @@ struct TangentBackward {
   // [rows, H]: gradients of the next states before (of h what `outer` lacks), of the previous states after,
   // without the recurrent product.
   DualRows<T> dstates[kMaxStates];
+  // On the CPU, packed weights with which the kernel itself adds the product of the gates' gradients `after`,
+  // of the `after_rows` rows of the step after this one, to those of h; else it is there already.
+  const T* recurrent = nullptr;
+  bool weights_have_tangents = false;  // whether those of the weights are packed, too
+  DualRows<const T> after = {};
+  Index after_rows = 0;
+};
+
+// W_hh [G * H, H] in torch's order.
+template <class T>
+struct RecurrentWeights {
+  Index hidden;
+  const T* value;
+  const T* tangent;  // or null
 };
 
 }  // namespace rnnfused

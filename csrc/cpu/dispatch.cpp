@@ -182,6 +182,7 @@ namespace {
 
 // Gates of a step below which a second thread costs more than it does.
 constexpr Index kGatesPerThread = 2048;
+constexpr Index kTermsPerGate = 16;  // of a product, that take as long as a gate's activation and its tangent
 
 template <class Args>
 struct StepCall {
@@ -196,9 +197,10 @@ struct StepCall {
 };
 
 template <class Args>
-void run_step(StepKernel<Args> kernel, CellId cell, const Args& step, int threads) {
-  const Index gates = step.rows * step.hidden * kernels().info[int(cell)].gates;
-  int used = int(std::clamp<Index>(gates / kGatesPerThread, 1, std::max(threads, 1)));
+void run_step(StepKernel<Args> kernel, CellId cell, const Args& step, Index rows, int threads) {
+  Index work = rows * step.hidden * kernels().info[int(cell)].gates;
+  if (step.recurrent) work += work / kTermsPerGate * step.hidden;
+  int used = int(std::clamp<Index>(work / kGatesPerThread, 1, std::max(threads, 1)));
   if (used > 1) used = std::min(used, usable_threads());
   StepCall<Args> call{kernel, step, used};
   parallel(used, &StepCall<Args>::body, &call);
@@ -207,13 +209,18 @@ void run_step(StepKernel<Args> kernel, CellId cell, const Args& step, int thread
 }  // namespace
 
 template <class T>
+const TangentKernels<T>& tangent_kernels(CellId cell) {
+  return typed<T>().tangents[int(cell)];
+}
+
+template <class T>
 void tangent_forward(CellId cell, const TangentForward<T>& step, int threads) {
-  run_step(typed<T>().tangents[int(cell)].forward, cell, step, threads);
+  run_step(tangent_kernels<T>(cell).forward, cell, step, step.rows, threads);
 }
 
 template <class T>
 void tangent_backward(CellId cell, const TangentBackward<T>& step, int threads) {
-  run_step(typed<T>().tangents[int(cell)].backward, cell, step, threads);
+  run_step(tangent_kernels<T>(cell).backward, cell, step, std::max(step.rows, step.after_rows), threads);
 }
 
 #define RNNFUSED_INSTANTIATE(T)                                             \
@@ -221,6 +228,7 @@ void tangent_backward(CellId cell, const TangentBackward<T>& step, int threads) 
   template void forward<T>(CellId, const Stack<T>&, int);                   \
   template void PackedStack::forward<T>(CellId, Stack<T>, int);             \
   template void backward<T>(CellId, const LayerGradient<T>&, int);          \
+  template const TangentKernels<T>& tangent_kernels<T>(CellId);             \
   template void tangent_forward<T>(CellId, const TangentForward<T>&, int);  \
   template void tangent_backward<T>(CellId, const TangentBackward<T>&, int);
 RNNFUSED_INSTANTIATE(float)

@@ -43,7 +43,10 @@ class PackedStack {
 template <class T>
 void backward(CellId cell, const LayerGradient<T>& layer, int threads);
 
-// The elementwise part of one step, on at most `threads` threads, whose number does not show in the bits.
+template <class T>
+const TangentKernels<T>& tangent_kernels(CellId cell);
+
+// One step, on at most `threads` threads, whose number does not show in the bits.
 template <class T>
 void tangent_forward(CellId cell, const TangentForward<T>& step, int threads);
 template <class T>

@@ -45,7 +45,7 @@ class ForwardStream {
         manner_(manner),
         group_(manner.few_rows && max_rows(kWideGroup<Cell> * G) >= 2 ? kWideGroup<Cell>
                                                                       : kNarrowGroup<Cell>),
-        direct_(!manner.packed && runs_unpacked(args.shape.steps, args.shape.batch)) {
+        direct_(!manner.packed && runs_unpacked(args.shape.steps, args.shape.batch, args.shape.hidden)) {
     const SequenceShape& shape = args.shape;
     const int members = manner.members;
     const Index units = padded<T>(shape.hidden);

@@ -29,8 +29,9 @@ constexpr TypeKernels<T> type_kernels() {
 
 #define RNNFUSED_TEXT_OF(x) #x
 #define RNNFUSED_TEXT(x) RNNFUSED_TEXT_OF(x)
-#define RNNFUSED_INFO(name, Cell) \
-  CellInfo{#name, Cell::gates, Cell::states, Cell::accumulators, Cell::x_first, Cell::h_first, Cell::gate_of},
+#define RNNFUSED_INFO(name, Cell)                                           \
+  CellInfo{#name,         Cell::gates,   Cell::states,  Cell::accumulators, \
+           Cell::x_first, Cell::h_first, Cell::gate_of, Cell::taped},
 
 extern const KernelTable kernels;
 const KernelTable kernels = {RNNFUSED_TEXT(RNNFUSED_ISA),

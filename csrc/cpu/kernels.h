@@ -20,6 +20,7 @@ struct CellInfo {
   int accumulators;
   int x_first, h_first;
   const int* gate_of;  // [accumulators]
+  int taped;
 };
 
 template <class T>
@@ -104,6 +105,11 @@ template <class T>
 struct TangentKernels {
   StepKernel<TangentForward<T>> forward;
   StepKernel<TangentBackward<T>> backward;
+  // Scalars of packed recurrent weights; none where the product is better left to others.
+  Index (*packed_forward)(Index hidden);
+  Index (*packed_backward)(Index hidden, bool weights_have_tangents);
+  void (*pack_forward)(const RecurrentWeights<T>& w, T* out);
+  void (*pack_backward)(const RecurrentWeights<T>& w, T* out);
 };
 
 template <class T>

@@ -52,7 +52,7 @@ double step_cycles(const PlanInput& in, Index rows, int groups, int members, int
   // Layers that follow each other take the input a chunk at a time, and pass over W_ih for each.
   const double passes = in.steps == 1 ? 1 : wave > 1 ? double(kWaveChunks) / double(in.steps) : 0;
   const double input = per_step * std::max(double(rows) * kFma, passes * load);
-  const double packing = runs_unpacked(in.steps, in.batch)
+  const double packing = runs_unpacked(in.steps, in.batch, in.hidden)
                              ? 0
                              : (vectors + per_step) * kPack / double(std::max<Index>(1, in.steps));
   const double epilogue = blocks * double(rows) * (in.gates * kEpilogue + kRow);

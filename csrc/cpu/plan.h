@@ -40,7 +40,11 @@ RNNFUSED_HD bool few_rows(const Plan& plan, Index batch) {
 }
 
 // Whether a sequence is too short for packed weights to pay: packing costs about as much as this many rows.
-RNNFUSED_HD bool runs_unpacked(Index steps, Index batch) { return steps * batch <= 8; }
+// And an unpacked sum of each row ends in one over a vector's lanes, which only many units hide.
+RNNFUSED_HD bool runs_unpacked(Index steps, Index batch, Index hidden) {
+  const Index rows = steps * batch;
+  return rows <= 8 && rows * 8 <= hidden;
+}
 
 Plan make_plan(const PlanInput& input);
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cells/all.h"
+#include "core/tangent.h"
 #include "cuda/layer.h"
 #include "cuda/matmul.h"
 #include "cuda/plan.h"
@@ -26,6 +27,12 @@ struct CellDrivers {
 };
 
 const CellDrivers& drivers(CellId cell, Type type);
+
+// The elementwise part of one step, of float or double.
+template <class T>
+void tangent_forward(CellId cell, const TangentForward<T>& step, StreamHandle stream);
+template <class T>
+void tangent_backward(CellId cell, const TangentBackward<T>& step, StreamHandle stream);
 
 // Those of the stepwise driver, which is compiled for each type on its own.
 template <Type type>

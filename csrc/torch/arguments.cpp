@@ -93,7 +93,8 @@ void read_weights(const Arguments& a, Form& form) {
 void check_types(const Arguments& a) {
   const LayerOptions& o = a.options;
   const at::ScalarType type = a.input.scalar_type(), weights = a.params[0].scalar_type();
-  if (type != weights && o.step) {
+  // torch leaves it to the product of cells, and of its LSTM on packed rows.
+  if (type != weights && (o.step || (a.batch_sizes && o.states() > 1))) {
     TORCH_CHECK(false, "mat1 and mat2 must have the same dtype, but got ", type, " and ", weights);
   }
   TORCH_CHECK_VALUE(type == weights, "RNN input dtype (", torch_name(type), ") does not match weight dtype (",
@@ -158,9 +159,7 @@ void check_states(const Arguments& a, const Form& form) {
     const c10::SymInt expected[] = {parts, form.batch, units[s]};
     c10::SymDimVector got(state.sym_sizes());
     if (!form.batched) got.insert(got.begin() + 1, 1);  // torch adds the batch before it checks
-    const std::string which = o.states() > 1 ? "[" + std::to_string(s) + "]" : "";
-    TORCH_CHECK(false, "Expected hidden", which, " size ", joined(expected, "()"), ", got ",
-                joined(got, "[]"));
+    refuse_state(o, s, expected, got);
   }
 }
 
@@ -193,6 +192,12 @@ void check_weights(const Arguments& a, const Form& form) {
 }
 
 }  // namespace
+
+void refuse_state(const LayerOptions& o, size_t state, c10::SymIntArrayRef expected,
+                  c10::SymIntArrayRef got) {
+  const std::string which = o.states() > 1 ? "[" + std::to_string(state) + "]" : "";
+  TORCH_CHECK(false, "Expected hidden", which, " size ", joined(expected, "()"), ", got ", joined(got, "[]"));
+}
 
 Form check(const Arguments& a) {
   Form form{};

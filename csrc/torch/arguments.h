@@ -38,6 +38,10 @@ struct Form {
 // or RuntimeError that names the argument, what was expected and what came.
 Form check(const Arguments& arguments);
 
+// Throws what torch throws for a state of another size.
+[[noreturn]] void refuse_state(const LayerOptions& options, size_t state, c10::SymIntArrayRef expected,
+                               c10::SymIntArrayRef got);
+
 // Throws RuntimeError unless there are kernels for the tensor's device and dtype.
 void check_input(const at::Tensor& x);
 

@@ -49,14 +49,30 @@ auto& backward_handle() {
   return found;
 }
 
-// Derivatives of a layer and of its gradients in a direction; see library.cpp.
+// Derivatives of a layer and of its gradients in a direction, and the derivatives of those; see library.cpp.
+using TangentSignature = Tensors(const OptionalList& tangents, const OptionalList& grads,
+                                 const OptionalList& grad_tangents, const at::Tensor& input,
+                                 at::TensorList hx, at::TensorList params,
+                                 const std::optional<at::Tensor>& batch_sizes, const at::Tensor& output,
+                                 std::string_view layer, bool outputs, at::IntArrayRef wanted);
+using TangentBackwardSignature = Tensors(const OptionalList& outer, const OptionalList& tangents,
+                                         const OptionalList& grads, const OptionalList& grad_tangents,
+                                         const at::Tensor& input, at::TensorList hx, at::TensorList params,
+                                         const std::optional<at::Tensor>& batch_sizes,
+                                         const at::Tensor& output, std::string_view layer, bool outputs,
+                                         at::IntArrayRef wanted, at::IntArrayRef needed);
+
+auto& tangent_handle() {
+  static auto found = handle<TangentSignature>("rnnfused::recurrent_tangent");
+  return found;
+}
+
 Tensors call_tangent(const OptionalList& tangents, const OptionalList& grads,
                      const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
                      at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
                      const at::Tensor& output, std::string_view layer, bool outputs, at::IntArrayRef wanted) {
-  static auto found = handle<decltype(call_tangent)>("rnnfused::recurrent_tangent");
-  return found.call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, output, layer, outputs,
-                    wanted);
+  return tangent_handle().call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, output, layer,
+                               outputs, wanted);
 }
 
 OptionalList listed(at::TensorList tensors) {
@@ -136,12 +152,15 @@ struct UnpackedArguments {
   Arguments view() const { return {options, input, hx, params, batch_sizes}; }
 };
 
+// What a profiler is told of a call that does not pass through the dispatcher.
+std::vector<c10::IValue> seen(const Arguments& a) { return {a.input, a.hx.vec(), a.params.vec()}; }
+
 // Gradients of a layer, from the kernels themselves where nobody wants to see it.
 Tensors gradients(const Arguments& a, const Tensors& outer, const Kept& kept, at::IntArrayRef wanted) {
   const bool plain = std::all_of(outer.begin(), outer.end(), is_plain) && is_plain(kept.output) &&
                      is_plain(kept.tape) && !somebody_watches(a);
   if (plain && !at::GradMode::is_enabled()) {
-    RECORD_FUNCTION("rnnfused::recurrent_backward", std::vector<c10::IValue>());
+    RECORD_FUNCTION("rnnfused::recurrent_backward", seen(a));
     const at::AutoDispatchBelowADInplaceOrView below;
     return recurrent_backward(a, outer, kept, wanted);
   }
@@ -165,16 +184,16 @@ struct RecurrentBackward final : Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     variable_list found(arguments.count());
-    // A zero that torch has not written out is as good as none.
-    for (at::Tensor& grad : grads) {
-      if (grad.defined() && grad._is_zerotensor()) grad = at::Tensor();
-    }
     at::DimVector wanted;
     for (size_t i = 0; i < found.size(); ++i) {
       if (task_should_compute_output(i)) wanted.push_back(int64_t(i));
     }
     const bool any = std::any_of(grads.begin(), grads.end(), [](const auto& g) { return g.defined(); });
     if (!any || wanted.empty()) return found;
+    // A zero that torch has not written out is what the kernels take nothing for.
+    for (at::Tensor& grad : grads) {
+      if (grad.defined() && grad._is_zerotensor()) grad = at::Tensor();
+    }
     const UnpackedArguments given(arguments);
     const at::Tensor y = output.unpack(getptr()), kept = tape.unpack();
     Tensors computed = gradients(given.view(), grads, {y, kept}, wanted);
@@ -234,6 +253,61 @@ struct RecurrentDoubleBackward final : Node {
   }
 };
 
+// Of recurrent_tangent, in torch's operations: derivatives of third order.
+struct RecurrentTangentBackward final : Node {
+  SavedArguments arguments;
+  struct List {
+    std::vector<SavedVariable> saved;
+    std::vector<bool> given;  // which of the list are there
+
+    void save(at::TensorList tensors) {
+      for (const at::Tensor& t : tensors) {
+        given.push_back(t.defined());
+        if (t.defined()) saved.emplace_back(t, false);
+      }
+    }
+    OptionalList unpacked() const {
+      OptionalList list;
+      size_t next = 0;
+      for (const bool there : given)
+        list.push_back(there ? std::optional(saved[next++].unpack()) : std::nullopt);
+      return list;
+    }
+    void release() {
+      for (SavedVariable& v : saved) v.reset_data();
+    }
+  };
+  List tangents, grads, grad_tangents;
+  SavedVariable output;
+  bool outputs = false;
+  at::DimVector wanted;
+
+  std::string name() const override { return "RecurrentTangentBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    arguments.release();
+    tangents.release(), grads.release(), grad_tangents.release();
+    output.reset_data();
+  }
+
+  variable_list apply(variable_list&& outer) override {
+    static auto backward = handle<TangentBackwardSignature>("rnnfused::recurrent_tangent_backward");
+    const std::lock_guard<std::mutex> lock(mutex_);
+    variable_list found(num_outputs());
+    at::DimVector needed;
+    for (size_t i = 0; i < found.size(); ++i) {
+      if (task_should_compute_output(i)) needed.push_back(int64_t(i));
+    }
+    const UnpackedArguments a(arguments);
+    const Tensors computed = backward.call(listed(outer), tangents.unpacked(), grads.unpacked(),
+                                           grad_tangents.unpacked(), a.input, a.hx, a.params, a.batch_sizes,
+                                           output.unpack(), a.options.text, outputs, wanted, needed);
+    for (size_t i = 0; i < needed.size(); ++i) found[size_t(needed[i])] = computed[i];
+    return found;
+  }
+};
+
 Tensors tangents_of(at::TensorList tensors) {
   Tensors found;
   found.reserve(tensors.size());
@@ -260,13 +334,19 @@ void set_tangents(Tensors& outputs, const Tensors& tangents) {
   for (size_t i = 0; i < tangents.size(); ++i) outputs[i]._set_fw_grad(tangents[i], /*level=*/0, false);
 }
 
+bool has_tangent(const Arguments& a) {
+  return torch::autograd::isFwGradDefined(a.input) || any_tangent(a.hx) || any_tangent(a.params);
+}
+
+bool is_followed(const Arguments& a) {
+  return torch::autograd::compute_requires_grad(a.input, a.hx, a.params);
+}
+
 // Runs the layer by `below` and records how it is differentiated. With the tape or without, as `save` says.
 template <class Below>
-Tensors differentiated(const Arguments& a, bool save, const Below& below) {
-  const bool followed = torch::autograd::compute_requires_grad(a.input, a.hx, a.params);
-  const Tensors all = all_of(a);
-  const bool has_tangent = any_tangent(all);
-  if (!followed && !has_tangent) return below(a, save);
+Tensors differentiated(const Arguments& a, bool save, bool moved, const Below& below) {
+  const bool followed = is_followed(a);
+  if (!followed && !moved) return below(a, save);
   Tensors outputs;
   const auto run = [&] { outputs = below(a, true); };
   const size_t count = a.options.outputs();
@@ -281,8 +361,8 @@ Tensors differentiated(const Arguments& a, bool save, const Below& below) {
   } else {
     run();
   }
-  if (has_tangent) {
-    const Tensors primals = primals_of(all);
+  if (moved) {
+    const Tensors all = all_of(a), primals = primals_of(all);
     const size_t states = a.hx.size();
     set_tangents(outputs, call_tangent(listed(tangents_of(all)), OptionalList(), OptionalList(), primals[0],
                                        at::TensorList(primals).slice(1, states),
@@ -313,10 +393,6 @@ Tensors by_layers(const Arguments& a, const Run& run) {
   return results;
 }
 
-bool is_differentiated(const Arguments& a) {
-  return torch::autograd::compute_requires_grad(a.input, a.hx, a.params) || any_tangent(all_of(a));
-}
-
 }  // namespace
 
 Tensors call_recurrent(const at::Tensor& input, at::TensorList hx, at::TensorList params,
@@ -337,13 +413,14 @@ std::optional<Tensors> recurrent_unwatched(const std::string& layer, const at::T
   const Arguments arguments{layer_options(layer), input, hx, params, batch_sizes};
   if (somebody_watches(arguments)) return std::nullopt;
   const auto run = [](const Arguments& a) {
-    return differentiated(a, false, [](const Arguments& given, bool save) {
-      RECORD_FUNCTION("rnnfused::recurrent", std::vector<c10::IValue>());
+    // What has a tangent is watched.
+    return differentiated(a, false, /*moved=*/false, [](const Arguments& given, bool save) {
+      RECORD_FUNCTION("rnnfused::recurrent", seen(given));
       const at::AutoDispatchBelowADInplaceOrView below;
       return recurrent(given, save);
     });
   };
-  if (arguments.options.layers > 1 && is_differentiated(arguments)) {
+  if (arguments.options.layers > 1 && is_followed(arguments)) {
     check(arguments);
     return by_layers(arguments, run);
   }
@@ -354,14 +431,15 @@ Tensors recurrent_autograd(c10::DispatchKeySet keys, const at::Tensor& input, at
                            at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
                            std::string_view layer, bool save) {
   const Arguments arguments{layer_options(std::string(layer)), input, hx, params, batch_sizes};
-  if (arguments.options.layers > 1 && is_differentiated(arguments)) {
+  const bool moved = has_tangent(arguments);
+  if (arguments.options.layers > 1 && (moved || is_followed(arguments))) {
     TORCH_CHECK_VALUE(!save, "save: expected one layer, got ", arguments.options.layers);
     check(arguments);
     return by_layers(arguments, [](const Arguments& a) {
       return call_recurrent(a.input, a.hx, a.params, a.batch_sizes, a.options.text, false);
     });
   }
-  return differentiated(arguments, save, [&](const Arguments& a, bool with_tape) {
+  return differentiated(arguments, save, moved, [&](const Arguments& a, bool with_tape) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return recurrent_handle().redispatch(keys & c10::after_autograd_keyset, a.input, a.hx, a.params,
                                          a.batch_sizes, a.options.text, with_tape);
@@ -375,7 +453,7 @@ Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, c
   const Arguments a{layer_options(std::string(layer)), input, hx, params, batch_sizes};
   const Tensors outer = unlisted(grads), all = all_of(a);
   const bool followed = torch::autograd::compute_requires_grad(at::TensorList(outer), input, hx, params);
-  const bool has_tangent = any_tangent(all) || any_tangent(outer);
+  const bool moved = any_tangent(all) || any_tangent(outer);
   Tensors computed;
   const auto run = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;
@@ -397,7 +475,7 @@ Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, c
   } else {
     run();
   }
-  if (has_tangent) {
+  if (moved) {
     const Tensors primals = primals_of(all), outer_primals = primals_of(outer);
     set_tangents(computed,
                  call_tangent(listed(tangents_of(all)), listed(outer_primals), listed(tangents_of(outer)),
@@ -405,6 +483,38 @@ Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, c
                               at::TensorList(primals).slice(1 + hx.size()), batch_sizes, output._fw_primal(0),
                               layer, false, wanted));
   }
+  return computed;
+}
+
+Tensors tangent_autograd(c10::DispatchKeySet keys, const OptionalList& tangents, const OptionalList& grads,
+                         const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
+                         at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                         const at::Tensor& output, std::string_view layer, bool outputs,
+                         at::IntArrayRef wanted) {
+  const Arguments a{layer_options(std::string(layer)), input, hx, params, batch_sizes};
+  const Tensors along = unlisted(tangents), outer = unlisted(grads), moved = unlisted(grad_tangents);
+  if (has_tangent(a) || any_tangent(along) || any_tangent(outer) || any_tangent(moved)) {
+    static auto decomposed = handle<TangentSignature>("rnnfused::recurrent_tangent_decomposed");
+    return decomposed.call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, output, layer,
+                           outputs, wanted);
+  }
+  const auto below = [&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return tangent_handle().redispatch(keys & c10::after_autograd_keyset, tangents, grads, grad_tangents,
+                                       input, hx, params, batch_sizes, output, layer, outputs, wanted);
+  };
+  const at::TensorList lists[] = {along, outer, moved};
+  if (!is_followed(a) && !torch::autograd::compute_requires_grad(lists[0], lists[1], lists[2]))
+    return below();
+  auto node = make_node<RecurrentTangentBackward>();
+  node->set_next_edges(torch::autograd::collect_next_edges(lists[0], lists[1], lists[2], input, hx, params));
+  node->arguments.save(a);
+  node->tangents.save(along), node->grads.save(outer), node->grad_tangents.save(moved);
+  node->output = SavedVariable(output, false);
+  node->outputs = outputs;
+  node->wanted = at::DimVector(wanted);
+  Tensors computed = below();
+  torch::autograd::set_history(computed, node);
   return computed;
 }
 

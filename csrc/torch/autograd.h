@@ -36,5 +36,10 @@ Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, c
                           at::TensorList hx, at::TensorList params,
                           const std::optional<at::Tensor>& batch_sizes, const at::Tensor& output,
                           const at::Tensor& tape, std::string_view layer, at::IntArrayRef wanted);
+Tensors tangent_autograd(c10::DispatchKeySet keys, const OptionalList& tangents, const OptionalList& grads,
+                         const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
+                         at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                         const at::Tensor& output, std::string_view layer, bool outputs,
+                         at::IntArrayRef wanted);
 
 }  // namespace rnnfused

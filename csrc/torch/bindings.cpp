@@ -17,15 +17,22 @@ bool is_exact(py::handle object) {
   return THPVariable_CheckExact(object.ptr()) || Py_TYPE(object.ptr()) == (PyTypeObject*)parameter.ptr();
 }
 
-// False where one of the elements is no plain tensor. Throws TypeError, as torch does, for one that is none.
-bool read(const py::sequence& from, int argument, Tensors& to) {
+// What Python says where torch.nn asks something that is no tensor for its dimensions.
+[[noreturn]] void refuse(py::handle object) {
+  throw py::attribute_error("'" + std::string(Py_TYPE(object.ptr())->tp_name) +
+                            "' object has no attribute 'dim'");
+}
+
+// False where one of the elements is no plain tensor. Throws what torch throws for one that is none.
+bool read(const py::sequence& from, bool are_states, Tensors& to) {
   const size_t size = py::len(from);
   to.reserve(size);
   for (size_t i = 0; i < size; ++i) {
     const py::object item = from[i];
     if (!THPVariable_Check(item.ptr())) {
-      throw py::type_error("expected Tensor as element " + std::to_string(i) + " in argument " +
-                           std::to_string(argument) + ", but got " + Py_TYPE(item.ptr())->tp_name);
+      if (are_states) refuse(item);
+      throw py::type_error("expected Tensor as element " + std::to_string(i) + " in argument 2, but got " +
+                           Py_TYPE(item.ptr())->tp_name);
     }
     if (!is_exact(item)) return false;
     to.push_back(THPVariable_Unpack(item.ptr()));
@@ -35,11 +42,9 @@ bool read(const py::sequence& from, int argument, Tensors& to) {
 
 std::optional<Tensors> recurrent(const std::string& layer, py::handle input, const py::sequence& hx,
                                  const py::sequence& params, const std::optional<at::Tensor>& batch_sizes) {
-  if (!THPVariable_Check(input.ptr())) {
-    throw py::type_error("input: expected a Tensor, got " + std::string(Py_TYPE(input.ptr())->tp_name));
-  }
+  if (!THPVariable_Check(input.ptr())) refuse(input);
   Tensors states, weights;
-  if (!read(hx, 1, states) || !read(params, 2, weights) || !is_exact(input)) return std::nullopt;
+  if (!read(hx, true, states) || !read(params, false, weights) || !is_exact(input)) return std::nullopt;
   const at::Tensor& x = THPVariable_Unpack(input.ptr());
   const py::gil_scoped_release release;
   return rnnfused::recurrent_unwatched(layer, x, states, weights, batch_sizes);
@@ -49,7 +54,7 @@ std::optional<Tensors> recurrent(const std::string& layer, py::handle input, con
 void check(const std::string& layer, const at::Tensor& input, const py::sequence& hx,
            const py::sequence& params, const std::optional<at::Tensor>& batch_sizes) {
   Tensors states, weights;
-  if (!read(hx, 1, states) || !read(params, 2, weights)) return;
+  if (!read(hx, true, states) || !read(params, false, weights)) return;
   rnnfused::check_call(layer, input, states, weights, batch_sizes);
 }
 

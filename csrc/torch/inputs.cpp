@@ -35,8 +35,9 @@ Steps::Steps(const Arguments& a, const Form& form) {
   }
   TORCH_CHECK(offsets.back() == a.input.size(0), "batch_sizes: expected a sum of ", a.input.size(0),
               " (the rows of input), got ", offsets.back());
-  TORCH_CHECK(a.hx.empty() || form.batch == batch, "hx: expected a batch of ", batch,
-              " (the first of batch_sizes), got ", form.batch);
+  if (a.hx.empty() || form.batch == batch) return;
+  const c10::SymInt expected[] = {a.options.layers * a.options.directions, batch, form.output};
+  refuse_state(a.options, 0, expected, a.hx[0].sym_sizes());
 }
 
 at::Tensor dense(const at::Tensor& t, const char* name, bool on_gpu) {

@@ -116,7 +116,8 @@ Tensors tangent_meta(const OptionalList&, const OptionalList&, const OptionalLis
     results = recurrent_meta(input, hx, params, batch_sizes, layer, false);
     if (!results.empty()) results[0] = at::empty_symint(output.sym_sizes(), results[0].options());
   }
-  for (const at::Tensor& t : backward_meta(OptionalList(), input, hx, params, batch_sizes, output, output, layer, wanted))
+  for (const at::Tensor& t :
+       backward_meta(OptionalList(), input, hx, params, batch_sizes, output, output, layer, wanted))
     results.push_back(at::empty_symint(t.sym_sizes(), t.options()));
   return results;
 }
@@ -138,7 +139,8 @@ Tensors gate_gradients_meta(const OptionalList&, const at::Tensor& input, at::Te
   return results;
 }
 
-// ---- Gradients of many outer gradients at once (is_grads_batched), for which torch has batches of their own
+// ---- Many gradients or tangents at once (is_grads_batched and its like): torch has batches of its own for
+// them
 
 // A slice along the innermost of a tensor's batch dimensions, if that is of the level.
 at::Tensor slice_of(const at::Tensor& t, int64_t level, int64_t index) {
@@ -152,38 +154,59 @@ at::Tensor slice_of(const at::Tensor& t, int64_t level, int64_t index) {
   return others.empty() ? slice : at::makeBatched(slice, others);
 }
 
+// Calls body with every tensor of the arguments, those of lists too.
+template <class Body>
+void for_tensors(const torch::jit::Stack& arguments, Body body) {
+  for (const c10::IValue& value : arguments) {
+    if (value.isTensor()) body(value.toTensor());
+    if (value.isTensorList()) {
+      for (const at::Tensor& t : value.toTensorVector()) body(t);
+    }
+    if (value.isOptionalTensorList()) {
+      for (const std::optional<at::Tensor>& t : value.toOptionalTensorVector())
+        body(t.value_or(at::Tensor()));
+    }
+  }
+}
+
+c10::IValue slice_of(const c10::IValue& value, int64_t level, int64_t index) {
+  if (value.isTensor()) return slice_of(value.toTensor(), level, index);
+  if (value.isTensorList()) {
+    Tensors slices;
+    for (const at::Tensor& t : value.toTensorVector()) slices.push_back(slice_of(t, level, index));
+    return slices;
+  }
+  if (value.isOptionalTensorList()) {
+    OptionalList slices;
+    for (const std::optional<at::Tensor>& t : value.toOptionalTensorVector())
+      slices.push_back(t ? std::optional(slice_of(*t, level, index)) : std::nullopt);
+    return slices;
+  }
+  return value;
+}
+
 // One call for each.
-Tensors backward_batched(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
-                         at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
-                         const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
-                         at::IntArrayRef wanted) {
+void one_by_one(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const torch::jit::Stack arguments = torch::jit::pop(*stack, op.schema().arguments().size());
   int64_t level = -1, size = 0;
-  const auto look = [&](const at::Tensor& t) {
+  for_tensors(arguments, [&](const at::Tensor& t) {
     const at::BatchedTensorImpl* batched = t.defined() ? at::maybeGetBatchedImpl(t) : nullptr;
     if (!batched || batched->bdims().back().level() <= level) return;
     level = batched->bdims().back().level();
     size = batched->value().size(batched->bdims().back().dim());
-  };
-  const auto look_at = [&](at::TensorList list) { std::for_each(list.begin(), list.end(), look); };
-  const Tensors outer = given(grads);
-  look_at(outer), look(input), look_at(hx), look_at(params), look(output), look(tape);
-  std::vector<Tensors> stacks(wanted.size());
+  });
+  std::vector<Tensors> stacks;
   for (int64_t i = 0; i < size; ++i) {
-    const auto slice = [&](const at::Tensor& t) { return slice_of(t, level, i); };
-    const auto slices = [&](at::TensorList list) {
-      Tensors found;
-      for (const at::Tensor& t : list) found.push_back(slice(t));
-      return found;
-    };
-    OptionalList own;
-    for (const at::Tensor& t : outer) own.push_back(t.defined() ? std::optional(slice(t)) : std::nullopt);
-    const Tensors one = call_backward(own, slice(input), slices(hx), slices(params), batch_sizes,
-                                      slice(output), slice(tape), layer, wanted);
-    for (size_t w = 0; w < one.size(); ++w) stacks[w].push_back(one[w]);
+    torch::jit::Stack own;
+    for (const c10::IValue& value : arguments) own.push_back(slice_of(value, level, i));
+    op.callBoxed(own);
+    const Tensors one = own.at(0).toTensorVector();
+    stacks.resize(one.size());
+    for (size_t k = 0; k < one.size(); ++k) stacks[k].push_back(one[k]);
   }
   Tensors results;
-  for (const Tensors& stack : stacks) results.push_back(at::addBatchDim(at::stack(stack), level, 0));
-  return results;
+  for (const Tensors& parts : stacks) results.push_back(at::addBatchDim(at::stack(parts), level, 0));
+  stack->emplace_back(std::move(results));
 }
 
 // ---- Autocast
@@ -248,6 +271,20 @@ TORCH_LIBRARY(rnnfused, m) {
       "hx, Tensor[] params, Tensor? batch_sizes, Tensor output, str layer, bool outputs, int[] wanted) -> "
       "Tensor[]",
       tags);
+  // The same in torch's operations, and its derivatives: rnnfused/_ops.py.
+  m.def(
+      "recurrent_tangent_decomposed(Tensor?[] tangents, Tensor?[] grads, Tensor?[] grad_tangents, Tensor "
+      "input, "
+      "Tensor[] hx, Tensor[] params, Tensor? batch_sizes, Tensor output, str layer, bool outputs, int[] "
+      "wanted) "
+      "-> Tensor[]",
+      tags);
+  m.def(
+      "recurrent_tangent_backward(Tensor?[] outer, Tensor?[] tangents, Tensor?[] grads, Tensor?[] "
+      "grad_tangents, Tensor input, Tensor[] hx, Tensor[] params, Tensor? batch_sizes, Tensor output, str "
+      "layer, "
+      "bool outputs, int[] wanted, int[] needed) -> Tensor[]",
+      tags);
   m.def(
       "recurrent_gate_gradients(Tensor?[] grads, Tensor input, Tensor[] hx, Tensor[] params, Tensor? "
       "batch_sizes, Tensor output, str layer) -> Tensor[]",
@@ -273,11 +310,16 @@ TORCH_LIBRARY_IMPL(rnnfused, Meta, m) {
   m.impl("recurrent_gate_gradients", &gate_gradients_meta);
 }
 
-TORCH_LIBRARY_IMPL(rnnfused, Batched, m) { m.impl("recurrent_backward", &backward_batched); }
+TORCH_LIBRARY_IMPL(rnnfused, Batched, m) {
+  for (const char* name :
+       {"recurrent", "recurrent_backward", "recurrent_tangent", "recurrent_gate_gradients"})
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&one_by_one>());
+}
 
 TORCH_LIBRARY_IMPL(rnnfused, Autograd, m) {
   m.impl("recurrent", &recurrent_autograd);
   m.impl("recurrent_backward", &backward_autograd);
+  m.impl("recurrent_tangent", &tangent_autograd);
 }
 
 TORCH_LIBRARY_IMPL(rnnfused, AutocastCPU, m) {

@@ -23,6 +23,7 @@ struct alignas(64) Header {
 // step.
 class Pool {
  public:
+  // Null where the system has no more.
   Header* take(size_t bytes) {
     bytes = (sizeof(Header) + bytes + 63) / 64 * 64;
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -32,7 +33,8 @@ class Pool {
     }
     if (best == free_.end()) {
       release(bytes);
-      char* region = static_cast<char*>(::operator new(bytes, kAlignment));
+      char* region = static_cast<char*>(::operator new(bytes, kAlignment, std::nothrow));
+      if (!region) return nullptr;
       regions_[region] = bytes;
       return new (region) Header{bytes};
     }
@@ -123,6 +125,8 @@ struct ResultAllocator final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes < kSmallResultBytes) return c10::GetCPUAllocator()->allocate(bytes);
     Header* header = pool().take(bytes);
+    // torch's allocator says in torch's words that there is no memory.
+    if (!header) return c10::GetCPUAllocator()->allocate(bytes);
     return {header + 1, header, &give_back, c10::Device(c10::DeviceType::CPU)};
   }
 

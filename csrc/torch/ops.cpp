@@ -7,6 +7,7 @@
 
 #include "cpu/dispatch.h"
 #include "torch/backends.h"
+#include "torch/memory.h"
 #include "torch/tangents.h"
 
 namespace rnnfused {
@@ -49,9 +50,7 @@ size_t place_of(const Arguments& a, int64_t index) {
   return size_t(3 + param / each * kSlots + (is_projection ? kSlots - 1 : place));
 }
 
-}  // namespace
-
-Tensors recurrent(const Arguments& a, bool save, cpu::PackedStack* packed) {
+Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
   const LayerOptions& o = a.options;
   const Form form = check(a);
   TORCH_CHECK_VALUE(!save || o.layers == 1, "save: expected one layer, got ", o.layers);
@@ -97,8 +96,7 @@ Tensors recurrent(const Arguments& a, bool save, cpu::PackedStack* packed) {
   return results;
 }
 
-Tensors recurrent_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
-                           at::IntArrayRef wanted) {
+Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept, at::IntArrayRef wanted) {
   const LayerOptions& o = a.options;
   const Form form = check(a);
   TORCH_CHECK_VALUE(o.layers == 1, "layer: expected one layer, got ", o.layers);
@@ -150,6 +148,17 @@ Tensors recurrent_backward(const Arguments& a, at::TensorList outer, const Kept&
     results.push_back(as(place == 0 ? order(found) : found, is_state ? type : a.input.scalar_type()));
   }
   return results;
+}
+
+}  // namespace
+
+Tensors recurrent(const Arguments& a, bool save, cpu::PackedStack* packed) {
+  return within_memory([&] { return run_forward(a, save, packed); });
+}
+
+Tensors recurrent_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
+                           at::IntArrayRef wanted) {
+  return within_memory([&] { return run_backward(a, outer, kept, wanted); });
 }
 
 namespace {

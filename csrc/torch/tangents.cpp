@@ -4,12 +4,14 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 
 #include "core/stream.h"
 #include "torch/backends.h"
+#include "torch/tangents_gpu.h"
 
 namespace rnnfused {
 namespace {
@@ -87,14 +89,12 @@ DualRows<const T> read(const at::Tensor& value, const at::Tensor& tangent, Index
 
 template <class T>
 void run_forward(const Inputs& in, const TangentForward<T>& step, int threads) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!in.on_gpu, "rnnfused: tangents on ", in.x.device());
-  cpu::tangent_forward(in.cell, step, threads);
+  in.on_gpu ? tangent_forward_on_gpu(in, step) : cpu::tangent_forward(in.cell, step, threads);
 }
 
 template <class T>
 void run_backward(const Inputs& in, const TangentBackward<T>& step, int threads) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!in.on_gpu, "rnnfused: tangents on ", in.x.device());
-  cpu::tangent_backward(in.cell, step, threads);
+  in.on_gpu ? tangent_backward_on_gpu(in, step) : cpu::tangent_backward(in.cell, step, threads);
 }
 
 // One direction: what it takes from its inputs, and its rows' memory.
@@ -124,6 +124,7 @@ class DirectionPass {
     if (along->x.defined()) dx_ = along->x.view({shape.rows(), shape.input});
     dh0_ = slice(along->h0, direction), dc0_ = slice(along->c0, direction);
     dw_ih_ = by_accumulator(weight(0), in.info.x_first);
+    dw_hh_in_torchs_order_ = weight(1);
     dw_hh_ = by_accumulator(weight(1), in.info.h_first);
     db_ih_ = weight(2), db_hh_ = weight(3), dw_hr_ = weight(4);
   }
@@ -133,17 +134,19 @@ class DirectionPass {
   void forward(const OutputTensors& out) {
     const SequenceShape& shape = in_.shape;
     dh_ = out.y.defined() ? of_direction(out.y) : at::Tensor();
-    gates_ = in_.empty({shape.rows(), copies_, in_.info.accumulators * shape.hidden});
+    gates_ = padded(in_.info.accumulators * shape.hidden);
     if (in_.info.states > 1) cells_ = in_.empty({shape.rows(), copies_, shape.hidden});
     if (shape.projected()) unprojected_ = in_.empty({shape.rows(), copies_, shape.hidden});
+    if (copies_ == 1 && in_.info.taped == 0) return;  // y is all that backward needs
     accumulate();
     const at::Tensor w_hh = w_hh_.t(), w_hr = transposed(w_hr_), dw_hr = transposed(dw_hr_);
     const at::Tensor recurrent = copies_ > 1 ? fed(tangents(gates_), in_.info.h_first) : at::Tensor();
+    const at::Tensor packed = copies_ > 1 ? pack_forward() : at::Tensor();
     for (Index s = 0; s < shape.steps; ++s) {
       const Index active = stream_.active(s), row = stream_.row(s, 0);
       const Index count = std::min(active, stream_.active(s - 1)), from = row_before(s);
       if (active == 0) continue;
-      if (copies_ > 1) {
+      if (copies_ > 1 && !packed.defined()) {
         if (count > 0) recurrent.narrow(0, row, count).addmm_(dh_.narrow(0, from, count), w_hh);
         if (active > count && dh0_.defined()) {
           recurrent.narrow(0, row + count, active - count)
@@ -151,8 +154,9 @@ class DirectionPass {
         }
       }
       TangentForward<T> step{active, shape.hidden, copies_ > 1, written<T>(gates_, row), previous(s), {}};
-      step.next[0] = shape.projected() ? written<T>(unprojected_, row) : tangents_of_h(row);
+      step.next[0] = shape.projected() ? written<T>(unprojected_, row) : h_and_tangents(row);
       step.next[1] = written<T>(cells_, row);
+      if (packed.defined()) step.recurrent = packed.const_data_ptr<T>();
       run_forward(in_, step, threads_);
       if (!shape.projected() || copies_ == 1) continue;
       at::Tensor dh = dh_.narrow(0, row, active);
@@ -179,9 +183,10 @@ class DirectionPass {
       of_unprojected = in_.empty({shape.batch, copies_, shape.hidden});
       dy = ddy = at::Tensor();
     }
+    const at::Tensor packed = pack_backward();
     for (Index s = shape.steps - 1; s >= 0; --s) {
       const Index active = stream_.active(s), row = stream_.row(s, 0);
-      add_recurrent(s + 1);
+      if (!packed.defined()) add_recurrent(s + 1);
       if (active == 0) continue;
       if (shape.projected()) unproject(row, active, of_unprojected);
       TangentBackward<T> step{active,      shape.hidden, copies_ > 1, written<T>(gates_, row),
@@ -191,9 +196,14 @@ class DirectionPass {
       step.outer = read<T>(dy, ddy, row);
       step.dstates[0] = written<T>(shape.projected() ? of_unprojected : dstates_[0], 0);
       step.dstates[1] = written<T>(dstates_[1], 0);
+      set_recurrent(step, packed, s + 1);
       run_backward(in_, step, threads_);
     }
-    add_recurrent(0);
+    if (!packed.defined()) return add_recurrent(0);
+    TangentBackward<T> last{0, shape.hidden, copies_ > 1, {}, {}, {}, {}, {}};
+    last.dstates[0] = written<T>(dstates_[0], 0);
+    set_recurrent(last, packed, 0);
+    run_backward(in_, last, threads_);
   }
 
   // The gradients of the initial states [B, N, units].
@@ -254,6 +264,13 @@ class DirectionPass {
 
   at::Tensor zeros(at::IntArrayRef sizes) const { return at::zeros(sizes, in_.x.options()); }
 
+  // [rows, N, units] whose rows do not all lie at the same place of a page: products that read columns of
+  // such rows take a seventh longer.
+  at::Tensor padded(Index units) const {
+    const Index line = 64 / Index(sizeof(T));
+    return in_.empty({in_.shape.rows(), copies_, units + line}).narrow(2, 0, units);
+  }
+
   // Blocks of H along a dimension: of the accumulators from `first` on, of those in torch's order of gates.
   at::Tensor by_accumulator(const at::Tensor& gates, int first) const {
     return reordered(gates, 0, [&](int a) { return in_.info.gate_of[first + a]; });
@@ -291,14 +308,17 @@ class DirectionPass {
   // Everything of the accumulators but the recurrent product of tangents.
   void accumulate() {
     const auto fill = [&](const at::Tensor& sums, const at::Tensor& b_ih, const at::Tensor& b_hh) {
-      sums.zero_();
-      if (b_ih.defined()) fed(sums, in_.info.x_first).add_(by_accumulator(b_ih, in_.info.x_first));
-      if (b_hh.defined()) fed(sums, in_.info.h_first).add_(by_accumulator(b_hh, in_.info.h_first));
+      const at::Tensor start = zeros({1, sums.size(1)});
+      if (b_ih.defined()) fed(start, in_.info.x_first).add_(by_accumulator(b_ih, in_.info.x_first));
+      if (b_hh.defined()) fed(start, in_.info.h_first).add_(by_accumulator(b_hh, in_.info.h_first));
+      sums.copy_(start);
     };
-    const at::Tensor sums = values(gates_);
-    fill(sums, in_.weight(direction_, 2), in_.weight(direction_, 3));
-    add_product(fed(sums, in_.info.x_first), x_, w_ih_.t());
-    add_product(fed(sums, in_.info.h_first), h_before_, w_hh_.t());
+    if (in_.info.taped > 0) {
+      const at::Tensor sums = values(gates_);
+      fill(sums, in_.weight(direction_, 2), in_.weight(direction_, 3));
+      add_product(fed(sums, in_.info.x_first), x_, w_ih_.t());
+      add_product(fed(sums, in_.info.h_first), h_before_, w_hh_.t());
+    }
     if (copies_ == 1) return;
     const at::Tensor along = tangents(gates_);
     fill(along, db_ih_, db_hh_);
@@ -307,10 +327,11 @@ class DirectionPass {
     add_product(fed(along, in_.info.h_first), h_before_, transposed(dw_hh_));
   }
 
-  // The tangents of h alone are written: its values are known.
-  DualRows<T> tangents_of_h(Index row) const {
+  // The values of h are known: of those that a kernel needs it only reads them.
+  DualRows<T> h_and_tangents(Index row) const {
     if (!dh_.defined()) return {};
-    return {nullptr, dh_.mutable_data_ptr<T>() + row * dh_.stride(0), dh_.stride(0)};
+    T* const h = in_.info.taped == 0 ? const_cast<T*>(h_.const_data_ptr<T>()) + row * h_.stride(0) : nullptr;
+    return {h, dh_.mutable_data_ptr<T>() + row * dh_.stride(0), dh_.stride(0)};
   }
 
   PreviousStates<T> previous(Index s) const {
@@ -371,6 +392,33 @@ class DirectionPass {
     if (tangent.defined()) tangents(out).copy_(slice(tangent, direction_));
   }
 
+  // Weights for the recurrent product of a step's kernel; undefined where that is torch's.
+  at::Tensor pack_forward() const {
+    const TangentKernels<T>& kernels = cpu::tangent_kernels<T>(in_.cell);
+    return pack(kernels.packed_forward(in_.shape.hidden), kernels.pack_forward, at::Tensor());
+  }
+  at::Tensor pack_backward() const {
+    const TangentKernels<T>& kernels = cpu::tangent_kernels<T>(in_.cell);
+    return pack(kernels.packed_backward(in_.shape.hidden, dw_hh_.defined()), kernels.pack_backward,
+                dw_hh_in_torchs_order_);
+  }
+  at::Tensor pack(Index scalars, void (*kernel)(const RecurrentWeights<T>&, T*), const at::Tensor& dw) const {
+    if (in_.on_gpu || in_.shape.projected() || scalars == 0) return {};
+    at::Tensor packed = in_.empty({scalars});
+    const at::Tensor& w = in_.weight(direction_, 1);
+    kernel({in_.shape.hidden, w.const_data_ptr<T>(), dw.defined() ? dw.const_data_ptr<T>() : nullptr},
+           packed.mutable_data_ptr<T>());
+    return packed;
+  }
+
+  void set_recurrent(TangentBackward<T>& step, const at::Tensor& packed, Index s) const {
+    if (!packed.defined() || stream_.active(s) == 0) return;
+    step.recurrent = packed.const_data_ptr<T>();
+    step.weights_have_tangents = dw_hh_.defined();
+    step.after = read<T>(gates_, stream_.row(s, 0));
+    step.after_rows = stream_.active(s);
+  }
+
   // What the gates of position s make of the h before it.
   void add_recurrent(Index s) const {
     const Index active = stream_.active(s);
@@ -401,7 +449,7 @@ class DirectionPass {
   // Values; weights of gates in the order of the accumulators.
   at::Tensor x_, h_, h0_, c0_, w_ih_, w_hh_, w_hr_, h_before_;
   // Their tangents, where there are any.
-  at::Tensor dx_, dh_, dh0_, dc0_, dw_ih_, dw_hh_, db_ih_, db_hh_, dw_hr_;
+  at::Tensor dx_, dh_, dh0_, dc0_, dw_ih_, dw_hh_, dw_hh_in_torchs_order_, db_ih_, db_hh_, dw_hr_;
   at::Tensor gates_, cells_, unprojected_;  // [rows, N, A * H], [rows, N, H]
   at::Tensor dstates_[kMaxStates];          // carried backward [B, N, units]
   at::Tensor projected_;                    // gradients of the projected output [rows, N, P]
@@ -482,6 +530,7 @@ class LayerPass {
 // Calls body with a pass of the layer's type.
 template <class Body>
 auto with_pass(const Inputs& in, const at::Tensor& y, const LayerTensors* along, Body body) {
+  const c10::DeviceGuard guard(in.x.device());
   if (in.x.scalar_type() == at::kFloat) return body(LayerPass<float>(in, y, along));
   return body(LayerPass<double>(in, y, along));
 }

@@ -99,6 +99,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="torch",
         help="train this as well and compare (default torch)",
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="train rnnfused's model by torch.compile(fullgraph=True)"
+    )
     parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="continue where this one stopped")
     parser.add_argument("--sample-length", type=positive_int, default=600, help="characters (default 600)")
     parser.add_argument(

@@ -62,12 +62,15 @@ class Run:
 
     shows_progress = True
 
-    def __init__(self, backend: str, recipe: Recipe, corpus: Corpus, device: str) -> None:
+    def __init__(
+        self, backend: str, recipe: Recipe, corpus: Corpus, device: str, compiled: bool = False
+    ) -> None:
         self.backend = backend
         self.recipe = recipe
         self.history = History()
         self.model = build_model(backend, len(corpus.vocabulary), recipe).to(device)
-        self._called = self._wrap(self.model)
+        called = self._wrap(self.model)
+        self._called = torch.compile(called, fullgraph=True) if compiled else called
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.lr)
         self._state: State | None = None
         self._training, self._held_out = (

@@ -2,7 +2,6 @@
 // bits of a scalar.
 #include <doctest/doctest.h>
 
-#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
@@ -15,6 +14,12 @@ namespace {
 
 constexpr Index kGap = 3;  // between rows: nothing may be written there
 
+// From -1.5 to 1.5. Sums of products of such numbers are exact, in whatever order.
+template <class T>
+T eighths(std::mt19937& random) {
+  return T(int(random() % 25) - 12) / 8;
+}
+
 // [rows, units] of values and as many of tangents; and what they were before a kernel ran.
 template <class T>
 struct Matrix {
@@ -23,7 +28,7 @@ struct Matrix {
 
   Matrix(Index row_count, Index unit_count, std::mt19937& random)
       : rows(row_count), units(unit_count), now(size_t(2 * row_count * (unit_count + kGap))) {
-    for (T& v : now) v = T(3 * (double(random()) / double(random.max())) - 1.5);
+    for (T& v : now) v = eighths<T>(random);
     before = now;
   }
   Index stride() const { return units + kGap; }
@@ -41,7 +46,7 @@ struct Matrix {
     *at = v.value;
     if (tangents) at[rows * stride()] = v.tangent;
   }
-  bool as_expected() const { return std::memcmp(now.data(), before.data(), now.size() * sizeof(T)) == 0; }
+  bool as_expected() const { return now == before; }
 };
 
 // All that the two kernels read and write, and which of the states start at this step.
@@ -81,12 +86,29 @@ struct Step {
       for (Index unit = 0; unit < hidden; ++unit) body(row, unit);
     }
   }
+  // A cell that tapes nothing is given the values of its next states.
+  void give_values() {
+    if (Cell::taped > 0) return;
+    for_units([&](Index row, Index unit) {
+      T acc[A], before[S], after[S];
+      Dual<T> from[S];
+      load(row, unit, from);
+      for (int a = 0; a < A; ++a) acc[a] = gates.was(row, a * hidden + unit).value;
+      for (int s = 0; s < S; ++s) before[s] = from[s].value;
+      Cell::forward(acc, before, after, static_cast<T*>(nullptr));
+      for (int s = 0; s < S; ++s) {
+        next[size_t(s)].expect(row, unit, {after[s], 0}, false);
+        next[size_t(s)].now = next[size_t(s)].before;
+      }
+    });
+  }
   void check(Matrix<T>& matrix) const { REQUIRE(matrix.as_expected()); }
 };
 
 template <class Cell, class T>
 void check_forward(Step<Cell, T> step, int threads) {
   constexpr int A = Cell::accumulators, S = Cell::states;
+  step.give_values();
   TangentForward<T> args{step.rows, step.hidden, step.tangents, step.gates.view(), step.previous(), {}};
   for (int s = 0; s < S; ++s) args.next[s] = step.next[size_t(s)].view();
   for (int t = 0; t < threads; ++t) tangent_kernels_of<Cell, T>().forward(args, threads, t);
@@ -151,14 +173,156 @@ void check_steps() {
   }
 }
 
-TEST_CASE_TEMPLATE("a step's kernels do what the cell does", T, float, double){
+TEST_CASE_TEMPLATE("a step's kernels do what the cell does", T, float, double) {
 #define RNNFUSED_CHECK(name, Cell) \
   {                                \
     INFO(#name);                   \
     check_steps<Cell, T>();        \
   }
+  RNNFUSED_CELLS(RNNFUSED_CHECK)
+#undef RNNFUSED_CHECK
+}
+
+// W_hh and, behind it, its tangents [G * H, H] each.
+template <class Cell, class T>
+struct Recurrent {
+  Index hidden, size{Cell::gates * hidden * hidden};
+  std::vector<T> all;
+
+  Recurrent(Index units, std::mt19937& random) : hidden(units), all(size_t(2 * size)) {
+    for (T& v : all) v = eighths<T>(random);
+  }
+  RecurrentWeights<T> weights(bool tangents) const {
+    return {hidden, all.data(), tangents ? all.data() + size : nullptr};
+  }
+  // Sum over the columns of W, or of W'.
+  T forward(bool tangents, int g, Index unit, const T* h) const {
+    const T* row =
+        all.data() + (tangents ? size : 0) + (Cell::gate_of[Cell::h_first + g] * hidden + unit) * hidden;
+    T sum = 0;
+    for (Index k = 0; k < hidden; ++k) sum += row[k] * h[k];
+    return sum;
+  }
+  // Sum over its rows.
+  T backward(bool tangents, Index unit, const T* gates) const {
+    T sum = 0;
+    for (int g = 0; g < Cell::gates; ++g) {
+      const T* column =
+          all.data() + (tangents ? size : 0) + Cell::gate_of[Cell::h_first + g] * hidden * hidden + unit;
+      for (Index k = 0; k < hidden; ++k) sum += gates[(Cell::h_first + g) * hidden + k] * column[k * hidden];
+    }
+    return sum;
+  }
+};
+
+// A step whose kernel multiplies is one whose accumulators hold the product already.
+template <class Cell, class T>
+void check_forward_product(Step<Cell, T> step, int threads) {
+  const Index H = step.hidden;
+  const Recurrent<Cell, T> w(H, step.random);
+  std::vector<T> packed(size_t(packed_forward<Cell, T>(H)));
+  REQUIRE(packed.size() > 0);
+  pack_forward<Cell>(w.weights(false), packed.data());
+  Step<Cell, T> there = step;
+  for (Index row = 0; row < step.rows; ++row) {
+    const bool starts = row >= step.count;
+    if (starts && !step.has_initial) continue;
+    const auto& h = (starts ? step.initial : step.prev)[0];
+    const T* before = h.now.data() + (h.rows + row) * h.stride();
+    T* acc = there.gates.now.data() + (step.rows + row) * there.gates.stride();
+    for (int g = 0; g < Cell::gates; ++g) {
+      for (Index unit = 0; unit < H; ++unit)
+        acc[(Cell::h_first + g) * H + unit] += w.forward(false, g, unit, before);
+    }
+  }
+  const auto run = [&](Step<Cell, T>& on, const T* recurrent) {
+    TangentForward<T> args{on.rows, H, true, on.gates.view(), on.previous(), {}, recurrent};
+    for (int s = 0; s < Cell::states; ++s) args.next[s] = on.next[size_t(s)].view();
+    for (int t = 0; t < threads; ++t) tangent_kernels_of<Cell, T>().forward(args, threads, t);
+  };
+  run(step, packed.data());
+  run(there, nullptr);
+  // Sums that are not taped stay in registers.
+  if (Cell::taped == Cell::accumulators) REQUIRE(step.gates.now == there.gates.now);
+  for (size_t s = 0; s < step.next.size(); ++s) REQUIRE(step.next[s].now == there.next[s].now);
+}
+
+template <class Cell, class T>
+void check_backward_product(Step<Cell, T> step, bool weights_have_tangents, Index after_rows, int threads) {
+  const Index H = step.hidden;
+  const Recurrent<Cell, T> w(H, step.random);
+  Matrix<T> after(after_rows, Cell::accumulators * H, step.random);
+  std::vector<T> packed(size_t(packed_backward<Cell, T>(H, weights_have_tangents)));
+  REQUIRE(packed.size() > 0);
+  pack_backward<Cell>(w.weights(weights_have_tangents), packed.data());
+  Step<Cell, T> there = step;
+  Matrix<T>& dh = there.dstates[0];
+  for (Index row = 0; row < after_rows; ++row) {
+    const T* value = after.now.data() + row * after.stride();
+    const T* tangent = value + after_rows * after.stride();
+    for (Index unit = 0; unit < H; ++unit) {
+      dh.now[size_t(row * dh.stride() + unit)] += w.backward(false, unit, value);
+      if (!step.tangents) continue;
+      T sum = w.backward(false, unit, tangent);
+      if (weights_have_tangents) sum += w.backward(true, unit, value);
+      dh.now[size_t((dh.rows + row) * dh.stride() + unit)] += sum;
+    }
+  }
+  const auto run = [&](Step<Cell, T>& on, Index rows, const T* recurrent) {
+    TangentBackward<T> args{rows, H, on.tangents, on.gates.view(), on.previous(), {}, {}, {}};
+    for (int s = 0; s < Cell::states; ++s) {
+      args.next[s] = on.next[size_t(s)].template view<const T>();
+      args.dstates[s] = on.dstates[size_t(s)].view();
+    }
+    args.outer = on.outer.template view<const T>();
+    args.recurrent = recurrent;
+    args.weights_have_tangents = weights_have_tangents;
+    args.after = after.template view<const T>();
+    args.after_rows = recurrent ? after_rows : 0;
+    for (int t = 0; t < threads; ++t) tangent_kernels_of<Cell, T>().backward(args, threads, t);
+  };
+  const Index rows = step.count;  // the others are done with, but for the product
+  run(step, rows, packed.data());
+  run(there, rows, nullptr);
+  REQUIRE(step.gates.now == there.gates.now);
+  for (size_t s = 0; s < step.dstates.size(); ++s) REQUIRE(step.dstates[s].now == there.dstates[s].now);
+}
+
+template <class Cell, class T>
+void check_products() {
+  const Index L = kLanes<T>;
+  for (const Index hidden : {Index(1), L, 2 * L + 1, 5 * L - 1}) {
+    for (const Index count : {0, 3, 7}) {
+      for (const int threads : {1, 2, 3}) {
+        CAPTURE(hidden);
+        CAPTURE(count);
+        CAPTURE(threads);
+        check_forward_product(Step<Cell, T>(7, hidden, count, true, false), threads);
+        check_forward_product(Step<Cell, T>(7, hidden, count, true, true), threads);
+        for (const Index after : {0, 2, 7}) {
+          CAPTURE(after);
+          check_backward_product(Step<Cell, T>(7, hidden, count, false, true), false, after, threads);
+          check_backward_product(Step<Cell, T>(7, hidden, count, true, true), false, after, threads);
+          check_backward_product(Step<Cell, T>(7, hidden, count, true, true), true, after, threads);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("a step's kernels multiply", T, float, double){
+#define RNNFUSED_CHECK(name, Cell) \
+  {                                \
+    INFO(#name);                   \
+    check_products<Cell, T>();     \
+  }
     RNNFUSED_CELLS(RNNFUSED_CHECK)
 #undef RNNFUSED_CHECK
+}
+
+TEST_CASE("products of large layers are left to others") {
+  CHECK(packed_forward<Lstm, float>(1 << 16) == 0);
+  CHECK(packed_backward<Lstm, float>(1 << 16, false) == 0);
 }
 
 // What is read and has no data is zero; what is written and has none is not.

@@ -1,0 +1,338 @@
+"""rnnfused's layers as ONNX's standard operators: an RNN, GRU or LSTM for each layer.
+
+    torch.onnx.export(model, (x,), "model.onnx", dynamo=True,
+                      custom_translation_table=rnnfused.onnx.translation_table())
+
+torch's older exporter (dynamo=False) makes the same operators of a layer and needs no table. The packages
+onnx and onnxscript are needed to export, never to import this module.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from rnnfused._layer import LayerConfig
+
+__all__ = ["register_symbolic", "translation_table"]
+
+Value = Any  # in the graph that is built: onnx_ir's or TorchScript's
+
+# ONNX's numbers for types of tensors.
+_FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """ONNX's operator for a cell. gates: the place of each of its gates in torch's order. activation: of the
+    gates, where the operator's own is not the cell's. attributes: further ones.
+    """
+
+    name: str
+    gates: tuple[int, ...]
+    activation: str | None = None
+    attributes: tuple[tuple[str, int], ...] = ()
+
+
+_OPERATORS = {
+    "rnn_tanh": _Operator("RNN", (0,)),
+    "rnn_relu": _Operator("RNN", (0,), activation="Relu"),
+    "gru": _Operator("GRU", (1, 0, 2), attributes=(("linear_before_reset", 1),)),  # z, r, n
+    "lstm": _Operator("LSTM", (0, 3, 1, 2)),  # i, o, f, g
+}
+
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What torch.onnx.export(..., dynamo=True) takes as its `custom_translation_table`.
+
+    Raises ImportError where onnx or onnxscript is missing. A layer for which ONNX has no operator, with a
+    projection (proj_size) or on packed input, is a NotImplementedError once it is exported.
+    """
+    for name in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(
+                f"ONNX export needs the packages onnx and onnxscript (pip install onnx onnxscript): {error}"
+            ) from error
+
+    def recurrent(
+        input: Value,
+        hx: Sequence[Value],
+        params: Sequence[Value],
+        batch_sizes: Value | None,
+        layer: str,
+        save: bool,
+    ) -> list[Value]:
+        return _translated(_ScriptGraph(), input, hx, params, batch_sizes, layer, save)
+
+    # The exporter would read the annotations as ONNX's types.
+    recurrent.__annotations__ = {}
+    return {torch.ops.rnnfused.recurrent.default: recurrent}
+
+
+@functools.cache
+def register_symbolic() -> None:
+    """Makes the operator known to torch.onnx.export(..., dynamo=False), torch's older exporter.
+
+    Tracing a layer does so. Call it before the export of a traced module that was loaded from a file.
+    """
+    from torch.onnx._internal.torchscript_exporter import registration, symbolic_helper
+
+    @symbolic_helper.parse_args("v", "v", "v", "v", "s", "b")
+    def recurrent(
+        graph: Any, input: Value, hx: Value, params: Value, batch_sizes: Value, layer: str, save: bool
+    ) -> Value:
+        states, weights = (symbolic_helper._unpack_list(values) for values in (hx, params))
+        sizes = None if symbolic_helper._is_none(batch_sizes) else batch_sizes
+        results = _translated(_TracedGraph(graph), input, states, weights, sizes, layer, save)
+        return graph.op("prim::ListConstruct", *results)
+
+    # What is used of the operators below is the same in all versions since 7; this exporter begins at 9.
+    registration.custom_onnx_symbolic("rnnfused::recurrent", 9)(recurrent)
+
+
+class _Graph(Protocol):
+    """What a translation asks of an exporter."""
+
+    def shape(self, value: Value) -> Sequence[Any]:
+        """Sizes, of which those of parameters are integers."""
+
+    def element_type(self, value: Value) -> int:
+        """ONNX's number for the type of an argument."""
+
+    def constant(self, values: Sequence[int]) -> Value:
+        """A vector of int64."""
+
+    def sizes(self, values: Sequence[int]) -> Value:
+        """The same for Reshape, where 0 leaves a size as it is. The last one is not 0."""
+
+    def nodes(
+        self, operator: str, inputs: Sequence[Value | None], outputs: int, **attributes: Any
+    ) -> list[Value]:
+        """The outputs of a new node. Attributes are integers, texts or lists of either."""
+
+
+class _ScriptGraph:
+    """Of the exporter that is built on torch.export, which records what onnxscript calls."""
+
+    def __init__(self) -> None:
+        from onnxscript import opset18
+
+        self._opset = opset18
+
+    def shape(self, value: Value) -> Sequence[Any]:
+        return value.shape
+
+    def element_type(self, value: Value) -> int:
+        return value.dtype.value
+
+    def constant(self, values: Sequence[int]) -> Value:
+        return self._opset.Constant(value_ints=values)
+
+    def sizes(self, values: Sequence[int]) -> Value:
+        return self.constant(values)
+
+    def nodes(
+        self, operator: str, inputs: Sequence[Value | None], outputs: int, **attributes: Any
+    ) -> list[Value]:
+        results = getattr(self._opset, operator)(*inputs, **attributes)
+        return list(results) if isinstance(results, Sequence) else [results]
+
+
+class _TracedGraph:
+    """Of the exporter that is built on torch.jit.trace."""
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+
+    def shape(self, value: Value) -> Sequence[Any]:
+        from torch.onnx._internal.torchscript_exporter import symbolic_helper
+
+        return symbolic_helper._get_tensor_sizes(value)
+
+    def element_type(self, value: Value) -> int:
+        from torch.onnx._internal.torchscript_exporter import _type_utils
+
+        kind: Any = _type_utils.JitScalarType.from_value(value).onnx_type()
+        return int(kind)
+
+    def constant(self, values: Sequence[int]) -> Value:
+        return self._graph.op("Constant", value_t=torch.tensor(values))
+
+    def sizes(self, values: Sequence[int]) -> Value:
+        # This exporter's inference of shapes takes no 0 without a -1, which fails on an empty batch.
+        return self.constant([*values[:-1], -1] if 0 in values else values)
+
+    def nodes(
+        self, operator: str, inputs: Sequence[Value | None], outputs: int, **attributes: Any
+    ) -> list[Value]:
+        given = [self._nothing() if value is None else value for value in inputs]
+        typed = {f"{name}_{_type_letter(value)}": value for name, value in attributes.items()}
+        results = self._graph.op(operator, *given, outputs=outputs, **typed)
+        return [results] if outputs == 1 else list(results)
+
+    def _nothing(self) -> Value:
+        value = self._graph.op("prim::Constant")
+        value.setType(torch._C.OptionalType.ofTensor())
+        return value
+
+
+def _type_letter(value: Any) -> str:
+    return "s" if isinstance(value[0] if isinstance(value, list) else value, str) else "i"
+
+
+def _translated(
+    graph: _Graph,
+    input: Value,
+    hx: Sequence[Value],
+    params: Sequence[Value],
+    batch_sizes: Value | None,
+    layer: str,
+    save: bool,
+) -> list[Value]:
+    """The results of torch.ops.rnnfused.recurrent, as values of the graph, each of them another one."""
+    config = LayerConfig.parse(layer)
+    _check(config, batch_sizes, save)
+    given = graph.element_type(hx[0] if hx else input)
+    # In 16 bits the kernels keep gates and states in float32, and ONNX Runtime has no operators on the CPU.
+    inside = _FLOAT if given in (_FLOAT16, _BFLOAT16) else given
+    layers = _Layers(graph, config, input, params[0], params[1])
+    x, *values = (
+        v if graph.element_type(v) == inside else layers.node("Cast", v, to=inside)
+        for v in (input, *hx, *params)
+    )
+    results = layers.run(x, values[: len(hx)], values[len(hx) :])
+    return results if inside == given else [layers.node("Cast", r, to=given) for r in results]
+
+
+def _check(config: LayerConfig, batch_sizes: Value | None, save: bool) -> None:
+    if config.projected:
+        raise NotImplementedError(
+            "ONNX's LSTM has no projection: a layer with proj_size cannot be exported to it; "
+            "rnnfused.to_torch(model) gives torch.nn's layers, which torch exports step by step"
+        )
+    if batch_sizes is not None:
+        raise NotImplementedError(
+            "ONNX has no packed sequences: export the layer on padded input, which costs the steps of the "
+            "longest sequence (rnnfused.to_torch(model) changes nothing here)"
+        )
+    if save:
+        raise NotImplementedError("ONNX has no training: export the model under torch.no_grad()")
+    known = {name: getattr(config, name) for name in _OPTIONS}
+    if config.cell not in _OPERATORS or LayerConfig(config.cell, **known) != config:
+        raise NotImplementedError(f"ONNX has no operator for the layer '{config.text}'")
+
+
+# What of a LayerConfig is translated, or makes no difference to inference.
+_OPTIONS = ("num_layers", "bidirectional", "batch_first", "bias", "recompute", "step")
+
+
+class _Layers:
+    """Layers over one another. Inside, a sequence is [T, B, I] and a state [L D, B, H].
+
+    Shapes are changed by Reshape and parts taken by Gather, the same nodes in every version of ONNX.
+    """
+
+    def __init__(self, graph: _Graph, config: LayerConfig, input: Value, w_ih: Value, w_hh: Value) -> None:
+        self._graph, self._config = graph, config
+        self._operator = _OPERATORS[config.cell]
+        self._features, self._hidden = int(graph.shape(w_ih)[1]), int(graph.shape(w_hh)[1])
+        self._batched = len(graph.shape(input)) == (2 if config.step else 3)
+
+    def node(self, operator: str, *inputs: Value | None, **attributes: Any) -> Value:
+        return self._graph.nodes(operator, inputs, 1, **attributes)[0]
+
+    def run(self, x: Value, hx: Sequence[Value], params: Sequence[Value]) -> list[Value]:
+        config, directions = self._config, self._config.directions
+        x, hx = self._sequence(x), [self._state(s) for s in hx]
+        each, features, finals = config.params_each * directions, self._features, []
+        for index in range(config.num_layers):
+            states = hx
+            if config.num_layers > 1:
+                states = [self._taken(s, range(index * directions, (index + 1) * directions)) for s in hx]
+            y, *final = self._layer(x, features, states, params[index * each : (index + 1) * each])
+            finals.append(final)
+            if index + 1 < config.num_layers:
+                x, features = self._joined(y, [0, 2, 1, 3], 0, 0), directions * self._hidden
+        return self._outputs(y) + [self._final(parts) for parts in zip(*finals, strict=True)]
+
+    def _layer(self, x: Value, features: int, hx: Sequence[Value], params: Sequence[Value]) -> list[Value]:
+        """One layer in all its directions, on x [T, B, features]: Y [T, D, B, H], final states [D, B, H]."""
+        config, operator, hidden = self._config, self._operator, self._hidden
+        directions, each = config.directions, config.params_each
+        w_ih, w_hh, *biases = (params[slot::each] for slot in range(each))
+        inputs = [x, self._gates(w_ih, features), self._gates(w_hh, hidden)]
+        # Of a direction b_ih, then b_hh.
+        inputs.append(
+            self._gates([b for pair in zip(*biases, strict=True) for b in pair]) if biases else None
+        )
+        if hx:
+            inputs += [None, *hx]  # None: the lengths of sequences
+        attributes: dict[str, Any] = dict(operator.attributes)
+        if config.bidirectional:
+            attributes["direction"] = "bidirectional"
+        if operator.activation:
+            attributes["activations"] = [operator.activation] * directions
+        while inputs[-1] is None:
+            inputs.pop()
+        outputs = 1 + len(config.spec.states)
+        return self._graph.nodes(operator.name, inputs, outputs, hidden_size=hidden, **attributes)
+
+    def _gates(self, tensors: Sequence[Value], *columns: int) -> Value:
+        """Of all directions weights [G H, columns] as [D, G H, columns], or biases [G H] as [D, 2 G H]."""
+        gates, directions = self._operator.gates, self._config.directions
+        value = self.node("Concat", *tensors, axis=0) if len(tensors) > 1 else tensors[0]
+        if len(gates) > 1:
+            blocks = [
+                first + gate for first in range(0, len(tensors) * len(gates), len(gates)) for gate in gates
+            ]
+            value = self._taken(self._reshaped(value, len(blocks), self._hidden, *columns), blocks)
+        rows = len(tensors) * len(gates) * self._hidden // directions
+        return self._reshaped(value, directions, rows, *columns)
+
+    def _sequence(self, x: Value) -> Value:
+        if self._config.step:
+            return self._reshaped(x, 1, -1, self._features)
+        if not self._batched:
+            return self._reshaped(x, 0, 1, self._features)
+        return self.node("Transpose", x, perm=[1, 0, 2]) if self._config.batch_first else x
+
+    def _state(self, state: Value) -> Value:
+        if self._batched and not self._config.step:
+            return state
+        return self._reshaped(state, self._parts, -1, self._hidden)
+
+    def _outputs(self, y: Value) -> list[Value]:
+        if self._config.step:
+            return []
+        if not self._batched:
+            return [self._joined(y, [0, 2, 1, 3], 0)]
+        return [self._joined(y, [2, 0, 1, 3] if self._config.batch_first else [0, 2, 1, 3], 0, 0)]
+
+    def _final(self, parts: Sequence[Value]) -> Value:
+        state = self.node("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
+        if self._config.step:
+            return self._reshaped(state, *([-1] if self._batched else []), self._hidden)
+        return state if self._batched else self._reshaped(state, self._parts, self._hidden)
+
+    @property
+    def _parts(self) -> int:
+        return self._config.num_layers * self._config.directions
+
+    def _joined(self, y: Value, order: Sequence[int], *leading: int) -> Value:
+        """Y [T, D, B, H] with its features [D H] last; 0 leaves a size as it is."""
+        return self._reshaped(
+            self.node("Transpose", y, perm=list(order)), *leading, self._config.directions * self._hidden
+        )
+
+    def _reshaped(self, value: Value, *sizes: int) -> Value:
+        return self.node("Reshape", value, self._graph.sizes(list(sizes)))
+
+    def _taken(self, value: Value, indices: Iterable[int]) -> Value:
+        return self.node("Gather", value, self._graph.constant(list(indices)), axis=0)

@@ -1,0 +1,248 @@
+"""A random walk over all options at once, through the public API, against torch.nn in float64.
+
+Every step is a test of its own, which its number alone decides: RNNFUSED_WALK_CASES says how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from results import tensors
+from test_sequence import check_errors
+from tolerances import FLOAT64, FLOOR_ULPS, eps
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import rnnfused
+
+CASES = int(os.environ.get("RNNFUSED_WALK_CASES", "300"))
+LAYERS = ("RNN", "GRU", "LSTM")
+CELLS = ("RNNCell", "GRUCell", "LSTMCell")
+# One, and below, at and above the vectors of every ISA and what a tile takes of them.
+SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 64, 65)
+STEPS = (1, 2, 3, 4, 7, 12, 25, 64)
+BATCHES = (1, 2, 3, 4, 5, 7, 8, 13, 16, 33)
+MOST_ROWS = 640
+MOST_PRODUCTS = 2_000_000  # rows x gates, so that no case takes long
+OUTPUTS = ("y", "h_n", "c_n")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step of the walk. What is no field follows from `index`: values, and which weights are frozen."""
+
+    index: int
+    kind: str
+    input: int
+    hidden: int
+    steps: int
+    batch: int
+    dtype: torch.dtype
+    form: str  # padded, unbatched, sorted or unsorted (packed); cells: padded or unbatched
+    strided: bool  # whether input and states are no contiguous tensors
+    lengths: tuple[int, ...]  # of packed input
+    states: str  # none, given, or followed: whether gradients of the initial states are wanted
+    followed: bool  # whether that of the input is
+    frozen: float  # share of the parameters that need no gradient
+    outputs: tuple[str, ...]  # what is differentiated
+    summed: bool  # whether the outer gradients are expanded ones
+    mode: str  # grad, no_grad or inference
+    threads: int
+    recompute: bool
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_cell(self) -> bool:
+        return self.kind in CELLS
+
+    @property
+    def layers(self) -> int:
+        return self.options.get("num_layers", 1) * (2 if self.options.get("bidirectional") else 1)
+
+
+def draw(index: int) -> Case:
+    """The case of a number."""
+    pick = random.Random(index)
+
+    def chance(share: float) -> bool:
+        return pick.random() < share
+
+    kind = pick.choice(3 * LAYERS + CELLS)
+    hidden = pick.choice(SIZES)
+    options: dict[str, Any] = {"bias": chance(0.8)}
+    if kind.startswith("RNN"):
+        options["nonlinearity"] = pick.choice(("tanh", "relu"))
+    dtype = pick.choice((torch.float32, torch.float32, torch.float64))
+    form = pick.choice(("padded", "unbatched"))
+    if kind in LAYERS:
+        options |= {
+            "num_layers": pick.choice((1, 1, 2, 3)),
+            "bidirectional": chance(0.65),
+            "batch_first": chance(0.4),
+        }
+        form = pick.choice(("padded", "unbatched", "sorted", "sorted", "unsorted"))
+        if kind == "LSTM" and hidden > 1 and chance(0.3):
+            options["proj_size"] = pick.randint(1, hidden - 1)
+        if dtype == torch.float64 and chance(0.2):  # which elements are dropped depends on the dtype
+            options["dropout"] = 0.3 if options["num_layers"] > 1 else 0.0
+    while True:
+        steps, batch = pick.choice(STEPS), 1 if form == "unbatched" else pick.choice(BATCHES)
+        rows = steps * batch * options.get("num_layers", 1)
+        if steps * batch <= MOST_ROWS and rows * 4 * hidden * hidden <= 8 * MOST_PRODUCTS:
+            break
+    shortest = pick.choice((1, 1 + steps // 2))
+    lengths = [pick.randint(min(shortest, steps), steps) for _ in range(batch)]
+    lengths[0] = steps
+    if form == "sorted":
+        lengths.sort(reverse=True)
+    outputs = OUTPUTS if kind.startswith("LSTM") else OUTPUTS[:2]
+    return Case(
+        index=index,
+        kind=kind,
+        input=pick.choice(SIZES),
+        hidden=hidden,
+        steps=min(steps, 4) if kind in CELLS else steps,
+        batch=batch,
+        dtype=dtype,
+        form=form,
+        strided=chance(0.3),
+        lengths=tuple(lengths) if "sorted" in form else (),
+        states=pick.choice(("none", "given", "followed", "followed")),
+        followed=chance(0.6),
+        frozen=pick.choice((0.0, 0.0, 0.3, 1.0)),
+        outputs=tuple(name for name in outputs if chance(0.6)),
+        summed=chance(0.4),
+        mode=pick.choice(("grad",) * 8 + ("no_grad", "inference")),
+        threads=pick.choice((1, 2)),
+        recompute=kind in LAYERS and chance(0.65),
+        options=options,
+    )
+
+
+@contextmanager
+def settings(case: Case) -> Iterator[None]:
+    """The case's number of threads and its grad mode."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(case.threads)
+    mode = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+    try:
+        with mode[case.mode]():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def leaf(case: Case, value: Tensor, dtype: torch.dtype, followed: bool) -> Tensor:
+    """A copy, every other element of which lies in memory if the case is strided."""
+    value = value.to(dtype)
+    if case.strided:
+        value = torch.stack((value, torch.full_like(value, torch.nan)), -1)[..., 0]
+    return value.requires_grad_(followed and case.mode == "grad")
+
+
+def run(case: Case, module: Any, dtype: torch.dtype) -> dict[str, np.ndarray]:
+    """Every output and every gradient of what is differentiated, by name, in float64."""
+    random_values = torch.Generator().manual_seed(case.index)
+
+    def values(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random_values, dtype=case.dtype)
+
+    batch_first = case.options.get("batch_first", False)
+    middle = () if case.form == "unbatched" else (case.batch,)
+    sizes = (*middle, case.steps) if batch_first else (case.steps, *middle)
+    leaves = {"x": leaf(case, values(*sizes, case.input), dtype, case.followed)}
+    first = () if case.is_cell else (case.layers,)
+    for name, size in {"h_0": case.options.get("proj_size") or case.hidden, "c_0": case.hidden}.items():
+        leaves[name] = leaf(case, values(*first, *middle, size), dtype, case.states == "followed")
+    if not case.kind.startswith("LSTM"):
+        del leaves["c_0"]
+    hx: Any = tuple(leaves[name] for name in leaves if name != "x") if case.states != "none" else None
+    if hx is not None and len(hx) == 1:
+        (hx,) = hx
+
+    torch.manual_seed(case.index)  # of dropout
+    with settings(case):
+        if case.is_cell:
+            steps = []
+            for x in leaves["x"]:
+                hx = module(x, hx)
+                steps.append(tensors(hx)[0])
+            found = [torch.stack(steps), *tensors(hx)]
+        elif case.lengths:
+            packed = pack_padded_sequence(leaves["x"], case.lengths, batch_first, case.form == "sorted")
+            found = tensors(module(packed, hx))
+        else:
+            found = tensors(module(leaves["x"], hx))
+        results = dict(zip(OUTPUTS, found, strict=False))
+        targets = leaves | dict(module.named_parameters())
+        targets = {name: t for name, t in targets.items() if t.requires_grad}
+        outer = {name: values(*results[name].shape).to(dtype) for name in results}
+        chosen = [name for name in case.outputs if results[name].requires_grad]
+        if chosen and targets:
+            loss = sum(results[n].sum() if case.summed else (results[n] * outer[n]).sum() for n in chosen)
+            gradients = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
+            for (name, target), gradient in zip(targets.items(), gradients, strict=True):
+                # What the loss does not depend on: torch gives nothing, or zeros where a kernel is at work.
+                results[f"d{name}"] = torch.zeros_like(target) if gradient is None else gradient
+    return {name: t.detach().to(torch.float64).numpy() for name, t in results.items()}
+
+
+def modules(case: Case) -> tuple[Any, Any]:
+    """The layer, and torch's with the same weights in float64."""
+    torch.manual_seed(case.index)
+    more = {"recompute": True} if case.recompute else {}
+    ours = getattr(rnnfused, case.kind)(case.input, case.hidden, dtype=case.dtype, **case.options, **more)
+    pick = random.Random(case.index)
+    for parameter in ours.parameters():
+        parameter.requires_grad_(pick.random() >= case.frozen)
+    theirs = getattr(torch.nn, case.kind)(case.input, case.hidden, dtype=torch.float64, **case.options)
+    theirs.load_state_dict(ours.state_dict())
+    for parameter, of in zip(theirs.parameters(), ours.parameters(), strict=True):
+        parameter.requires_grad_(of.requires_grad)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("index", range(CASES))
+def test_step(index: int) -> None:
+    case = draw(index)
+    ours, theirs = modules(case)
+    got, want = run(case, ours, case.dtype), run(case, theirs, torch.float64)
+    terms = max(8, case.steps * case.batch + case.hidden) * case.layers
+    width = np.float64 if case.dtype == torch.float64 else np.float32
+    bound = FLOAT64 if width is np.float64 else FLOOR_ULPS * np.sqrt(terms) * eps(width)
+    check_errors(got, want, bound, f"{case}\n{reproduction(index)}")
+
+
+def reproduction(index: int) -> str:
+    return f"RNNFUSED_WALK_CASES={index + 1} python -m pytest 'tests/test_walk.py::test_step[{index}]'"
+
+
+def test_the_walk_goes_everywhere() -> None:
+    """Each value of each option occurs, and the combinations that have failed before."""
+    cases = [draw(index) for index in range(300)]
+    for name, values in {
+        "kind": LAYERS + CELLS,
+        "form": ("padded", "unbatched", "sorted", "unsorted"),
+        "states": ("none", "given", "followed"),
+        "mode": ("grad", "no_grad", "inference"),
+        "hidden": SIZES,
+        "input": SIZES,
+        "steps": STEPS,
+        "batch": BATCHES,
+        "threads": (1, 2),
+    }.items():
+        assert {getattr(case, name) for case in cases} == set(values), name
+    for option in ("nonlinearity", "num_layers", "bidirectional", "batch_first", "proj_size", "dropout"):
+        assert len({case.options.get(option) for case in cases}) > 1, option
+    assert any(
+        c.recompute and c.options["bidirectional"] and "sorted" in c.form and c.outputs and c.kind == "LSTM"
+        for c in cases
+    )

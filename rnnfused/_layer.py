@@ -32,7 +32,6 @@ class LayerConfig:
     projected: bool = False
     recompute: bool = False
     step: bool = False
-    text: str = field(init=False, repr=False, compare=False)
 
     text: str = field(init=False, repr=False, compare=False)
 

@@ -177,13 +177,13 @@ def stack(
         return recurrent(layer, input, hx, params, batch_sizes)
     if not torch.compiler.is_compiling():
         _C.check(layer.text, input, hx, params, batch_sizes)  # what no layer sees by itself
-    single, each, directions = layer.single, layer.params_each * layer.directions, layer.directions
+    each, directions = layer.params_each * layer.directions, layer.directions
     finals = []
     for index in range(layer.num_layers):
         if index > 0:
             input = torch.nn.functional.dropout(input, dropout, training=True)
         states = [s[index * directions : (index + 1) * directions] for s in hx]
         own = params[index * each : (index + 1) * each]
-        input, *final = recurrent(single, input, states, own, batch_sizes)
+        input, *final = recurrent(layer.single, input, states, own, batch_sizes)
         finals.append(final)
     return [input, *(torch.cat(states) for states in zip(*finals, strict=True))]

@@ -181,5 +181,6 @@ def _transformed() -> bool:
 
 
 _library = torch.library.Library("rnnfused", "IMPL")
-_library.impl("recurrent_tangent_decomposed", _tangent, "CompositeImplicitAutograd")
-_library.impl("recurrent_tangent_backward", _tangent_backward, "CompositeImplicitAutograd")
+for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):  # the latter: inside of vmap
+    _library.impl("recurrent_tangent_decomposed", _tangent, _key)
+    _library.impl("recurrent_tangent_backward", _tangent_backward, _key)

@@ -214,16 +214,16 @@ def _translated(
 def _check(config: LayerConfig, batch_sizes: Value | None, save: bool) -> None:
     if config.projected:
         raise NotImplementedError(
-            "ONNX's LSTM has no projection: a layer with proj_size cannot be exported to it; "
-            "rnnfused.to_torch(model) gives torch.nn's layers, which torch exports step by step"
+            "ONNX's LSTM has no projection (proj_size); rnnfused.to_torch(model) gives torch.nn's layers, "
+            "which torch's exporter may write out step by step"
         )
     if batch_sizes is not None:
         raise NotImplementedError(
-            "ONNX has no packed sequences: export the layer on padded input, which costs the steps of the "
-            "longest sequence (rnnfused.to_torch(model) changes nothing here)"
+            "ONNX has no packed sequences: export the model on padded input, of its layers or of "
+            "rnnfused.to_torch(model)"
         )
     if save:
-        raise NotImplementedError("ONNX has no training: export the model under torch.no_grad()")
+        raise NotImplementedError("ONNX's operators keep no tape: export the model for inference")
     known = {name: getattr(config, name) for name in _OPTIONS}
     if config.cell not in _OPERATORS or LayerConfig(config.cell, **known) != config:
         raise NotImplementedError(f"ONNX has no operator for the layer '{config.text}'")

@@ -34,3 +34,10 @@ CURVE_FLOAT64_BITS = 2**-30
 
 def eps(dtype: object) -> float:
     return float(np.finfo(np.dtype(dtype)).eps)
+
+
+# ONNX Runtime against rnnfused in float32, in units of the last place of the largest value: each may be as
+# far from the exact result as FLOOR_ULPS, ONNX Runtime with functions exp and tanh of its own.
+ONNX_ULPS = 2 * FLOOR_ULPS
+# Of 16-bit layers, which both compute in float32 and round once: they may round to either side.
+ONNX_NARROW_ULPS = 1.5

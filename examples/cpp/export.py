@@ -55,7 +55,9 @@ def numbers(model: Tagger) -> dict[str, list[Tensor]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("cpp-output"), help="a folder (cpp-output)")
     folder = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)

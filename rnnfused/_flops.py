@@ -114,7 +114,11 @@ def _gate_gradients(
 ) -> int:
     config = LayerConfig.parse(layer)
     # All products of forward, and those by which gradients pass from step to step.
-    return 2 * _rows(input) * sum(
-        weight * (1 + (place % config.params_each > 0))
-        for place, weight in enumerate(_weights(config, params))
+    return (
+        2
+        * _rows(input)
+        * sum(
+            weight * (1 + (place % config.params_each > 0))
+            for place, weight in enumerate(_weights(config, params))
+        )
     )

@@ -2,6 +2,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/cat.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/function.h>
@@ -227,9 +228,8 @@ struct RecurrentDoubleBackward final : Node {
     Tensors directions(arguments.count());
     for (size_t i = 0; i < wanted.size(); ++i) {
       at::Tensor& direction = directions[size_t(wanted[i])];
-      direction = direction.defined() && outer[i].defined() ? direction + outer[i]
-                  : outer[i].defined()                      ? outer[i]
-                                                            : direction;
+      if (!outer[i].defined()) continue;
+      direction = direction.defined() ? at::add(direction, outer[i]) : outer[i];
     }
     if (std::none_of(outer.begin(), outer.end(), [](const auto& t) { return t.defined(); })) return found;
     bool outputs = false;

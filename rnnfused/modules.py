@@ -49,6 +49,8 @@ class _Described(torch.nn.Module):
         super().__setattr__(name, value)
 
     def _config(self) -> LayerConfig:
+        if torch.compiler.is_dynamo_compiling():
+            return self._describe()  # so that no compiled code depends on whether there was a call before
         layer = self._layer
         if layer is None:
             layer = self._describe()

@@ -137,6 +137,31 @@ class SavedArguments {
   bool packed_ = false;
 };
 
+// Tensors of which some may not be there.
+class SavedList {
+ public:
+  void save(at::TensorList tensors) {
+    for (const at::Tensor& t : tensors) {
+      given_.push_back(t.defined());
+      if (t.defined()) saved_.emplace_back(t, false);
+    }
+  }
+  OptionalList unpacked() const {
+    OptionalList list;
+    auto next = saved_.begin();
+    for (const bool there : given_) list.push_back(there ? std::optional((next++)->unpack()) : std::nullopt);
+    return list;
+  }
+  void release() {
+    for (SavedVariable& v : saved_) v.reset_data();
+  }
+  size_t size() const { return given_.size(); }
+
+ private:
+  std::vector<SavedVariable> saved_;
+  std::vector<bool> given_;
+};
+
 struct UnpackedArguments {
   at::Tensor input;
   Tensors hx, params;
@@ -207,8 +232,7 @@ struct RecurrentBackward final : Node {
 // derivative is counted there, and nothing flows back through them.
 struct RecurrentDoubleBackward final : Node {
   SavedArguments arguments;
-  std::vector<SavedVariable> grads;
-  std::vector<bool> given;  // which of grads are there
+  SavedList grads;
   SavedVariable output;
   at::DimVector wanted;
 
@@ -217,13 +241,13 @@ struct RecurrentDoubleBackward final : Node {
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     arguments.release();
-    for (SavedVariable& v : grads) v.reset_data();
+    grads.release();
     output.reset_data();
   }
 
   variable_list apply(variable_list&& outer) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const size_t first = given.size();
+    const size_t first = grads.size();
     variable_list found(first + arguments.count());
     Tensors directions(arguments.count());
     for (size_t i = 0; i < wanted.size(); ++i) {
@@ -239,13 +263,8 @@ struct RecurrentDoubleBackward final : Node {
       if (task_should_compute_output(i)) second.push_back(int64_t(i - first));
     }
     const UnpackedArguments a(arguments);
-    Tensors of_outputs(first);
-    size_t next = 0;
-    for (size_t i = 0; i < first; ++i) {
-      if (given[i]) of_outputs[i] = grads[next++].unpack();
-    }
     const Tensors computed =
-        call_tangent(listed(directions), listed(of_outputs), OptionalList(), a.input, a.hx, a.params,
+        call_tangent(listed(directions), grads.unpacked(), OptionalList(), a.input, a.hx, a.params,
                      a.batch_sizes, output.unpack(), a.options.text, outputs, second);
     if (outputs) std::copy_n(computed.begin(), first, found.begin());
     for (size_t i = 0; i < second.size(); ++i) {
@@ -261,28 +280,7 @@ struct RecurrentDoubleBackward final : Node {
 // Of recurrent_tangent, in torch's operations: derivatives of third order.
 struct RecurrentTangentBackward final : Node {
   SavedArguments arguments;
-  struct List {
-    std::vector<SavedVariable> saved;
-    std::vector<bool> given;  // which of the list are there
-
-    void save(at::TensorList tensors) {
-      for (const at::Tensor& t : tensors) {
-        given.push_back(t.defined());
-        if (t.defined()) saved.emplace_back(t, false);
-      }
-    }
-    OptionalList unpacked() const {
-      OptionalList list;
-      size_t next = 0;
-      for (const bool there : given)
-        list.push_back(there ? std::optional(saved[next++].unpack()) : std::nullopt);
-      return list;
-    }
-    void release() {
-      for (SavedVariable& v : saved) v.reset_data();
-    }
-  };
-  List tangents, grads, grad_tangents;
+  SavedList tangents, grads, grad_tangents;
   SavedVariable output;
   bool outputs = false;
   at::DimVector wanted;
@@ -476,10 +474,7 @@ Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, c
     auto node = make_node<RecurrentDoubleBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(outer), input, hx, params));
     node->arguments.save(a);
-    for (const at::Tensor& grad : outer) {
-      node->given.push_back(grad.defined());
-      if (grad.defined()) node->grads.emplace_back(grad, false);
-    }
+    node->grads.save(outer);
     node->output = SavedVariable(output, false);
     node->wanted = at::DimVector(wanted);
     run();

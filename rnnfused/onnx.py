@@ -71,8 +71,6 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     ) -> list[Value]:
         return _translated(_ScriptGraph(), input, hx, params, batch_sizes, layer, save)
 
-    # The exporter would read the annotations as ONNX's types.
-    recurrent.__annotations__ = {}
     return {torch.ops.rnnfused.recurrent.default: recurrent}
 
 
@@ -187,6 +185,10 @@ def _type_letter(value: Any) -> str:
     return "s" if isinstance(value[0] if isinstance(value, list) else value, str) else "i"
 
 
+# What of a LayerConfig is translated, or makes no difference to inference.
+_OPTIONS = ("num_layers", "bidirectional", "batch_first", "bias", "recompute", "step")
+
+
 def _translated(
     graph: _Graph,
     input: Value,
@@ -200,7 +202,7 @@ def _translated(
     config = LayerConfig.parse(layer)
     _check(config, batch_sizes, save)
     given = graph.element_type(hx[0] if hx else input)
-    # In 16 bits the kernels keep gates and states in float32, and ONNX Runtime has no operators on the CPU.
+    # In 16 bits the kernels keep gates and c in float32, and ONNX Runtime has no such operators on the CPU.
     inside = _FLOAT if given in (_FLOAT16, _BFLOAT16) else given
     layers = _Layers(graph, config, input, params[0], params[1])
     x, *values = (
@@ -227,10 +229,6 @@ def _check(config: LayerConfig, batch_sizes: Value | None, save: bool) -> None:
     known = {name: getattr(config, name) for name in _OPTIONS}
     if config.cell not in _OPERATORS or LayerConfig(config.cell, **known) != config:
         raise NotImplementedError(f"ONNX has no operator for the layer '{config.text}'")
-
-
-# What of a LayerConfig is translated, or makes no difference to inference.
-_OPTIONS = ("num_layers", "bidirectional", "batch_first", "bias", "recompute", "step")
 
 
 class _Layers:

@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PACKAGES := $(TORCH) numpy "setuptools>=77" "cmake>=3.22" ninja pytest pytest-xdist matplotlib tqdm \
+            onnx onnxscript onnxruntime \
             "ruff>=0.17,<0.18" "mypy>=2.4,<3" "clang-format>=23,<24"
 
 ifeq ($(VENV),none)
@@ -34,7 +35,7 @@ machine := $(shell uname -m)
 vector_isas := $(if $(filter x86_64,$(machine)),avx2;avx512,$(if $(filter aarch64 arm64,$(machine)),neon,scalar))
 widest_isa := $(if $(filter x86_64,$(machine)),$(shell grep -qw avx512f /proc/cpuinfo && echo avx512 || echo avx2))
 sanitized_isas := scalar$(addprefix ;,$(widest_isa))
-CPP_SOURCES = $(shell find csrc tests/cpp bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP_SOURCES = $(shell find csrc tests/cpp bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
 .PHONY: demo test check build emulated lint format bench clean

@@ -59,6 +59,15 @@ Tensors gate_gradients_kernel(const OptionalList& grads, const at::Tensor& input
 
 // ---- Tensors without memory: sizes alone
 
+// The arguments of such a call: one tensor without memory among others that have it decides nothing.
+Arguments bare_arguments(const at::Tensor& input, at::TensorList hx, at::TensorList params,
+                         const std::optional<at::Tensor>& batch_sizes, std::string_view layer) {
+  TORCH_CHECK(input.device().is_meta(),
+              "Expected all tensors to be on the same device, but found at least two devices, meta and ",
+              input.device());
+  return arguments(input, hx, params, batch_sizes, layer);
+}
+
 // Laid out as the kernels lay out a sequence.
 at::Tensor empty_sequence(const LayerOptions& o, const Form& form, c10::SymDimVector sizes,
                           const at::TensorOptions& options) {
@@ -69,7 +78,7 @@ at::Tensor empty_sequence(const LayerOptions& o, const Form& form, c10::SymDimVe
 
 Tensors recurrent_meta(const at::Tensor& input, at::TensorList hx, at::TensorList params,
                        const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save) {
-  const Arguments a = arguments(input, hx, params, batch_sizes, layer);
+  const Arguments a = bare_arguments(input, hx, params, batch_sizes, layer);
   const Form form = check(a);
   TORCH_CHECK_VALUE(!save || a.options.layers == 1, "save: expected one layer, got ", a.options.layers);
   TORCH_CHECK(
@@ -93,7 +102,7 @@ Tensors recurrent_meta(const at::Tensor& input, at::TensorList hx, at::TensorLis
 Tensors backward_meta(const OptionalList&, const at::Tensor& input, at::TensorList hx, at::TensorList params,
                       const std::optional<at::Tensor>& batch_sizes, const at::Tensor&, const at::Tensor&,
                       std::string_view layer, at::IntArrayRef wanted) {
-  const Arguments a = arguments(input, hx, params, batch_sizes, layer);
+  const Arguments a = bare_arguments(input, hx, params, batch_sizes, layer);
   const Form form = check(a);
   Tensors results;
   for (const int64_t index : wanted) {
@@ -125,7 +134,7 @@ Tensors tangent_meta(const OptionalList&, const OptionalList&, const OptionalLis
 Tensors gate_gradients_meta(const OptionalList&, const at::Tensor& input, at::TensorList hx,
                             at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
                             const at::Tensor&, std::string_view layer) {
-  const Arguments a = arguments(input, hx, params, batch_sizes, layer);
+  const Arguments a = bare_arguments(input, hx, params, batch_sizes, layer);
   const Form form = check(a);
   Tensors results;
   const auto give = [&](Index columns) {

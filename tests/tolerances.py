@@ -31,6 +31,10 @@ CURVE_TORCH_ERRORS = 8
 CURVE_BITS = 8 * 2**-22
 CURVE_FLOAT64_BITS = 2**-30
 
+# float64 against float64 where a compiler fuses what is beside the layers: roundings of a few operations on
+# values of order 1, and of sums of some ten terms.
+COMPILED = 1e-14
+
 
 def eps(dtype: object) -> float:
     return float(np.finfo(np.dtype(dtype)).eps)

@@ -29,7 +29,15 @@ from rnnfused.cells import CELLS
 
 CALLS = int(os.environ.get("RNNFUSED_FUZZ_CALLS", "2000"))  # of all targets together
 # An AssertionError is what torch raises where fake tensors meet others.
-ERRORS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AssertionError)
+ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+)
 HUGE = 1 << 50
 
 Arguments = Mapping[str, Any]

@@ -73,7 +73,7 @@ def lstm(
     As `rnn`, with hx = (h_0 [L D, B, P], c_0 [L D, B, H]); P is H, or the projection's size where h_0 is
     narrower than c_0, and then params hold weight_hr [P, H]. Returns output [T, B, D P], h_n and c_n.
     """
-    output, h_n, c_n = _sequence("lstm", input, tuple(hx), params, **options)
+    output, h_n, c_n = _sequence("lstm", input, _pair("lstm", hx), params, **options)
     return output, h_n, c_n
 
 
@@ -112,7 +112,7 @@ def lstm_cell(
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of `lstm`: input [B, I], hx = (h, c) of [B, H]; returns (h', c')."""
-    h, c = _cell("lstm", input, tuple(hx), w_ih, w_hh, b_ih, b_hh)
+    h, c = _cell("lstm", input, _pair("lstm_cell", hx), w_ih, w_hh, b_ih, b_hh)
     return h, c
 
 
@@ -126,6 +126,13 @@ def gru_cell(
 ) -> Tensor:
     """One step of `gru`: input [B, I], hx [B, H]; returns h' [B, H]."""
     return _cell("gru", input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+
+
+def _pair(function: str, hx: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Two states, and not one tensor of two rows."""
+    if isinstance(hx, Tensor):
+        raise TypeError(f"{function}(): argument 'hx' must be tuple of Tensors, not Tensor")
+    return tuple(hx)
 
 
 def _cell(

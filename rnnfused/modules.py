@@ -54,7 +54,9 @@ class _Described(torch.nn.Module):
         layer = self._layer
         if layer is None:
             layer = self._describe()
-            self.__dict__["_layer"] = layer
+            # What a trace left in the module would compile the next call anew.
+            if not torch.compiler.is_compiling():
+                self.__dict__["_layer"] = layer
         return layer
 
     def _describe(self) -> LayerConfig:

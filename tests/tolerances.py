@@ -35,6 +35,10 @@ CURVE_FLOAT64_BITS = 2**-30
 # values of order 1, and of sums of some ten terms.
 COMPILED = 1e-14
 
+# bfloat16 and float16, in units of their last place at the largest value: everything is computed in float32,
+# so that only the result is rounded (half a unit), and of two layers what lies between them.
+NARROW_ROUNDINGS = 1.0
+
 
 def eps(dtype: object) -> float:
     return float(np.finfo(np.dtype(dtype)).eps)

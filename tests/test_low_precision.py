@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from results import assert_same_bits, tensors
-from tolerances import NARROW_ROUNDINGS, TORCH_ERRORS
+from tolerances import FLOOR_ULPS, NARROW_ROUNDINGS, TORCH_ERRORS
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -127,7 +127,12 @@ def test_recompute(kind: str, dtype: torch.dtype) -> None:
     other = getattr(rnnfused, kind)(9, 17, dtype=dtype, recompute=True)
     other.load_state_dict(module.state_dict())
     x = torch.randn(700, 2, 9).to(dtype)
-    assert_same_bits(outcome(other, lambda m, x: m(x), x), outcome(module, lambda m, x: m(x), x))
+    # Gates are rebuilt from the output as it was given back: rounded, where forward had it in float32.
+    for got, want in zip(
+        outcome(other, lambda m, x: m(x), x), outcome(module, lambda m, x: m(x), x), strict=True
+    ):
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(got, want, rtol=eps, atol=FLOOR_ULPS * eps * float(want.abs().max()))
 
 
 @DTYPES

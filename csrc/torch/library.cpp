@@ -226,8 +226,8 @@ Tensors cast(at::ScalarType type, at::TensorList tensors, c10::DeviceType device
   return results;
 }
 
-// As torch's own layers do: everything is cast. On the CPU a GRU, and all cells but the vanilla one, add to
-// their states in the states' own type, in which they return them.
+// As torch's own layers do: everything is cast. On the CPU a GRU, all cells but the vanilla one, and an LSTM
+// that is packed or projected add to their states in the states' own type, in which they return them.
 template <c10::DeviceType device>
 Tensors recurrent_autocast(const at::Tensor& input, at::TensorList hx, at::TensorList params,
                            const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save) {
@@ -235,25 +235,31 @@ Tensors recurrent_autocast(const at::Tensor& input, at::TensorList hx, at::Tenso
       c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
   const at::ScalarType type = at::autocast::get_autocast_dtype(device);
   const LayerOptions& o = layer_options(std::string(layer));
-  const bool keeps_states = device == c10::kCPU && input.scalar_type() == at::kFloat &&
-                            (o.kind == "GRU" || (o.step && o.kind != "RNNCell"));
-  const bool wide_states = keeps_states && compute_type(type) == at::kFloat;
-  const Tensors states = wide_states ? hx.vec() : cast(type, hx, device);
-  Tensors results = call_recurrent(at::autocast::cached_cast(type, input, device), states,
-                                   cast(type, params, device), batch_sizes, layer, save);
-  if (wide_states && hx.empty()) {
-    for (size_t i = 0; i < o.outputs(); ++i) results[i] = results[i].to(at::kFloat);
+  const bool is_fused = o.step ? o.kind == "RNNCell" : o.kind != "GRU" && !o.projected && !batch_sizes;
+  const at::ScalarType before = hx.empty() ? input.scalar_type() : hx[0].scalar_type();
+  const bool wide = device == c10::kCPU && !(is_fused || (o.kind == "RNN")) && before == at::kFloat &&
+                    compute_type(type) == at::kFloat;
+  Tensors results = call_recurrent(at::autocast::cached_cast(type, input, device),
+                                   cast(wide ? at::kFloat : type, hx, device), cast(type, params, device),
+                                   batch_sizes, layer, save);
+  if (!wide) return results;
+  for (size_t i = 0; i < o.outputs(); ++i) {
+    // What comes from a product, as a projected h, is cast.
+    results[i] = results[i].to(o.projected && i < 2 ? type : at::kFloat);
   }
   return results;
 }
 
-// Backward runs in the types of forward.
-Tensors backward_autocast(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
-                          at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
-                          const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
-                          at::IntArrayRef wanted) {
+// Derivatives run in the types of forward.
+void uncast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  return call_backward(grads, input, hx, params, batch_sizes, output, tape, layer, wanted);
+  op.callBoxed(*stack);
+}
+
+void add_uncast(torch::Library& m) {
+  for (const char* name : {"recurrent_backward", "recurrent_tangent", "recurrent_gate_gradients",
+                           "recurrent_tangent_decomposed", "recurrent_tangent_backward"})
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&uncast>());
 }
 
 }  // namespace
@@ -333,12 +339,12 @@ TORCH_LIBRARY_IMPL(rnnfused, Autograd, m) {
 
 TORCH_LIBRARY_IMPL(rnnfused, AutocastCPU, m) {
   m.impl("recurrent", &recurrent_autocast<c10::kCPU>);
-  m.impl("recurrent_backward", &backward_autocast);
+  add_uncast(m);
 }
 
 TORCH_LIBRARY_IMPL(rnnfused, AutocastCUDA, m) {
   m.impl("recurrent", &recurrent_autocast<c10::kCUDA>);
-  m.impl("recurrent_backward", &backward_autocast);
+  add_uncast(m);
 }
 
 }  // namespace rnnfused

@@ -64,7 +64,7 @@ at::Tensor Stepper::step(const at::Tensor& x) {
   check_undifferentiated(x, "input");
   const at::Tensor in = dense(x, "input", false);
   TORCH_CHECK(
-      is_plain(in) && !thread_is_watched(in.device().type()),
+      is_plain(in) && !thread_is_watched(),
       "Stepper: a step changes its state in place, which traces, transforms and modes cannot see: call "
       "the module itself");
   at::Tensor y = first.empty({first.shape.batch, first.shape.output});

@@ -26,15 +26,16 @@ bool is_plain(const at::Tensor& t) {
   return !t.defined() || ((bits(t.key_set()) & ~kPlain) == 0 && !t._fw_grad(/*level=*/0).defined());
 }
 
-bool thread_is_watched(c10::DeviceType device) {
+bool thread_is_watched() {
   const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
   return (bits(local.included_) & ~bits(c10::default_included_set)) != 0 ||
          local.excluded_.has(DispatchKey::AutogradCPU) || c10::impl::TorchDispatchModeTLS::stack_len() != 0 ||
-         torch::jit::tracer::isTracing() || at::autocast::is_autocast_enabled(device);
+         torch::jit::tracer::isTracing();
 }
 
 bool somebody_watches(const at::Tensor& t) {
-  return !is_plain(t) || at::impl::torch_function_mode_enabled() || thread_is_watched(t.device().type());
+  return !is_plain(t) || thread_is_watched() || at::impl::torch_function_mode_enabled() ||
+         at::autocast::is_autocast_enabled(t.device().type());
 }
 
 bool somebody_watches(const Arguments& a) {

@@ -17,6 +17,6 @@ bool is_plain(const at::Tensor& t);
 
 // The same of the thread alone, but for modes of Python functions (torch.device as a context is one): what is
 // no function of torch's they do not see.
-bool thread_is_watched(c10::DeviceType device);
+bool thread_is_watched();
 
 }  // namespace rnnfused

@@ -51,7 +51,7 @@ test: lint build emulated ctest
 
 # What takes longer than a change should wait for: all that `make test` leaves out.
 check: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
-check: ctest-all ctest-aarch64 ctest-tsan cuda-all ctest-asan pytest-asan
+check: ctest-all ctest-aarch64 ctest-tsan cuda-all ctest-asan
 
 build: $(environment)
 	$(install)

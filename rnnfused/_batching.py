@@ -33,7 +33,7 @@ def _forward(
 ) -> tuple[list[Tensor], list[Dims]]:
     run = torch.ops.rnnfused.recurrent
     dims = _Dims(*in_dims[:4])
-    if dims.each_has_its_own_weights:
+    if dims.each_has_its_own_weights or info.batch_size == 0:
         return _one_by_one(
             lambda i, h, p, s: run(i, h, p, s, layer, save),
             info.batch_size,
@@ -177,7 +177,7 @@ def _backward(
     run = torch.ops.rnnfused.recurrent_backward
     grad_dims, *own_dims, output_dim, tape_dim = in_dims[:7]
     dims = _Dims(*own_dims)
-    if dims.each_has_its_own_weights or tape_dim is not None:
+    if dims.each_has_its_own_weights or tape_dim is not None or info.batch_size == 0:
         return _one_by_one(
             lambda g, i, h, p, s, o, t: run(g, i, h, p, s, o, t, layer, wanted),
             info.batch_size,
@@ -250,7 +250,7 @@ def _tangent(
     along_dims, grad_dims, moved_dims, *own_dims, output_dim = in_dims[:8]
     dims, data = _Dims(*own_dims), 1 + len(hx)
     of_weights = any(d is not None for d in along_dims[data:]) or any(index >= data for index in wanted)
-    if dims.each_has_its_own_weights or of_weights:
+    if dims.each_has_its_own_weights or of_weights or info.batch_size == 0:
         return _one_by_one(
             lambda *given: run(*given, layer, outputs, wanted),
             info.batch_size,
@@ -293,12 +293,16 @@ def _one_by_one(
     def part(argument: Any, dim: Any, index: int) -> Any:
         if isinstance(argument, (list, tuple)):
             return [part(a, d, index) for a, d in zip(argument, dim, strict=True)]
-        return argument if dim is None else argument.select(dim, index)
+        if dim is None:
+            return argument
+        # Of none there is one of zeros, for the sake of its results' sizes.
+        return argument.select(dim, index) if size else argument.sum(dim)
 
     results = [
-        run(*(part(a, d, index) for a, d in zip(arguments, dims, strict=True))) for index in range(size)
+        run(*(part(a, d, index) for a, d in zip(arguments, dims, strict=True)))
+        for index in range(max(size, 1))
     ]
-    stacked = [torch.stack(tensors) for tensors in zip(*results, strict=True)]
+    stacked = [torch.stack(tensors)[:size] for tensors in zip(*results, strict=True)]
     return stacked, [0] * len(stacked)
 
 

@@ -394,17 +394,24 @@ def test_a_map_over_data_is_one_call(layout: str) -> None:
 
 
 def test_a_map_over_nothing() -> None:
+    """torch's own layers take it."""
     module = rnnfused.GRU(3, 4)
-    weights = dict(module.named_parameters())
+    weights = {name: w.detach() for name, w in module.named_parameters()}
 
-    def run(weights: dict[str, Tensor], x: Tensor) -> Any:
-        return func.functional_call(module, weights, (x,))
+    def run(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return func.functional_call(module, weights, (x,))[0].sin().sum()
 
-    linear = torch.nn.Linear(3, 4)
-    func.vmap(linear)(torch.zeros(0, 5, 2, 3))  # torch's own layers take it
-    assert func.vmap(run, (None, 0))(weights, torch.zeros(0, 5, 2, 3))[0].shape == (0, 5, 2, 4)
     none = {name: torch.zeros(0, *w.shape) for name, w in weights.items()}
-    assert func.vmap(run, (0, None))(none, torch.zeros(5, 2, 3))[0].shape == (0, 5, 2, 4)
+    for dims, given in (
+        ((None, 0), (weights, torch.zeros(0, 5, 2, 3))),
+        ((0, None), (none, torch.zeros(5, 2, 3))),
+    ):
+        assert func.vmap(run, dims)(*given).shape == (0,)
+        of_weights, of_input = func.vmap(func.grad(run, (0, 1)), dims)(*given)
+        assert of_input.shape == (0, 5, 2, 3)
+        assert {name: w.shape[1:] for name, w in of_weights.items()} == {
+            n: w.shape for n, w in weights.items()
+        }
 
 
 def test_a_map_over_an_empty_batch() -> None:

@@ -568,3 +568,62 @@ def test_a_tensor_that_requires_a_gradient_in_a_transform() -> None:
         return torch.autograd.grad(inner.sin().sum(), own)
 
     p.check(gradients)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_part_of_it(seed: int) -> None:
+    """Some inputs require gradients, some have tangents, some outputs are used, some outer gradients are
+    differentiated: three times backward, and forward through backward.
+    """
+    pick = random.Random(seed)
+    p = Problem(pick.choice(one_of_each()))
+
+    def some(count: int, share: float) -> list[bool]:
+        chosen = [pick.random() < share for _ in range(count)]
+        chosen[pick.randrange(count)] = True
+        return chosen
+
+    required, moved = some(len(p.leaves), 0.5), some(len(p.leaves), 0.4)
+    used, differentiated = some(len(p.outer), 0.6), some(len(p.outer), 0.5)
+
+    def total(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        parts = [t for t in tensors if t is not None and t.requires_grad]
+        return sum((t.sin() * t.numel()).sum() for t in parts) if parts else None  # type: ignore[return-value]
+
+    def backward(run: Function, leaves: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
+        outer = [t.clone().requires_grad_(d) for t, d in zip(p.outer, differentiated, strict=True)]
+        pairs = [(y, g) for y, g, u in zip(run(*leaves), outer, used, strict=True) if u]
+        targets = [t for t, r in zip(leaves, required, strict=True) if r]
+        outputs, grads = zip(*pairs, strict=True)
+        found = torch.autograd.grad(outputs, targets, grads, create_graph=True, allow_unused=True)
+        return found, targets + [g for g, d in zip(outer, differentiated, strict=True) if d]
+
+    def filled(found: Sequence[Tensor | None], likes: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.zeros_like(x) if t is None else t for t, x in zip(found, likes, strict=True)]
+
+    def thrice(run: Function) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_(r) for t, r in zip(p.leaves, required, strict=True)]
+        found, targets = backward(run, leaves)
+        results = filled(found, [t for t in leaves if t.requires_grad])
+        for _ in range(2):
+            value = total(found)
+            if value is None:
+                break
+            found = torch.autograd.grad(value, targets, create_graph=True, allow_unused=True)
+            results += filled(found, targets)
+        return results
+
+    def forward(run: Function) -> list[Tensor]:
+        with forward_ad.dual_level():
+            leaves = [t.clone().requires_grad_(r) for t, r in zip(p.leaves, required, strict=True)]
+            duals = [
+                forward_ad.make_dual(t, v) if m else t
+                for t, v, m in zip(leaves, p.tangents, moved, strict=True)
+            ]
+            found, _ = backward(run, duals)
+            likes = [t for t, r in zip(leaves, required, strict=True) if r]
+            pairs = [forward_ad.unpack_dual(t) for t in filled(found, likes)]
+            return filled([t.tangent for t in pairs], likes)
+
+    p.check(thrice, FLOAT64_DERIVATIVES)
+    p.check(forward, FLOAT64_DERIVATIVES)

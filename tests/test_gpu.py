@@ -255,7 +255,7 @@ def test_the_plan_is_logged(gpu: str) -> None:
 
 
 def test_words_for_what_is_wrong(gpu: str) -> None:
-    module = rnnfused.LSTM(2, 3, device=gpu)
+    module = rnnfused.LSTM(2, 3, device=gpu, dtype=torch.complex64)
     with pytest.raises(
         RuntimeError, match="expected dtype float32, float64, float16 or bfloat16, got Complex"
     ):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import rnnfused
 from rnnfused._load import build_info, check_torch, import_built
 
 
@@ -26,6 +28,11 @@ def test_missing_extension_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rnnfused._C", None)
     with pytest.raises(ImportError, match=r"rnnfused\._C is not built for this Python .*pip install"):
         import_built("_C")
+
+
+def test_one_libstdcxx_in_the_process() -> None:
+    # A static one beside torch's ends the process at the first number that is printed.
+    assert b"\0libstdc++.so.6\0" in Path(rnnfused.library_path()).read_bytes()
 
 
 def test_build_info_is_complete() -> None:

@@ -442,7 +442,7 @@ std::optional<Tensors> recurrent_unwatched(const std::string& layer, const at::T
 Tensors recurrent_autograd(c10::DispatchKeySet keys, const at::Tensor& input, at::TensorList hx,
                            at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
                            std::string_view layer, bool save) {
-  const Arguments arguments{layer_options(std::string(layer)), input, hx, params, batch_sizes};
+  const Arguments arguments{layer_options(layer), input, hx, params, batch_sizes};
   const bool moved = has_tangent(arguments);
   if (arguments.options.layers > 1 && (moved || is_followed(arguments))) {
     TORCH_CHECK_VALUE(!save, "save: expected one layer, got ", arguments.options.layers);
@@ -462,7 +462,7 @@ Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, c
                           at::TensorList hx, at::TensorList params,
                           const std::optional<at::Tensor>& batch_sizes, const at::Tensor& output,
                           const at::Tensor& tape, std::string_view layer, at::IntArrayRef wanted) {
-  const Arguments a{layer_options(std::string(layer)), input, hx, params, batch_sizes};
+  const Arguments a{layer_options(layer), input, hx, params, batch_sizes};
   const Tensors outer = unlisted(grads), all = all_of(a);
   const bool followed = torch::autograd::compute_requires_grad(at::TensorList(outer), input, hx, params);
   const bool moved = any_tangent(all) || any_tangent(outer);
@@ -500,7 +500,7 @@ Tensors tangent_autograd(c10::DispatchKeySet keys, const OptionalList& tangents,
                          at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
                          const at::Tensor& output, std::string_view layer, bool outputs,
                          at::IntArrayRef wanted) {
-  const Arguments a{layer_options(std::string(layer)), input, hx, params, batch_sizes};
+  const Arguments a{layer_options(layer), input, hx, params, batch_sizes};
   const Tensors along = unlisted(tangents), outer = unlisted(grads), moved = unlisted(grad_tangents);
   if (has_tangent(a) || any_tangent(along) || any_tangent(outer) || any_tangent(moved)) {
     static auto decomposed = handle<TangentSignature>("rnnfused::recurrent_tangent_decomposed");

@@ -16,7 +16,7 @@ namespace {
 
 Arguments arguments(const at::Tensor& input, at::TensorList hx, at::TensorList params,
                     const std::optional<at::Tensor>& batch_sizes, std::string_view layer) {
-  return {layer_options(std::string(layer)), input, hx, params, batch_sizes};
+  return {layer_options(layer), input, hx, params, batch_sizes};
 }
 
 // What is not there, or is a zero that torch has not written out, is undefined: the kernels take it for
@@ -234,7 +234,7 @@ Tensors recurrent_autocast(const at::Tensor& input, at::TensorList hx, at::Tenso
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
   const at::ScalarType type = at::autocast::get_autocast_dtype(device);
-  const LayerOptions& o = layer_options(std::string(layer));
+  const LayerOptions& o = layer_options(layer);
   const bool is_fused = o.step ? o.kind == "RNNCell" : o.kind != "GRU" && !o.projected && !batch_sizes;
   const at::ScalarType before = hx.empty() ? input.scalar_type() : hx[0].scalar_type();
   const bool wide = device == c10::kCPU && !(is_fused || (o.kind == "RNN")) && before == at::kFloat &&

@@ -97,12 +97,12 @@ CellId cell_id(const std::string& name) {
   TORCH_CHECK_VALUE(false, "cell: unknown cell '", name, "'");
 }
 
-const LayerOptions& layer_options(const std::string& text) {
+const LayerOptions& layer_options(std::string_view text) {
   // Most calls of a thread are of the layer before.
   thread_local const LayerOptions* last = nullptr;
   if (last && last->text == text) return *last;
   static Known* const known = new Known;  // never destroyed, as what it gives out
-  last = &known->find(text);
+  last = &known->find(std::string(text));
   return *last;
 }
 

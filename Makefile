@@ -51,7 +51,7 @@ test: lint build emulated ctest
 
 # What takes longer than a change should wait for: all that `make test` leaves out.
 check: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
-check: ctest-all ctest-aarch64 ctest-tsan cuda-all ctest-asan
+check: ctest-all ctest-aarch64 ctest-tsan cuda-all ctest-asan pytest-asan
 
 build: $(environment)
 	$(install)
@@ -85,7 +85,7 @@ ctest-asan: $(environment)
 	tools/run_ctest asan $(with_asan)
 
 # The tests that reach the native code in many ways, each ISA on its own; the walk and the mutations at length.
-asan_tests := walk fuzz recompute native_checks sequence stack functional autograd modules memory frozen stepper
+asan_tests := walk fuzz recompute native_checks sequence stack functional autograd tangents modules memory frozen stepper
 pytest-asan: $(environment)
 	tools/build asan _C $(with_asan)
 	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=2000 RNNFUSED_FUZZ_CALLS=100000 \

@@ -69,15 +69,13 @@ class _Fold:
     ) -> None:
         self._layer, self._size, self._packed = layer, size, batch_sizes is not None
         dimensions = input.dim() - (input_dim is not None)
-        self._batched = batch_sizes is not None or dimensions == (2 if layer.step else 3)
-        first = layer.step or batch_sizes is not None or (layer.batch_first and self._batched)
-        self._axis = 0 if first else 1
+        self._batched = self._packed or dimensions == (2 if layer.step else 3)
+        # Without a batch dimension the new one goes where a batch of the layer's is.
+        self._axis = 0 if layer.step or self._packed or layer.batch_first else 1
         self._state_axis = 0 if layer.step else 1
 
     def sequence(self, t: Tensor, dim: Dims) -> Tensor:
-        # Without a batch dimension the new one goes where a batch of the layer's is.
-        axis = 0 if self._layer.batch_first and not self._batched else self._axis
-        return self._joined(t, dim, axis)
+        return self._joined(t, dim, self._axis)
 
     def states(self, tensors: Sequence[Tensor], dims: Sequence[Dims]) -> list[Tensor]:
         return [self._joined(t, d, self._state_axis) for t, d in zip(tensors, dims, strict=True)]
@@ -121,8 +119,7 @@ class _Fold:
         return t.unflatten(axis, (-1 if t.numel() else t.shape[axis] // self._size, self._size)), axis + 1
 
     def unfolded_sequence(self, t: Tensor) -> tuple[Tensor, int]:
-        axis = 0 if self._layer.batch_first and not self._batched else self._axis
-        return self._parted(t, axis)
+        return self._parted(t, self._axis)
 
     def unfolded_state(self, t: Tensor) -> tuple[Tensor, int]:
         return self._parted(t, self._state_axis)

@@ -190,7 +190,8 @@ def mutated(arguments: Arguments, pick: Pick) -> dict[str, Any]:
     for name in pick.sample(list(result), pick.choice((1, 1, 1, 2))):
         result[name] = changed(result[name], pick)
         if has(result[name], is_freed):
-            break  # what refuses another argument may print this one, and so read it
+            # What refuses another argument may print this one, and so read it.
+            return dict(arguments) | {name: result[name]}
     return result
 
 
@@ -233,8 +234,10 @@ def same_values(got: Tensor, want: Tensor, exact: bool) -> bool:
     if not torch.equal(got.isnan(), want.isnan()):
         return False
     got, want = got.nan_to_num(), want.nan_to_num()
-    bound = 0.0 if exact else FLOOR_ULPS * torch.finfo(got.dtype).eps * max(1.0, float(want.abs().max()))
-    return torch.equal(got, want) or float((got - want).abs().max()) <= bound
+    if exact or torch.equal(got, want):  # which results without elements are
+        return torch.equal(got, want)
+    bound = FLOOR_ULPS * torch.finfo(got.dtype).eps * max(1.0, float(want.abs().max()))
+    return float((got - want).abs().max()) <= bound
 
 
 # ---- What is called
@@ -391,7 +394,7 @@ def attempt(name: str, number: int) -> str | None:
         want = target.call(**{key: everywhere(value, plain) for key, value in given.items()})
     except ERRORS as error:
         return f"accepted what is refused of plain tensors: {error} ({story})"
-    if has(given, lambda t: t.is_meta) and not has(got, lambda t: t.is_meta):
+    if has(given, lambda t: t.is_meta) and has(got, lambda t: not t.is_meta):
         return f"a result of tensors that have no memory ({story})"
     return None if same(got, want, target.exact) else f"another result than of plain tensors ({story})"
 

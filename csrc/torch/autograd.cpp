@@ -394,10 +394,10 @@ Tensors by_layers(const Arguments& a, const Run& run) {
     for (const at::Tensor& state : a.hx)
       hx.push_back(state.narrow(0, l * single.directions, single.directions));
     const size_t each = single.params();
-    Tensors outputs = run(Arguments{single, x, hx, a.params.slice(size_t(l) * each, each), a.batch_sizes});
     // Under autocast a layer may give its states' type, wider than the next one's weights.
-    x = outputs[0].scalar_type() == a.input.scalar_type() ? outputs[0] : outputs[0].to(a.input.scalar_type());
-    if (l + 1 == a.options.layers) x = outputs[0];
+    if (x.scalar_type() != a.input.scalar_type()) x = x.to(a.input.scalar_type());
+    Tensors outputs = run(Arguments{single, x, hx, a.params.slice(size_t(l) * each, each), a.batch_sizes});
+    x = outputs[0];
     for (size_t s = 0; s < finals.size(); ++s) finals[s].push_back(outputs[1 + s]);
   }
   Tensors results{x};

@@ -1,6 +1,6 @@
 // The operators as torch's dispatcher knows them: schemas, kernels, and what they are on tensors without
-// memory and under autocast. Batching and decompositions are in Python (rnnfused/_ops.py), where alone
-// transforms are.
+// memory and under autocast. Batching and decompositions are in Python (rnnfused/_batching.py,
+// _decomposed.py), where alone transforms are.
 #include <ATen/LegacyBatchedTensorImpl.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>

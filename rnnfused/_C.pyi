@@ -8,6 +8,7 @@ def recurrent(
     hx: Sequence[Tensor],
     params: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    /,
 ) -> list[Tensor] | None: ...
 def check(
     layer: str,

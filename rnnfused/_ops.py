@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from rnnfused import _decomposed
 from rnnfused._layer import LayerConfig
@@ -37,7 +38,7 @@ def recurrent(
     Native code runs it at once, unless somebody wants to see the call: a tracer, a transform, a mode,
     autocast, a subclass. Raises what torch.nn raises.
     """
-    if not torch.compiler.is_compiling():
+    if not is_dynamo_compiling():
         outputs = _C.recurrent(layer.text, input, hx, params, batch_sizes)
         if outputs is not None:
             return outputs

@@ -53,8 +53,8 @@ def rnn(
     """Vanilla RNN (Elman 1990): h' = act(W_ih x + b_ih + W_hh h + b_hh), with act = tanh or relu.
 
     input: [T, B, I] ([B, T, I] if batch_first), or the data of a PackedSequence, [rows, I], with its
-    batch_sizes [T]. hx: [L D, B, H], never batch-first. float32 or float64, on a
-    GPU also float16 or bfloat16, the same throughout. options: `Options`.
+    batch_sizes [T]. hx: [L D, B, H], never batch-first. float32, float64,
+    float16 or bfloat16, the same throughout. options: `Options`.
     Returns the output [T, B, D H] (laid out as the input) and h_n [L D, B, H]. Raises ValueError for an
     unknown nonlinearity or a wrong number of params, TypeError for an unknown option, RuntimeError for wrong
     sizes, dtypes or devices, and for an empty sequence.

@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
@@ -49,7 +51,7 @@ class _Described(torch.nn.Module):
         super().__setattr__(name, value)
 
     def _config(self) -> LayerConfig:
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             return self._describe()  # so that no compiled code depends on whether there was a call before
         layer = self._layer
         if layer is None:
@@ -225,6 +227,9 @@ class LSTM(_TwoStates, _Sequence, torch.nn.LSTM):
 
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# By way of nn.Module's attributes each weight would cost as much as a tenth of a small step.
+_of_parameters = itemgetter(*_WEIGHTS)
+_of_parameters_without_biases = itemgetter(*_WEIGHTS[:2])
 
 
 class _Cell(_Described, torch.nn.RNNCellBase):
@@ -241,10 +246,11 @@ class _Cell(_Described, torch.nn.RNNCellBase):
         """
         if isinstance(input, Proxy):
             return self._leaf(input, hx)
-        # By way of nn.Module's attributes each would cost as much as a tenth of the step.
-        own = self._parameters
-        names = _WEIGHTS if self.bias else _WEIGHTS[:2]
-        params: list[Any] = [own[name] if name in own else getattr(self, name) for name in names]
+        get = _of_parameters if self.bias else _of_parameters_without_biases
+        try:
+            params: Sequence[Any] = get(self._parameters)
+        except KeyError:  # parametrised, or otherwise no parameter
+            params = [getattr(self, name) for name in (_WEIGHTS if self.bias else _WEIGHTS[:2])]
         return self._hx(recurrent(self._config(), input, () if hx is None else self._states(hx), params))
 
 

@@ -332,7 +332,8 @@ def operator(**given: Any) -> Any:
 
 
 def fast_path(**given: Any) -> Any:
-    return or_operator(_C.recurrent(**given), given)
+    names = ("layer", "input", "hx", "params", "batch_sizes")
+    return or_operator(_C.recurrent(*map(given.get, names)), given)
 
 
 def frozen(**given: Any) -> Any:

@@ -119,6 +119,57 @@ RNNFUSED_INSTRUCTIONS(float32x4_t, f32)
 RNNFUSED_INSTRUCTIONS(float64x2_t, f64)
 #endif
 #undef RNNFUSED_INSTRUCTIONS
+
+// A vector of 16 bytes from each of its places in turn, `stride` scalars apart: the loads do what shuffles
+// across the vector would.
+#if RNNFUSED_VECTOR_BYTES == 64
+#define RNNFUSED_PIECES(T, V, as_ps, load)                           \
+  RNNFUSED_HD V pieces(const T* p, int64_t stride) {                 \
+    __m512 v = _mm512_castps128_ps512(as_ps(load(p)));               \
+    v = _mm512_insertf32x4(v, as_ps(load(p + stride)), 1);           \
+    v = _mm512_insertf32x4(v, as_ps(load(p + 2 * stride)), 2);       \
+    return V(_mm512_insertf32x4(v, as_ps(load(p + 3 * stride)), 3)); \
+  }
+RNNFUSED_PIECES(float, __m512, , _mm_loadu_ps)
+RNNFUSED_PIECES(double, __m512d, _mm_castpd_ps, _mm_loadu_pd)
+#undef RNNFUSED_PIECES
+#elif RNNFUSED_VECTOR_BYTES == 32
+RNNFUSED_HD __m256 pieces(const float* p, int64_t stride) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+}
+RNNFUSED_HD __m256d pieces(const double* p, int64_t stride) {
+  return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd(p + stride), 1);
+}
+#endif
+
+// The first n lanes, 0 < n < all. AddressSanitizer looks at no mask: its builds go lane by lane. AVX2 has
+// masked stores as well, which some processors are slow at.
+#if RNNFUSED_VECTOR_BYTES == 64 && !defined(__SANITIZE_ADDRESS__)
+#define RNNFUSED_MASKED 1
+RNNFUSED_HD __m512 load(const float* p, int64_t n) {
+  return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+RNNFUSED_HD __m512d load(const double* p, int64_t n) {
+  return _mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+}
+RNNFUSED_HD void store(float* p, __m512 v, int64_t n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+}
+RNNFUSED_HD void store(double* p, __m512d v, int64_t n) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
+}
+#elif RNNFUSED_VECTOR_BYTES == 32 && !defined(__SANITIZE_ADDRESS__)
+#define RNNFUSED_MASKED 1
+RNNFUSED_HD __m256 load(const float* p, int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), lane));
+}
+RNNFUSED_HD __m256d load(const double* p, int64_t n) {
+  return _mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)));
+}
+#else
+#define RNNFUSED_MASKED 0
+#endif
 }  // namespace instruction
 
 // a * b + c, rounded once wherever the instruction set has it. The build forbids the compiler to contract on
@@ -154,25 +205,26 @@ RNNFUSED_HD V at_most(V x, ScalarOf<V> bound) {
 }
 
 #if defined(__clang__)
-template <class V, int... I>
+template <int E, class V, int... I>
 RNNFUSED_HD void interleave_lanes(V a, V b, V& low, V& high, std::integer_sequence<int, I...>) {
   constexpr int L = Lanes<V>::count;
-  low = __builtin_shufflevector(a, b, (I / 2 + (I % 2) * L)...);
-  high = __builtin_shufflevector(a, b, (I / 2 + (I % 2) * L + L / 2)...);
+  low = __builtin_shufflevector(a, b, (I - I % E + I % E / 2 + (I % 2) * L)...);
+  high = __builtin_shufflevector(a, b, (I - I % E + I % E / 2 + (I % 2) * L + E / 2)...);
 }
 #endif
 
-// low = a0 b0 a1 b1 ... from the lower halves of a and b, high likewise from the upper ones.
-template <class V>
+// low = a0 b0 a1 b1 ... from the lower halves of a and b, high likewise from the upper ones; or so within
+// each `Within` lanes.
+template <int Within = 0, class V>
 RNNFUSED_HD void interleave(V a, V b, V& low, V& high) {
-  constexpr int L = Lanes<V>::count;
+  constexpr int L = Lanes<V>::count, E = Within ? Within : L;
 #if defined(__clang__)
-  interleave_lanes(a, b, low, high, std::make_integer_sequence<int, L>{});
+  interleave_lanes<E>(a, b, low, high, std::make_integer_sequence<int, L>{});
 #else
   IntOf<V> first{}, second{};
   for (int i = 0; i < L; ++i) {
-    first[i] = i / 2 + (i % 2) * L;
-    second[i] = first[i] + L / 2;
+    first[i] = i - i % E + i % E / 2 + (i % 2) * L;
+    second[i] = first[i] + E / 2;
   }
   low = __builtin_shuffle(a, b, first);
   high = __builtin_shuffle(a, b, second);
@@ -213,6 +265,9 @@ RNNFUSED_HD void store(ScalarOf<V>* p, V v) {
 template <class V>
 RNNFUSED_HD V load(const ScalarOf<V>* p, int64_t n) {
   if (n >= Lanes<V>::count) return load<V>(p);
+#if RNNFUSED_MASKED
+  if constexpr (Lanes<V>::count > 1) return n > 0 ? V(instruction::load(p, n)) : V{};
+#endif
   alignas(V) ScalarOf<V> lanes[Lanes<V>::count] = {};
   for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
   return load<V>(lanes);
@@ -221,6 +276,12 @@ RNNFUSED_HD V load(const ScalarOf<V>* p, int64_t n) {
 template <class V>
 RNNFUSED_HD void store(ScalarOf<V>* p, V v, int64_t n) {
   if (n >= Lanes<V>::count) return store(p, v);
+#if RNNFUSED_MASKED && RNNFUSED_VECTOR_BYTES == 64
+  if constexpr (Lanes<V>::count > 1) {
+    if (n > 0) instruction::store(p, v, n);
+    return;
+  }
+#endif
   alignas(V) ScalarOf<V> lanes[Lanes<V>::count];
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];

@@ -109,20 +109,29 @@ class History {
   T* zeros_ = nullptr;
 };
 
-// Rows of the left operand that an outer-product tile holds, and vectors of the right.
+// Rows of the left operand that an outer-product tile holds, by the vectors of the right: few vectors need
+// many rows, or the tile would wait for its own sums.
 template <class T>
-constexpr Index kOuterRows = kLanes<T> < 4 ? kLanes<T> : 4;
+constexpr Index outer_rows(Index width) {
+  if (kLanes<T> >= 8 && 8 * width <= kAccumulators) return 8;
+  return kLanes<T> < 4 ? kLanes<T> : 4;
+}
 template <class T>
-constexpr Index kOuterWidth = kAccumulators / kOuterRows<T> < 6 ? kAccumulators / kOuterRows<T> : 6;
+constexpr Index kOuterWidth =
+    kAccumulators / outer_rows<T>(kAccumulators) < 6 ? kAccumulators / outer_rows<T>(kAccumulators) : 6;
 // Rows of the sequence summed in registers, and rows whose sum is added to the result.
 constexpr Index kOuterChain = 64, kOuterDepth = 256;
 constexpr Index kOuterVectors = 12;  // of the left operand, for which packed operands stay in cache
+// Columns of a right operand so narrow that it takes the left one's place: a vector of it would be mostly
+// empty.
+template <class T>
+constexpr Index kNarrowColumns = kLanes<T> / 2;
 
 // acc[r][j] = sum_k a[k][r] b[k][j], in chains like those of tile(). a holds a vector of every k.
-template <class T, int W>
+template <class T, int W, Index R = outer_rows<T>(W)>
 void outer_tile(Index depth, const T* a, const T* b, T* acc) {
   using V = Native<T>;
-  constexpr Index L = kLanes<T>, R = kOuterRows<T>;
+  constexpr Index L = kLanes<T>;
   for (Index from = 0; from == 0 || from < depth; from += kOuterChain) {
     V sum[R][W] = {};
     const Index end = depth - from < kOuterChain ? depth : from + kOuterChain;
@@ -164,7 +173,7 @@ RNNFUSED_HD void outer_tile_of(Index width, Index depth, const T* a, const T* b,
 template <class Cell, class T>
 class ParameterGradients {
   using V = Native<T>;
-  static constexpr Index L = kLanes<T>, R = kOuterRows<T>;
+  static constexpr Index L = kLanes<T>;
   static constexpr Index A = Cell::accumulators, G = Cell::gates;
 
  public:
@@ -314,15 +323,21 @@ class ParameterGradients {
   RNNFUSED_HD void multiply(Range blocks, Index accumulators, Index depth,
                             const Target<RightOf>& target) const {
     if (!target.out) return;
+    if constexpr (kNarrowColumns<T> > 0) {
+      constexpr Index most = kNarrowColumns<T>, few = most < 4 ? most : 4;
+      if (target.columns <= few) return multiply_narrow<few>(blocks, accumulators, depth, target);
+      if (target.columns <= most) return multiply_narrow<most>(blocks, accumulators, depth, target);
+    }
     for_panels(target.columns, [&](Range v) {
       const T* panel = target.panels + v.first * L * kOuterDepth;
+      const Index R = outer_rows<T>(v.size());
       for (Index block = blocks.first; block < blocks.last; ++block) {
         const Index lanes = lanes_in<T>(block, target.units);
         for (int g = 0; g < target.gates; ++g) {
           const Index vector = (block - blocks.first) * accumulators + target.feeds + g;
           const Index row = target.gate_of[target.feeds + g] * target.units + block * L;
           for (Index lane = 0; lane < lanes; lane += R) {
-            alignas(64) T acc[R * kOuterWidth<T> * L];
+            alignas(64) T acc[kAccumulators * L];
             T* const out = target.out + (row + lane) * target.columns;
             const Index rows = lanes - lane < R ? lanes - lane : R;
             // The sums so far are far away by now; they come while the tile is summed.
@@ -336,6 +351,25 @@ class ParameterGradients {
         }
       }
     });
+  }
+
+  // The same sums, a vector of gates at a time.
+  template <Index C, class RightOf>
+  RNNFUSED_HD void multiply_narrow(Range blocks, Index accumulators, Index depth,
+                                   const Target<RightOf>& target) const {
+    for (Index block = blocks.first; block < blocks.last; ++block) {
+      const Index lanes = lanes_in<T>(block, target.units);
+      for (int g = 0; g < target.gates; ++g) {
+        const Index vector = (block - blocks.first) * accumulators + target.feeds + g;
+        T* const out =
+            target.out + (target.gate_of[target.feeds + g] * target.units + block * L) * target.columns;
+        alignas(64) T acc[C * L];
+        outer_tile<T, 1, C>(depth, target.panels, left_ + vector * kOuterDepth * L, acc);
+        for (Index lane = 0; lane < lanes; ++lane) {
+          for (Index c = 0; c < target.columns; ++c) out[lane * target.columns + c] += acc[c * L + lane];
+        }
+      }
+    }
   }
 
   static RNNFUSED_HD void add_tile(const T* acc, Index rows, Range vectors, Index columns, T* out) {

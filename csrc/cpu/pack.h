@@ -24,17 +24,15 @@ RNNFUSED_HD Index lanes_in(Index block, Index n) {
   return rest < kLanes<T> ? rest : kLanes<T>;
 }
 
-// Transposes kLanes x kLanes scalars in registers: every round interleaves the two halves of the set, and
-// after log2 rounds rows have become columns.
-template <class T>
-RNNFUSED_HD void transpose(Native<T> (&v)[kLanes<T>]) {
-  constexpr int L = kLanes<T>;
-  if constexpr (L > 1) {
-    using V = Native<T>;
-    for (int round = 1; round < L; round *= 2) {
-      V next[L];
-      for (int i = 0; i < L / 2; ++i) interleave(v[i], v[i + L / 2], next[2 * i], next[2 * i + 1]);
-      for (int i = 0; i < L; ++i) v[i] = next[i];
+// Transposes E x E scalars in registers, or as many such squares as lie beside one another: every round
+// interleaves the two halves of the set, and after log2 rounds rows have become columns.
+template <int E, class V>
+RNNFUSED_HD void transpose(V (&v)[E]) {
+  if constexpr (E > 1) {
+    for (int round = 1; round < E; round *= 2) {
+      V next[E];
+      for (int i = 0; i < E / 2; ++i) interleave<E>(v[i], v[i + E / 2], next[2 * i], next[2 * i + 1]);
+      for (int i = 0; i < E; ++i) v[i] = next[i];
     }
   }
 }
@@ -46,10 +44,23 @@ void pack_rows(const T* rows, Index row_stride, Index lanes, Index size, T* out,
   constexpr Index L = kLanes<T>;
   for (Index k = 0; k < size; k += L) {
     const Index n = size - k < L ? size - k : L;
+#if RNNFUSED_VECTOR_BYTES >= 32
+    constexpr int E = 16 / sizeof(T);
+    if (n == L && lanes == L) {
+      for (Index column = k; column < k + L; column += E) {
+        V v[E];
+        for (int r = 0; r < E; ++r)
+          v[r] = instruction::pieces(rows + r * row_stride + column, E * row_stride);
+        transpose(v);
+        for (int i = 0; i < E; ++i) store(out + (column + i) * stride, v[i]);
+      }
+      continue;
+    }
+#endif
     V v[L];
     for (Index lane = 0; lane < L; ++lane)
       v[lane] = lane < lanes ? load<V>(rows + lane * row_stride + k, n) : V{};
-    transpose<T>(v);
+    transpose(v);
     for (Index i = 0; i < n; ++i) store(out + (k + i) * stride, v[i]);
   }
 }

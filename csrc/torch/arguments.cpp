@@ -52,9 +52,9 @@ void check_state_dimensions(const Arguments& a, const Form& form) {
   if (o.step) {
     for (size_t s = 0; s < a.hx.size(); ++s) {
       const int64_t dim = a.hx[s].dim();
-      const std::string name = o.states() > 1 ? "hx[" + std::to_string(s) + "]" : "hidden";
-      TORCH_CHECK_VALUE(dim == 1 || dim == 2, o.kind, ": Expected ", name, " to be 1D or 2D, got ", dim,
-                        "D instead");
+      TORCH_CHECK_VALUE(dim == 1 || dim == 2, o.kind, ": Expected ",
+                        o.states() > 1 ? "hx[" + std::to_string(s) + "]" : "hidden", " to be 1D or 2D, got ",
+                        dim, "D instead");
     }
     return;
   }

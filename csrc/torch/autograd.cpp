@@ -419,8 +419,8 @@ Tensors call_backward(const OptionalList& grads, const at::Tensor& input, at::Te
   return backward_handle().call(grads, input, hx, params, batch_sizes, output, tape, layer, wanted);
 }
 
-std::optional<Tensors> recurrent_unwatched(const std::string& layer, const at::Tensor& input,
-                                           const Tensors& hx, const Tensors& params,
+std::optional<Tensors> recurrent_unwatched(std::string_view layer, const at::Tensor& input, at::TensorList hx,
+                                           at::TensorList params,
                                            const std::optional<at::Tensor>& batch_sizes) {
   const Arguments arguments{layer_options(layer), input, hx, params, batch_sizes};
   if (somebody_watches(arguments)) return std::nullopt;

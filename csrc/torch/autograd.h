@@ -24,8 +24,8 @@ Tensors call_backward(const OptionalList& grads, const at::Tensor& input, at::Te
 
 // What Python calls first: the output and the final states, differentiable; nothing where somebody wants to
 // see the call, which must then go to the operator.
-RNNFUSED_API std::optional<Tensors> recurrent_unwatched(const std::string& layer, const at::Tensor& input,
-                                                        const Tensors& hx, const Tensors& params,
+RNNFUSED_API std::optional<Tensors> recurrent_unwatched(std::string_view layer, const at::Tensor& input,
+                                                        at::TensorList hx, at::TensorList params,
                                                         const std::optional<at::Tensor>& batch_sizes);
 
 // The operators' kernels for the Autograd keys.

@@ -1,4 +1,5 @@
 // The Python extension: a fast way to the operator, and what is no operator.
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -19,23 +20,27 @@ bool is_exact(py::handle object) {
 
 // What Python says where torch.nn asks something that is no tensor for its dimensions.
 [[noreturn]] void refuse(py::handle object) {
-  throw py::attribute_error("'" + std::string(Py_TYPE(object.ptr())->tp_name) +
-                            "' object has no attribute 'dim'");
+  PyErr_Format(PyExc_AttributeError, "'%s' object has no attribute 'dim'", Py_TYPE(object.ptr())->tp_name);
+  throw py::error_already_set();
 }
 
 // False where one of the elements is no plain tensor. Throws what torch throws for one that is none.
-bool read(const py::sequence& from, bool are_states, Tensors& to) {
-  const size_t size = py::len(from);
-  to.reserve(size);
-  for (size_t i = 0; i < size; ++i) {
-    const py::object item = from[i];
-    if (!THPVariable_Check(item.ptr())) {
-      if (are_states) refuse(item);
-      throw py::type_error("expected Tensor as element " + std::to_string(i) + " in argument 2, but got " +
-                           Py_TYPE(item.ptr())->tp_name);
+template <class List>
+bool read(py::handle from, bool are_states, List& to) {
+  const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(from.ptr(), "expected Tensors"));
+  if (!items) throw py::error_already_set();
+  PyObject* const* const item = PySequence_Fast_ITEMS(items.ptr());
+  const Py_ssize_t size = PySequence_Fast_GET_SIZE(items.ptr());
+  to.reserve(size_t(size));
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    if (!THPVariable_Check(item[i])) {
+      if (are_states) refuse(item[i]);
+      PyErr_Format(PyExc_TypeError, "expected Tensor as element %zd in argument 2, but got %s", i,
+                   Py_TYPE(item[i])->tp_name);
+      throw py::error_already_set();
     }
-    if (!is_exact(item)) return false;
-    to.push_back(THPVariable_Unpack(item.ptr()));
+    if (!is_exact(item[i])) return false;
+    to.push_back(THPVariable_Unpack(item[i]));
   }
   return true;
 }
@@ -44,11 +49,12 @@ bool read(const py::sequence& from, bool are_states, Tensors& to) {
 // asked.
 struct Given {
   at::Tensor input;
-  Tensors hx, params;
+  c10::SmallVector<at::Tensor, 2> hx;
+  c10::SmallVector<at::Tensor, 4> params;
   std::optional<at::Tensor> batch_sizes;
   bool exact;
 
-  Given(py::handle x, const py::sequence& states, const py::sequence& weights, py::handle sizes) {
+  Given(py::handle x, py::handle states, py::handle weights, py::handle sizes) {
     if (!THPVariable_Check(x.ptr())) refuse(x);
     exact = is_exact(x) && read(states, true, hx) && read(weights, false, params) &&
             (sizes.is_none() || is_exact(sizes));
@@ -56,15 +62,54 @@ struct Given {
     input = THPVariable_Unpack(x.ptr());
     if (!sizes.is_none()) batch_sizes = THPVariable_Unpack(sizes.ptr());
   }
+
+  // Whether the layer is done before another thread would have taken Python's lock: a few microseconds.
+  bool is_short() const {
+    int64_t weights = 0;
+    for (const at::Tensor& w : params) weights += w.numel();
+    const int64_t features = input.dim() ? input.size(-1) : 0;
+    return weights * (features ? input.numel() / features : 0) < 1 << 18;
+  }
 };
 
-std::optional<Tensors> recurrent(const std::string& layer, py::handle input, const py::sequence& hx,
-                                 const py::sequence& params, py::handle batch_sizes) {
-  const Given given(input, hx, params, batch_sizes);
+std::optional<Tensors> recurrent(std::string_view layer, const Given& given) {
   if (!given.exact) return std::nullopt;
-  const py::gil_scoped_release release;
+  std::optional<py::gil_scoped_release> release;
+  if (!given.is_short()) release.emplace();
   return rnnfused::recurrent_unwatched(layer, given.input, given.hx, given.params, given.batch_sizes);
 }
+
+// recurrent(layer, input, hx, params, batch_sizes). Python calls it as it calls its own functions: pybind11's
+// way would take as long as all checks of a small layer.
+PyObject* recurrent_from_python(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  try {
+    if (count != 5) {
+      PyErr_Format(PyExc_TypeError, "recurrent() takes 5 positional arguments but %zd were given", count);
+      return nullptr;
+    }
+    Py_ssize_t length = 0;
+    const char* const layer = PyUnicode_AsUTF8AndSize(arguments[0], &length);
+    if (!layer) return nullptr;
+    std::optional<Tensors> found =
+        recurrent({layer, size_t(length)}, Given(arguments[1], arguments[2], arguments[3], arguments[4]));
+    if (!found) Py_RETURN_NONE;
+    auto list = py::reinterpret_steal<py::object>(PyList_New(Py_ssize_t(found->size())));
+    if (!list) return nullptr;
+    for (size_t i = 0; i < found->size(); ++i) {
+      PyObject* const wrapped = THPVariable_Wrap(std::move((*found)[i]));
+      if (!wrapped) return nullptr;
+      PyList_SET_ITEM(list.ptr(), Py_ssize_t(i), wrapped);
+    }
+    return list.release().ptr();
+  } catch (...) {
+    torch::translate_exception_to_python(std::current_exception());
+    return nullptr;
+  }
+}
+
+PyMethodDef recurrent_method{"recurrent",
+                             reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&recurrent_from_python)),
+                             METH_FASTCALL, nullptr};
 
 std::optional<Tensors> frozen_forward(rnnfused::Frozen& frozen, py::handle input, const py::sequence& hx,
                                       py::handle batch_sizes) {
@@ -85,8 +130,7 @@ void check(const std::string& layer, py::handle input, const py::sequence& hx, c
 
 PYBIND11_MODULE(_C, m) {
   using release = py::call_guard<py::gil_scoped_release>;
-  m.def("recurrent", &recurrent, py::arg("layer"), py::arg("input"), py::arg("hx"), py::arg("params"),
-        py::arg("batch_sizes"));
+  m.attr("recurrent") = py::reinterpret_steal<py::object>(PyCFunction_New(&recurrent_method, nullptr));
   m.def("check", &check, py::arg("layer"), py::arg("input"), py::arg("hx"), py::arg("params"),
         py::arg("batch_sizes"));
   py::class_<rnnfused::Frozen>(m, "Frozen")

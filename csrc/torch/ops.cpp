@@ -62,6 +62,7 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
   std::vector<Inputs> stack;
   std::vector<ForwardTensors> out;
   stack.reserve(size_t(o.layers));
+  out.reserve(size_t(o.layers));
   for (int64_t l = 0; l < o.layers; ++l) {
     stack.emplace_back(a, form, steps, l, x);
     const Inputs& in = stack.back();
@@ -293,7 +294,7 @@ Tensors recurrent_gate_gradients(const Arguments& a, at::TensorList outer, const
   return results;
 }
 
-void check_call(const std::string& layer, const at::Tensor& input, const Tensors& hx, const Tensors& params,
+void check_call(const std::string& layer, const at::Tensor& input, at::TensorList hx, at::TensorList params,
                 const std::optional<at::Tensor>& batch_sizes) {
   check({layer_options(layer), input, hx, params, batch_sizes});
 }

@@ -49,8 +49,8 @@ Tensors recurrent_tangent(const Arguments& arguments, const Directions& directio
 Tensors recurrent_gate_gradients(const Arguments& arguments, at::TensorList outer, const at::Tensor& output);
 
 // Throws what the call would throw.
-RNNFUSED_API void check_call(const std::string& layer, const at::Tensor& input, const Tensors& hx,
-                             const Tensors& params, const std::optional<at::Tensor>& batch_sizes);
+RNNFUSED_API void check_call(const std::string& layer, const at::Tensor& input, at::TensorList hx,
+                             at::TensorList params, const std::optional<at::Tensor>& batch_sizes);
 
 // Which cells there are, which machine code runs, and how a layer would be run.
 RNNFUSED_API std::vector<std::string> cell_names();

@@ -24,7 +24,7 @@ void check_undifferentiated(const at::Tensor& t, const char* name) {
 Frozen::Frozen(const std::string& layer, Tensors params)
     : options_(layer_options(layer)), params_(std::move(params)) {}
 
-std::optional<Tensors> Frozen::forward(const at::Tensor& input, const Tensors& hx,
+std::optional<Tensors> Frozen::forward(const at::Tensor& input, at::TensorList hx,
                                        const std::optional<at::Tensor>& batch_sizes) {
   const Arguments arguments{options_, input, hx, params_, batch_sizes};
   check_undifferentiated(input, "input");

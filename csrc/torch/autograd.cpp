@@ -358,7 +358,7 @@ Tensors differentiated(const Arguments& a, bool save, bool moved, const Below& b
   const bool followed = is_followed(a);
   if (!followed && !moved) return below(a, save);
   Tensors outputs;
-  const auto run = [&] { outputs = below(a, true); };
+  const auto run = [&] { outputs = below(a, save || followed); };
   const size_t count = a.options.outputs();
   if (followed) {
     auto node = make_node<RecurrentBackward>();

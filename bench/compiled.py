@@ -1,8 +1,8 @@
 """`python -m bench.compiled`: a training step of the demo's model, eager and under
 torch.compile(fullgraph=True), side by side, and how far their losses part.
 
-Both start from the same weights and take the same windows; steps alternate, so that what disturbs the machine
-disturbs both. The compiled one's first steps, in which it compiles, do not count.
+Both start from the same weights and take the same windows; steps take turns, and turns at being first, so
+that what disturbs the machine disturbs both. The compiled one's first steps, in which it compiles, do not count.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def main() -> int:
     compiled = Run(RNNFUSED, recipe, corpus, "cpu", compiled=True)
     steps = min(options.steps, eager.steps_of_an_epoch)
     for window in range(steps):
-        eager.step(window)
-        compiled.step(window)
+        for run in (eager, compiled) if window % 2 else (compiled, eager):
+            run.step(window)
     warm = steps // 4
     medians = [statistics.median(run.history.seconds[warm:]) * 1e3 for run in (eager, compiled)]
     apart = max(abs(a - b) for a, b in zip(eager.history.losses, compiled.history.losses, strict=True))

@@ -69,9 +69,12 @@ class Run:
         self.recipe = recipe
         self.history = History()
         self.model = build_model(backend, len(corpus.vocabulary), recipe).to(device)
-        called = self._wrap(self.model)
-        self._called = torch.compile(called, fullgraph=True) if compiled else called
+        self._called = self._wrap(self.model)
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.lr)
+        self._score, self._update = self._model_and_loss, self._optimizer.step
+        if compiled:
+            self._score = torch.compile(self._score, fullgraph=True)
+            self._update = torch.compile(self._update)
         self._state: State | None = None
         self._training, self._held_out = (
             [self._share(part).to(device) for part in cut_streams(characters, recipe.batch)]
@@ -126,7 +129,7 @@ class Run:
         self._optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        self._optimizer.step()
+        self._update()
         self._state = detach(state)
         # Reading the loss waits for the device, so it belongs before the clock is read.
         self.history.losses.append(self._mean(loss) / math.log(2))
@@ -163,6 +166,9 @@ class Run:
 
     def _loss(self, streams: list[Tensor], start: int, carried: State | None) -> tuple[Tensor, State]:
         inputs, targets = (stream[start : start + self.recipe.steps] for stream in streams)
+        return self._score(inputs, targets, carried)
+
+    def _model_and_loss(self, inputs: Tensor, targets: Tensor, carried: State | None) -> tuple[Tensor, State]:
         scores, state = self._called(inputs, carried)
         return cross_entropy(scores.flatten(0, 1), targets.flatten()), state
 

@@ -2,7 +2,8 @@
 torch.compile(fullgraph=True), side by side, and how far their losses part.
 
 Both start from the same weights and take the same windows; steps take turns, and turns at being first, so
-that what disturbs the machine disturbs both. The compiled one's first steps, in which it compiles, do not count.
+that what disturbs the machine disturbs both. The compiled one's first steps, in which it compiles, do not
+count.
 """
 
 from __future__ import annotations

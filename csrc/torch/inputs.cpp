@@ -5,6 +5,9 @@
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "torch/gpu.h"
 #include "torch/memory.h"
 
@@ -85,8 +88,17 @@ Inputs::Inputs(const Arguments& a, const Form& form, const Steps& steps, int64_t
 at::Tensor Inputs::empty(at::IntArrayRef sizes) const {
   if (on_gpu) return at::empty(sizes, x.options());
   // Past the dispatcher, whose share of a call of one step shows.
-  return at::detail::empty_generic(sizes, result_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                   x.scalar_type(), std::nullopt);
+  at::Tensor result = at::detail::empty_generic(
+      sizes, result_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU), x.scalar_type(), std::nullopt);
+  // As at::empty does, so that a number that was never written shows; by this thread, since a forked process
+  // has no other.
+  const at::Context& context = at::globalContext();
+  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
+    const auto fill = [&](auto* data) { std::fill_n(data, result.numel(), NAN); };
+    result.scalar_type() == at::kDouble ? fill(result.mutable_data_ptr<double>())
+                                        : fill(result.mutable_data_ptr<float>());
+  }
+  return result;
 }
 
 at::DimVector Inputs::output_sizes() const {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -227,9 +226,6 @@ class LSTM(_TwoStates, _Sequence, torch.nn.LSTM):
 
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-# By way of nn.Module's attributes each weight would cost as much as a tenth of a small step.
-_of_parameters = itemgetter(*_WEIGHTS)
-_of_parameters_without_biases = itemgetter(*_WEIGHTS[:2])
 
 
 class _Cell(_Described, torch.nn.RNNCellBase):
@@ -246,9 +242,12 @@ class _Cell(_Described, torch.nn.RNNCellBase):
         """
         if isinstance(input, Proxy):
             return self._leaf(input, hx)
-        get = _of_parameters if self.bias else _of_parameters_without_biases
+        own = self._parameters
         try:
-            params: Sequence[Any] = get(self._parameters)
+            # By way of nn.Module's attributes each would cost as much as a tenth of a small step.
+            params: Sequence[Any] = (own["weight_ih"], own["weight_hh"])
+            if self.bias:
+                params = (*params, own["bias_ih"], own["bias_hh"])
         except KeyError:  # parametrised, or otherwise no parameter
             params = [getattr(self, name) for name in (_WEIGHTS if self.bias else _WEIGHTS[:2])]
         return self._hx(recurrent(self._config(), input, () if hx is None else self._states(hx), params))

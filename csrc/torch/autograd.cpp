@@ -439,6 +439,15 @@ std::optional<Tensors> recurrent_unwatched(std::string_view layer, const at::Ten
   return run(arguments);
 }
 
+bool is_short(const at::Tensor& input, at::TensorList params) {
+  const auto is_known = [](const at::Tensor& t) { return is_plain(t) && t.is_cpu(); };
+  if (!is_known(input) || !std::all_of(params.begin(), params.end(), is_known)) return false;
+  double weights = 0;
+  for (const at::Tensor& w : params) weights += double(w.numel());
+  const int64_t features = input.dim() > 0 ? input.size(-1) : 0;
+  return features > 0 && weights * double(input.numel() / features) < 1 << 18;
+}
+
 Tensors recurrent_autograd(c10::DispatchKeySet keys, const at::Tensor& input, at::TensorList hx,
                            at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
                            std::string_view layer, bool save) {

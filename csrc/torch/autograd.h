@@ -28,6 +28,10 @@ RNNFUSED_API std::optional<Tensors> recurrent_unwatched(std::string_view layer, 
                                                         at::TensorList hx, at::TensorList params,
                                                         const std::optional<at::Tensor>& batch_sizes);
 
+// Whether recurrent_unwatched is done before another thread would have taken Python's lock: a few
+// microseconds, on the CPU. False where it is not to be known.
+RNNFUSED_API bool is_short(const at::Tensor& input, at::TensorList params);
+
 // The operators' kernels for the Autograd keys.
 Tensors recurrent_autograd(c10::DispatchKeySet keys, const at::Tensor& input, at::TensorList hx,
                            at::TensorList params, const std::optional<at::Tensor>& batch_sizes,

@@ -62,20 +62,12 @@ struct Given {
     input = THPVariable_Unpack(x.ptr());
     if (!sizes.is_none()) batch_sizes = THPVariable_Unpack(sizes.ptr());
   }
-
-  // Whether the layer is done before another thread would have taken Python's lock: a few microseconds.
-  bool is_short() const {
-    int64_t weights = 0;
-    for (const at::Tensor& w : params) weights += w.numel();
-    const int64_t features = input.dim() ? input.size(-1) : 0;
-    return weights * (features ? input.numel() / features : 0) < 1 << 18;
-  }
 };
 
 std::optional<Tensors> recurrent(std::string_view layer, const Given& given) {
   if (!given.exact) return std::nullopt;
   std::optional<py::gil_scoped_release> release;
-  if (!given.is_short()) release.emplace();
+  if (!rnnfused::is_short(given.input, given.params)) release.emplace();
   return rnnfused::recurrent_unwatched(layer, given.input, given.hx, given.params, given.batch_sizes);
 }
 

@@ -336,23 +336,11 @@ def onnx_dynamo_dynamic(layers: Layers, kind: str) -> None:
     _onnx(layers, kind, ((5, 2), (9, 4)), dynamo=True, dynamic_shapes=shapes, **layers.onnx_options())
 
 
-@probe(
-    "ONNX, legacy exporter",
-    "static; ONNX Runtime's numbers",
-    each=KINDS,
-    by_design="the exporter is deprecated; use dynamo=True, or export rnnfused.to_torch(model)",
-    refusal="to_torch",
-)
+@probe("ONNX, legacy exporter", "static; ONNX Runtime's numbers", each=KINDS)
 def onnx_legacy(layers: Layers, kind: str) -> None:
     _onnx(layers, kind, ((5, 2),), dynamo=False)
 
 
-@probe(
-    "ONNX, legacy exporter, dynamic T and B",
-    "two sizes in ONNX Runtime",
-    each=KINDS,
-    by_design="the exporter is deprecated; use dynamo=True, or export rnnfused.to_torch(model)",
-    refusal="to_torch",
-)
+@probe("ONNX, legacy exporter, dynamic T and B", "two sizes in ONNX Runtime", each=KINDS)
 def onnx_legacy_dynamic(layers: Layers, kind: str) -> None:
     _onnx(layers, kind, ((5, 2), (9, 4)), dynamo=False, dynamic_axes={"x": {0: "steps", 1: "batch"}})

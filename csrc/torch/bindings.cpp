@@ -111,12 +111,6 @@ std::optional<Tensors> frozen_forward(rnnfused::Frozen& frozen, py::handle input
   return frozen.forward(given.input, given.hx, given.batch_sizes);
 }
 
-at::Tensor step(rnnfused::Stepper& stepper, const at::Tensor& x) {
-  std::optional<py::gil_scoped_release> release;
-  if (!stepper.step_is_short()) release.emplace();
-  return stepper.step(x);
-}
-
 // Throws what the operator would throw.
 void check(const std::string& layer, py::handle input, const py::sequence& hx, const py::sequence& params,
            py::handle batch_sizes) {
@@ -127,6 +121,7 @@ void check(const std::string& layer, py::handle input, const py::sequence& hx, c
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  using release = py::call_guard<py::gil_scoped_release>;
   m.attr("recurrent") = py::reinterpret_steal<py::object>(PyCFunction_New(&recurrent_method, nullptr));
   m.def("check", &check, py::arg("layer"), py::arg("input"), py::arg("hx"), py::arg("params"),
         py::arg("batch_sizes"));
@@ -136,7 +131,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<rnnfused::Stepper>(m, "Stepper")
       .def(py::init<const std::string&, Tensors, Tensors>(), py::arg("layer"), py::arg("params"),
            py::arg("hx"))
-      .def("step", &step, py::arg("x"));
+      .def("step", &rnnfused::Stepper::step, release(), py::arg("x"));
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);
   m.def("available_isas", &rnnfused::available_isas);

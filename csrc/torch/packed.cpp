@@ -4,7 +4,6 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
-#include "torch/autograd.h"
 #include "torch/backends.h"
 #include "torch/watchers.h"
 
@@ -56,7 +55,6 @@ Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx) {
     below = at::empty(layers_.back().output_sizes(), h.options());
     if (l + 1 < o.layers) outputs_.push_back(below);
   }
-  is_short_ = is_short(x, params);
 }
 
 at::Tensor Stepper::step(const at::Tensor& x) {

@@ -41,9 +41,6 @@ class RNNFUSED_API Stepper {
   // which a derivative is to be taken.
   at::Tensor step(const at::Tensor& x);
 
-  // As is_short of the operator.
-  bool step_is_short() const { return is_short_; }
-
  private:
   template <class T>
   void run(const at::Tensor& x, const at::Tensor& y);
@@ -52,7 +49,6 @@ class RNNFUSED_API Stepper {
   Tensors outputs_;             // of every layer but the last
   std::vector<Inputs> layers_;  // which hold the state
   cpu::PackedStack packed_;
-  bool is_short_;
 };
 
 }  // namespace rnnfused

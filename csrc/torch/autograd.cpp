@@ -419,11 +419,7 @@ Tensors call_backward(const OptionalList& grads, const at::Tensor& input, at::Te
   return backward_handle().call(grads, input, hx, params, batch_sizes, output, tape, layer, wanted);
 }
 
-std::optional<Tensors> recurrent_unwatched(std::string_view layer, const at::Tensor& input, at::TensorList hx,
-                                           at::TensorList params,
-                                           const std::optional<at::Tensor>& batch_sizes) {
-  const Arguments arguments{layer_options(layer), input, hx, params, batch_sizes};
-  if (somebody_watches(arguments)) return std::nullopt;
+Tensors recurrent_unwatched(const Arguments& arguments) {
   const auto run = [](const Arguments& a) {
     // What has a tangent is watched.
     return differentiated(a, false, /*moved=*/false, [](const Arguments& given, bool save) {
@@ -439,13 +435,12 @@ std::optional<Tensors> recurrent_unwatched(std::string_view layer, const at::Ten
   return run(arguments);
 }
 
-bool is_short(const at::Tensor& input, at::TensorList params) {
-  const auto is_known = [](const at::Tensor& t) { return is_plain(t) && t.is_cpu(); };
-  if (!is_known(input) || !std::all_of(params.begin(), params.end(), is_known)) return false;
+bool is_short(const Arguments& a) {
+  if (!a.input.is_cpu()) return false;
   double weights = 0;
-  for (const at::Tensor& w : params) weights += double(w.numel());
-  const int64_t features = input.dim() > 0 ? input.size(-1) : 0;
-  return features > 0 && weights * double(input.numel() / features) < 1 << 18;
+  for (const at::Tensor& w : a.params) weights += double(w.numel());
+  const int64_t features = a.input.dim() > 0 ? a.input.size(-1) : 0;
+  return features > 0 && weights * double(a.input.numel() / features) < 1 << 18;
 }
 
 Tensors recurrent_autograd(c10::DispatchKeySet keys, const at::Tensor& input, at::TensorList hx,

@@ -22,15 +22,11 @@ Tensors call_backward(const OptionalList& grads, const at::Tensor& input, at::Te
                       const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
                       at::IntArrayRef wanted);
 
-// What Python calls first: the output and the final states, differentiable; nothing where somebody wants to
-// see the call, which must then go to the operator.
-RNNFUSED_API std::optional<Tensors> recurrent_unwatched(std::string_view layer, const at::Tensor& input,
-                                                        at::TensorList hx, at::TensorList params,
-                                                        const std::optional<at::Tensor>& batch_sizes);
+// What Python calls where nobody watches (watchers.h): the output and the final states, differentiable.
+RNNFUSED_API Tensors recurrent_unwatched(const Arguments& arguments);
 
-// Whether recurrent_unwatched is done before another thread would have taken Python's lock: a few
-// microseconds, on the CPU. False where it is not to be known.
-RNNFUSED_API bool is_short(const at::Tensor& input, at::TensorList params);
+// Whether that is done before another thread would have taken Python's lock: a few microseconds, on the CPU.
+RNNFUSED_API bool is_short(const Arguments& unwatched);
 
 // The operators' kernels for the Autograd keys.
 Tensors recurrent_autograd(c10::DispatchKeySet keys, const at::Tensor& input, at::TensorList hx,

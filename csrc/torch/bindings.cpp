@@ -6,6 +6,7 @@
 #include "torch/autograd.h"
 #include "torch/memory.h"
 #include "torch/packed.h"
+#include "torch/watchers.h"
 
 namespace {
 
@@ -66,9 +67,12 @@ struct Given {
 
 std::optional<Tensors> recurrent(std::string_view layer, const Given& given) {
   if (!given.exact) return std::nullopt;
+  const rnnfused::Arguments arguments{rnnfused::layer_options(layer), given.input, given.hx, given.params,
+                                      given.batch_sizes};
+  if (rnnfused::somebody_watches(arguments)) return std::nullopt;
   std::optional<py::gil_scoped_release> release;
-  if (!rnnfused::is_short(given.input, given.params)) release.emplace();
-  return rnnfused::recurrent_unwatched(layer, given.input, given.hx, given.params, given.batch_sizes);
+  if (!rnnfused::is_short(arguments)) release.emplace();
+  return rnnfused::recurrent_unwatched(arguments);
 }
 
 // recurrent(layer, input, hx, params, batch_sizes). Python calls it as it calls its own functions: pybind11's

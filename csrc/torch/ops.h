@@ -10,8 +10,6 @@
 
 #include "torch/arguments.h"
 
-#define RNNFUSED_API __attribute__((visibility("default")))
-
 namespace rnnfused {
 
 namespace cpu {

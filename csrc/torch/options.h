@@ -8,6 +8,8 @@
 
 #include "cpu/kernels.h"
 
+#define RNNFUSED_API __attribute__((visibility("default")))
+
 namespace rnnfused {
 
 struct LayerOptions {
@@ -37,7 +39,7 @@ struct LayerOptions {
 // The description that the text makes: the name of a cell, then any of layers=N, bidirectional, batch_first,
 // no_biases, projected, recompute, step. It lives as long as the process. Throws ValueError, naming the word,
 // for a text that makes none.
-const LayerOptions& layer_options(std::string_view text);
+RNNFUSED_API const LayerOptions& layer_options(std::string_view text);
 
 // The cell of that name; throws ValueError for another.
 CellId cell_id(const std::string& name);

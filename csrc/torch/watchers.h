@@ -9,7 +9,7 @@ namespace rnnfused {
 
 // True for a thread that traces, transforms, runs a mode, casts automatically or is inside a kernel, and for
 // tensors that are more than dense memory on a CPU or CUDA device: subclasses, wrappers, lazy views.
-bool somebody_watches(const Arguments& arguments);
+RNNFUSED_API bool somebody_watches(const Arguments& arguments);
 bool somebody_watches(const at::Tensor& t);
 
 // The same of tensors alone, which may be undefined.

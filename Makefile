@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-PACKAGES := $(TORCH) numpy "setuptools>=77" "cmake>=3.22" ninja pytest pytest-xdist matplotlib tqdm \
+PACKAGES := $(TORCH) numpy "setuptools>=77" "cmake>=3.22" ninja pytest pytest-xdist hypothesis matplotlib tqdm \
             onnx onnxscript onnxruntime \
             "ruff>=0.17,<0.18" "mypy>=2.4,<3" "clang-format>=23,<24"
 

@@ -8,6 +8,8 @@ def recurrent(
     hx: Sequence[Tensor],
     params: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
     /,
 ) -> list[Tensor] | None: ...
 def check(
@@ -16,12 +18,19 @@ def check(
     hx: Sequence[Tensor],
     params: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None = ...,
+    resets: Tensor | None = ...,
 ) -> None: ...
 
 class Frozen:
     def __init__(self, layer: str, params: Sequence[Tensor]) -> None: ...
     def forward(
-        self, input: Tensor, hx: Sequence[Tensor], batch_sizes: Tensor | None
+        self,
+        input: Tensor,
+        hx: Sequence[Tensor],
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None = ...,
+        resets: Tensor | None = ...,
     ) -> list[Tensor] | None: ...
 
 class Stepper:

@@ -19,6 +19,7 @@ from rnnfused._layer import LayerConfig
 __all__: list[str] = []
 
 Dims = int | None
+Layout = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def _forward(
@@ -28,35 +29,44 @@ def _forward(
     hx: Sequence[Tensor],
     params: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
     layer: str,
     save: bool,
 ) -> tuple[list[Tensor], list[Dims]]:
     run = torch.ops.rnnfused.recurrent
-    dims = _Dims(*in_dims[:4])
-    if dims.each_has_its_own_weights or info.batch_size == 0:
+    layout = (batch_sizes, lengths, resets)
+    dims = _Dims(*in_dims[:_OWN], input=input, lengths=lengths)
+    if dims.each_alone or info.batch_size == 0:
         return _one_by_one(
-            lambda i, h, p, s: run(i, h, p, s, layer, save),
+            lambda *given: run(*given, layer, save),
             info.batch_size,
-            in_dims[:4],
-            (input, hx, params, batch_sizes),
+            in_dims[:_OWN],
+            (input, hx, params, *layout),
         )
-    fold = _Fold(LayerConfig.parse(layer), info.batch_size, input, dims.input, batch_sizes)
+    fold = _Fold(LayerConfig.parse(layer), info.batch_size, input, dims.input, layout)
     results = run(
         fold.sequence(input, dims.input),
         fold.states(hx, dims.hx),
         params,
-        fold.batch_sizes(batch_sizes),
+        *fold.layout(layout, dims.layout),
         layer,
         save,
     )
     return fold.unfolded(results)
 
 
+_OWN = 6  # arguments that every operator has: input, hx, params, batch_sizes, lengths, resets
+
+
 class _Dims:
-    def __init__(self, input: Dims, hx: Sequence[Dims], params: Sequence[Dims], batch_sizes: Dims) -> None:
-        self.input, self.hx = input, hx
-        self.each_has_its_own_weights = batch_sizes is not None or any(d is not None for d in params)
-        self.data = input is not None or any(d is not None for d in hx)
+    def __init__(self, *own: Any, input: Tensor, lengths: Tensor | None) -> None:
+        self.input, self.hx, params, *self.layout = own
+        dimensions = input.dim() - (self.input is not None)
+        concatenated = lengths is not None and dimensions == 2
+        # Calls that cannot be one: other weights, or rows that do not stay where they are.
+        self.each_alone = concatenated or self.layout[0] is not None or any(d is not None for d in params)
+        self.data = any(d is not None for d in (self.input, *self.hx, *self.layout))
 
 
 class _Fold:
@@ -64,10 +74,8 @@ class _Fold:
     V rows. Without a batch V is the batch.
     """
 
-    def __init__(
-        self, layer: LayerConfig, size: int, input: Tensor, input_dim: Dims, batch_sizes: Tensor | None
-    ) -> None:
-        self._layer, self._size, self._packed = layer, size, batch_sizes is not None
+    def __init__(self, layer: LayerConfig, size: int, input: Tensor, input_dim: Dims, layout: Layout) -> None:
+        self._layer, self._size, self._packed = layer, size, layout[0] is not None
         dimensions = input.dim() - (input_dim is not None)
         self._batched = self._packed or dimensions == (2 if layer.step else 3)
         # Without a batch dimension the new one goes where a batch of the layer's is.
@@ -80,8 +88,13 @@ class _Fold:
     def states(self, tensors: Sequence[Tensor], dims: Sequence[Dims]) -> list[Tensor]:
         return [self._joined(t, d, self._state_axis) for t, d in zip(tensors, dims, strict=True)]
 
-    def batch_sizes(self, sizes: Tensor | None) -> Tensor | None:
-        return None if sizes is None else sizes * self._size
+    def layout(self, layout: Layout, dims: Sequence[Dims]) -> Layout:
+        sizes, lengths, resets = layout
+        return (
+            None if sizes is None else sizes * self._size,
+            None if lengths is None else self._joined(lengths, dims[1], 0),
+            None if resets is None else self._joined(resets, dims[2], self._axis),
+        )
 
     def of_inputs(self, tensors: Sequence[Tensor | None], dims: Sequence[Dims]) -> list[Tensor | None]:
         """What is shaped as the input and hx."""
@@ -135,13 +148,19 @@ class _Fold:
                 parted.append(self.unfolded_state(t))
         return [t for t, _ in parted], [d for _, d in parted]
 
-    def weight_gradients(self, gates: Sequence[Tensor], input: Tensor) -> list[Tensor]:
+    def weight_gradients(
+        self, gates: Sequence[Tensor], input: Tensor, lengths: Tensor | None
+    ) -> list[Tensor]:
         """Of each of the V, [V, ...] in the order of params, from all rows' gates' gradients: what joins the
         batch is the last part of a row's index.
         """
         each = len(gates) // self._layer.directions
         order_by_steps = self._layer.batch_first and not self._packed
-        rows = (input.transpose(0, 1) if order_by_steps else input).flatten(0, -2)
+        by_steps = input.transpose(0, 1) if order_by_steps else input
+        if lengths is not None:  # what lies beyond them may be no number
+            steps = torch.arange(len(by_steps), device=input.device).unsqueeze(1)
+            by_steps = by_steps.masked_fill((steps >= lengths.to(input.device)).unsqueeze(-1), 0)
+        rows = by_steps.flatten(0, -2)
 
         def product(left: Tensor, right: Tensor) -> Tensor:
             v = self._size
@@ -166,38 +185,38 @@ def _backward(
     hx: Sequence[Tensor],
     params: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
     output: Tensor,
     tape: Tensor,
     layer: str,
     wanted: Sequence[int],
 ) -> tuple[list[Tensor], list[Dims]]:
     run = torch.ops.rnnfused.recurrent_backward
-    grad_dims, *own_dims, output_dim, tape_dim = in_dims[:7]
-    dims = _Dims(*own_dims)
-    if dims.each_has_its_own_weights or tape_dim is not None or info.batch_size == 0:
+    layout = (batch_sizes, lengths, resets)
+    grad_dims, *own_dims, output_dim, tape_dim = in_dims[: 3 + _OWN]
+    dims = _Dims(*own_dims, input=input, lengths=lengths)
+    if dims.each_alone or tape_dim is not None or info.batch_size == 0:
         return _one_by_one(
-            lambda g, i, h, p, s, o, t: run(g, i, h, p, s, o, t, layer, wanted),
+            lambda *given: run(*given, layer, wanted),
             info.batch_size,
-            in_dims[:7],
-            (grads, input, hx, params, batch_sizes, output, tape),
+            in_dims[: 3 + _OWN],
+            (grads, input, hx, params, *layout, output, tape),
         )
     config = LayerConfig.parse(layer)
-    fold = _Fold(config, info.batch_size, input, dims.input, batch_sizes)
+    fold = _Fold(config, info.batch_size, input, dims.input, layout)
     outer = fold.of_outputs(grads, grad_dims)
-    x, states, sizes = (
-        fold.sequence(input, dims.input),
-        fold.states(hx, dims.hx),
-        fold.batch_sizes(batch_sizes),
-    )
+    x, states = fold.sequence(input, dims.input), fold.states(hx, dims.hx)
+    joined = fold.layout(layout, dims.layout)
     if dims.data:
         (y,) = fold.of_outputs([output], [output_dim])
     else:
         # Gradients alone are mapped over: forward, and so its tape, was of one.
-        y, *_, tape = torch.ops.rnnfused.recurrent(x, states, params, sizes, layer, True)
+        y, *_, tape = torch.ops.rnnfused.recurrent(x, states, params, *joined, layer, True)
     of_data = [index for index in wanted if index <= len(hx)]
     found: dict[int, tuple[Tensor, Dims]] = {}
     if of_data:
-        computed = run(outer, x, states, params, sizes, y, tape, layer, of_data)
+        computed = run(outer, x, states, params, *joined, y, tape, layer, of_data)
         for index, t in zip(of_data, computed, strict=True):
             found[index] = fold.unfolded_state(t) if index else fold.unfolded_sequence(t)
     of_params = [index for index in wanted if index > len(hx)]
@@ -205,17 +224,17 @@ def _backward(
         every = [t for t in (*outer, x, *states, *params) if t is not None]
         if _is_differentiated(every):
             # One call for each, which can be differentiated further.
-            def alone(g: Any, i: Tensor, h: Any) -> list[Tensor]:
-                y, *_, tape = torch.ops.rnnfused.recurrent(i, h, params, batch_sizes, layer, True)
-                own: list[Tensor] = run(g, i, h, params, batch_sizes, y, tape, layer, of_params)
-                return own
+            def alone(g: Any, *own: Any) -> list[Tensor]:
+                y, *_, tape = torch.ops.rnnfused.recurrent(*own, layer, True)
+                gradients: list[Tensor] = run(g, *own, y, tape, layer, of_params)
+                return gradients
 
-            parts = _one_by_one(alone, info.batch_size, (grad_dims, dims.input, dims.hx), (grads, input, hx))[
-                0
-            ]
+            parts = _one_by_one(
+                alone, info.batch_size, in_dims[: 1 + _OWN], (grads, input, hx, params, *layout)
+            )[0]
         else:
-            gates = torch.ops.rnnfused.recurrent_gate_gradients(outer, x, states, params, sizes, y, layer)
-            all_parts = fold.weight_gradients(gates, x)
+            gates = torch.ops.rnnfused.recurrent_gate_gradients(outer, x, states, params, *joined, y, layer)
+            all_parts = fold.weight_gradients(gates, x, joined[1])
             parts = [all_parts[index - 1 - len(hx)] for index in of_params]
         for index, t in zip(of_params, parts, strict=True):
             found[index] = t, 0
@@ -238,24 +257,27 @@ def _tangent(
     hx: Sequence[Tensor],
     params: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
     output: Tensor,
     layer: str,
     outputs: bool,
     wanted: Sequence[int],
 ) -> tuple[list[Tensor], list[Dims]]:
     run = torch.ops.rnnfused.recurrent_tangent
-    along_dims, grad_dims, moved_dims, *own_dims, output_dim = in_dims[:8]
-    dims, data = _Dims(*own_dims), 1 + len(hx)
+    layout = (batch_sizes, lengths, resets)
+    along_dims, grad_dims, moved_dims, *own_dims, output_dim = in_dims[: 4 + _OWN]
+    dims, data = _Dims(*own_dims, input=input, lengths=lengths), 1 + len(hx)
     of_weights = any(d is not None for d in along_dims[data:]) or any(index >= data for index in wanted)
-    if dims.each_has_its_own_weights or of_weights or info.batch_size == 0:
+    if dims.each_alone or of_weights or info.batch_size == 0:
         return _one_by_one(
             lambda *given: run(*given, layer, outputs, wanted),
             info.batch_size,
-            in_dims[:8],
-            (tangents, grads, grad_tangents, input, hx, params, batch_sizes, output),
+            in_dims[: 4 + _OWN],
+            (tangents, grads, grad_tangents, input, hx, params, *layout, output),
         )
     config = LayerConfig.parse(layer)
-    fold = _Fold(config, info.batch_size, input, dims.input, batch_sizes)
+    fold = _Fold(config, info.batch_size, input, dims.input, layout)
     results = run(
         [*fold.of_inputs(tangents[:data], along_dims[:data]), *tangents[data:]],
         fold.of_outputs(grads, grad_dims),
@@ -263,7 +285,7 @@ def _tangent(
         fold.sequence(input, dims.input),
         fold.states(hx, dims.hx),
         params,
-        fold.batch_sizes(batch_sizes),
+        *fold.layout(layout, dims.layout),
         fold.of_outputs([output], [output_dim])[0],
         layer,
         outputs,
@@ -281,7 +303,7 @@ def _tangent(
 def _gate_gradients(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[Dims]]:
     *given, layer = arguments
     run = torch.ops.rnnfused.recurrent_gate_gradients
-    return _one_by_one(lambda *own: run(*own, layer), info.batch_size, in_dims[:6], given)
+    return _one_by_one(lambda *own: run(*own, layer), info.batch_size, in_dims[: 2 + _OWN], given)
 
 
 def _one_by_one(

@@ -4,6 +4,7 @@ derivatives of. Nothing else runs them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -49,8 +50,12 @@ def recurrent(
     hx: Sequence[Tensor],
     params: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
 ) -> list[Tensor]:
     """What the operator `recurrent` returns of one layer, from the same arguments."""
+    if lengths is not None and input.dim() == 2:
+        return _concatenated(layer, input, hx, params, lengths, resets)
     packed = batch_sizes is not None
     missing = input.dim() < (1 if packed else 2 if layer.step else 3)  # the batch dimension
     x, states = input, list(hx)
@@ -59,12 +64,14 @@ def recurrent(
         states = [(s.unsqueeze(0) if missing else s).unsqueeze(0) for s in states]
     elif missing:
         x, states = x.unsqueeze(1), [s.unsqueeze(1) for s in states]
+        resets = None if resets is None else resets.unsqueeze(1)
     elif layer.batch_first and not packed:
         x = x.transpose(0, 1)
+        resets = None if resets is None else resets.transpose(0, 1)
     if not states:
         batch = int(batch_sizes[0]) if batch_sizes is not None else x.size(1)
         states = [x.new_zeros(layer.directions, batch, size) for size in layer.state_sizes(params[1].shape)]
-    y, final = _layer(layer, x, tuple(states), params, batch_sizes)
+    y, final = _layer(layer, x, tuple(states), params, batch_sizes, lengths, resets)
     if layer.step:
         return [s[0, 0] if missing else s[0] for s in final]
     if missing:
@@ -72,8 +79,36 @@ def recurrent(
     return [y.transpose(0, 1) if layer.batch_first and not packed else y, *final]
 
 
+def _concatenated(
+    layer: LayerConfig,
+    rows: Tensor,
+    hx: Sequence[Tensor],
+    params: Sequence[Tensor],
+    lengths: Tensor,
+    resets: Tensor | None,
+) -> list[Tensor]:
+    """Sequences one after the other, as padded ones."""
+    steps = torch.arange(max(int(lengths.max()) if len(lengths) else 0, 1), device=rows.device)
+    own = lengths.to(rows.device)
+    there = steps < own.unsqueeze(1)
+    places = torch.where(there, (own.cumsum(0) - own).unsqueeze(1) + steps, len(rows)).flatten()
+    padded = torch.cat((rows, rows.new_zeros(1, rows.size(1)))).index_select(0, places)
+    padded = padded.unflatten(0, there.shape)
+    if resets is not None:
+        resets = torch.cat((resets, resets.new_zeros(1))).index_select(0, places).view(there.shape)
+    by_sequence = dataclasses.replace(layer, batch_first=True)
+    y, *final = recurrent(by_sequence, padded, hx, params, None, lengths, resets)
+    return [y.flatten(0, 1).index_select(0, there.flatten().nonzero().squeeze(1)), *final]
+
+
 def _layer(
-    layer: LayerConfig, x: Tensor, initial: States, params: Sequence[Tensor], batch_sizes: Tensor | None
+    layer: LayerConfig,
+    x: Tensor,
+    initial: States,
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
 ) -> tuple[Tensor, States]:
     """x: [T, B, I] or packed rows; initial: h [D, B, P], c [D, B, H]. Returns y and the final states."""
     outputs, finals = [], []
@@ -81,12 +116,52 @@ def _layer(
         w_ih, w_hh, *others = params[direction * layer.params_each :][: layer.params_each]
         b_ih, b_hh = others[:2] if layer.bias else (None, None)
         weights = (w_ih, w_hh, b_ih, b_hh, others[-1] if layer.projected else None)
-        y, final = _sequence(
-            STEPS[layer.cell], x, tuple(s[direction] for s in initial), weights, batch_sizes, direction == 1
-        )
+        step, own = STEPS[layer.cell], tuple(s[direction] for s in initial)
+        if lengths is None and resets is None:
+            y, final = _sequence(step, x, own, weights, batch_sizes, direction == 1)
+        else:
+            y, final = _masked_sequence(step, x, own, weights, lengths, resets, direction == 1)
         outputs.append(y)
         finals.append(final)
     return torch.cat(outputs, -1), tuple(torch.stack(states) for states in zip(*finals, strict=True))
+
+
+def _masked_sequence(
+    step: Step,
+    x: Tensor,
+    states: States,
+    weights: Sequence[Tensor | None],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, States]:
+    """Of padded input: beyond a sequence's length its state stands still and its output is zero."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    assert w_ih is not None and w_hh is not None
+    steps = torch.arange(len(x), device=x.device).unsqueeze(1)
+    there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    if lengths is not None:
+        there = steps < lengths.to(x.device)
+        x = x.masked_fill(~there.unsqueeze(-1), 0)
+    cuts = there if resets is None else there & resets
+    gates = linear(x, w_ih, b_ih)
+
+    def kept(t: int, states: States) -> States:
+        return states if resets is None else tuple(s.masked_fill(cuts[t].unsqueeze(1), 0) for s in states)
+
+    outputs: list[Tensor] = []
+    for t in reversed(range(len(x))) if reverse else range(len(x)):
+        before = states if reverse else kept(t, states)
+        after = step(gates[t], linear(before[0], w_hh, b_hh), before)
+        if w_hr is not None:
+            after = (linear(after[0], w_hr), *after[1:])
+        outputs.append(after[0].masked_fill(~there[t].unsqueeze(1), 0))
+        if reverse:
+            after = kept(t, after)
+        states = tuple(torch.where(there[t].unsqueeze(1), a, s) for a, s in zip(after, states, strict=True))
+    if reverse:
+        outputs.reverse()
+    return torch.stack(outputs), states
 
 
 def _sequence(

@@ -5,10 +5,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
 
 from rnnfused.cells import CELLS, CellSpec
 
-__all__ = ["LayerConfig"]
+__all__ = ["PADDED", "LayerConfig", "Layout"]
+
+
+class Layout(NamedTuple):
+    """Where the sequences are in a call's input, as the operators take it (csrc/torch/arguments.h)."""
+
+    batch_sizes: Tensor | None = None
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+
+
+PADDED = Layout()  # all sequences have all steps
 
 
 @dataclass(frozen=True)

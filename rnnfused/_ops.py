@@ -32,6 +32,8 @@ def recurrent(
     hx: Sequence[Tensor],
     params: Sequence[Tensor],
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> list[Tensor]:
     """The layer's output (none of a step) and its final states; csrc/torch/arguments.h says what it takes.
 
@@ -39,19 +41,25 @@ def recurrent(
     autocast, a subclass. Raises what torch.nn raises.
     """
     if not is_dynamo_compiling():
-        outputs = _C.recurrent(layer.text, input, hx, params, batch_sizes)
+        outputs = _C.recurrent(layer.text, input, hx, params, batch_sizes, lengths, resets)
         if outputs is not None:
             return outputs
         if torch._C._is_tracing():
             register_symbolic()  # it may be for ONNX
-            return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, layer.text, False)
+            return torch.ops.rnnfused.recurrent(
+                input, hx, params, batch_sizes, lengths, resets, layer.text, False
+            )
     if len(hx) == 0:
-        hx = _zeros(layer, input, params, batch_sizes)
-    return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, layer.text, False)
+        hx = _zeros(layer, input, params, batch_sizes, lengths)
+    return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, lengths, resets, layer.text, False)
 
 
 def _zeros(
-    layer: LayerConfig, input: Tensor, params: Sequence[Tensor], batch_sizes: Tensor | None
+    layer: LayerConfig,
+    input: Tensor,
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
 ) -> list[Tensor]:
     """The initial states that native code takes for granted. Packed rows do not tell their number without
     memory, and compiled packages (AOTInductor) have no empty lists.
@@ -59,6 +67,8 @@ def _zeros(
     leading: list[Any] = [] if layer.step else [layer.num_layers * layer.directions]
     if batch_sizes is not None:
         leading.append(batch_sizes[0].item())  # not int(): exported programs keep it a symbol
+    elif lengths is not None:
+        leading.append(lengths.size(0))
     elif input.dim() == (2 if layer.step else 3):
         leading.append(input.size(0 if layer.step or layer.batch_first else 1))
     return [input.new_zeros(*leading, size) for size in layer.state_sizes(params[1].shape)]
@@ -72,6 +82,8 @@ def _tangent(
     hx: Sequence[Tensor],
     params: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
     output: Tensor,
     layer: str,
     outputs: bool,
@@ -87,7 +99,7 @@ def _tangent(
     with torch.enable_grad(), _grad_may_be_required():
         own = [_stand_in(t) for t in (input, *hx, *params)]
         results = _decomposed.recurrent(
-            LayerConfig.parse(layer), own[0], own[1:states], own[states:], batch_sizes
+            LayerConfig.parse(layer), own[0], own[1:states], own[states:], batch_sizes, lengths, resets
         )
         outer = [
             _stand_in(torch.zeros_like(y) if g is None else g)
@@ -125,6 +137,8 @@ def _tangent_backward(
     hx: Sequence[Tensor],
     params: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
     output: Tensor,
     layer: str,
     outputs: bool,
@@ -146,7 +160,19 @@ def _tangent_backward(
         along, outer_of, moved = (take(len(of)) for of in (tangents, grads, grad_tangents))
         (x,), states, weights = (take(len(of)) for of in ((input,), hx, params))
         results = _tangent(
-            along, outer_of, moved, x, states, weights, batch_sizes, output, layer, outputs, wanted
+            along,
+            outer_of,
+            moved,
+            x,
+            states,
+            weights,
+            batch_sizes,
+            lengths,
+            resets,
+            output,
+            layer,
+            outputs,
+            wanted,
         )
         pairs = [(t, o) for t, o in zip(results, outer, strict=True) if o is not None and t.requires_grad]
         targets = [own[index] for index in needed]

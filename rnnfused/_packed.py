@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnnfused._layer import Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
 from rnnfused.modules import GRU, LSTM, RNN
@@ -49,8 +50,8 @@ class _Snapshot:
 
 
 class Frozen(_Snapshot):
-    """A module for inference, called as the module itself: Frozen(module)(input, hx=None) gives the bits of
-    module(input, hx) in eval mode.
+    """A module for inference, called as the module itself: Frozen(module)(input, hx=None, ...) gives the bits
+    of module(input, hx, ...) in eval mode.
 
     The module packs its weights anew in every call, as it must while they may change; a Frozen packs them
     once, which shows where a call is short beside its weights. (They are packed again where another number of
@@ -70,8 +71,16 @@ class Frozen(_Snapshot):
         super().__init__(module)
         self.refresh()
 
-    def __call__(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
-        return self._module._forward(self._run, input, hx)
+    def __call__(
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        resets: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        return self._module._forward(self._run, input, hx, lengths, resets, cu_seqlens)
 
     def __repr__(self) -> str:
         return f"Frozen({self._module!r})"
@@ -79,12 +88,12 @@ class Frozen(_Snapshot):
     def _pack(self) -> Any:
         return _C.Frozen(self._module._config().text, self._weights)
 
-    def _run(self, input: Tensor, hx: Sequence[Tensor], batch_sizes: Tensor | None) -> list[Tensor]:
+    def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
         if not torch.compiler.is_compiling():
-            outputs = self._native.forward(input, hx, batch_sizes)
+            outputs = self._native.forward(input, hx, *layout)
             if outputs is not None:
                 return outputs
-        return recurrent(self._module._config(), input, hx, self._weights, batch_sizes)
+        return recurrent(self._module._config(), input, hx, self._weights, *layout)
 
 
 class Stepper(_Snapshot):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rnnfused._layer import LayerConfig
+from rnnfused._layer import PADDED, LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
 
@@ -26,10 +26,11 @@ class Options(TypedDict, total=False):
     has_biases: whether params hold biases (True). num_layers: 1. dropout: the probability with which an
     element of a layer's output, the last one's excepted, is zeroed in training (0). training: False.
     bidirectional: False. batch_first: whether input and output are [B, T, .] (False). batch_sizes: of a
-    PackedSequence (None). recompute: whether training keeps only the outputs, c and the gates of the last
-    steps (512 rows, and a quarter of all, at most; on a GPU none), and backward rebuilds the others (False):
-    a fifth to two fifths of what an LSTM's layer keeps beside its output, for up to 1.3 times the time; the
-    same gradients.
+    PackedSequence (None). lengths [B]: of padded sequences, or of rows [rows, I] one sequence after the other
+    (None). resets: before which steps the state is zero (None; `rnnfused.LSTM.forward` says more of both).
+    recompute: whether training keeps only the outputs, c and the gates of the last steps (512 rows, and a
+    quarter of all, at most; on a GPU none), and backward rebuilds the others (False): a fifth to two fifths
+    of what an LSTM's layer keeps beside its output, for up to 1.3 times the time; the same gradients.
     """
 
     has_biases: bool
@@ -39,6 +40,8 @@ class Options(TypedDict, total=False):
     bidirectional: bool
     batch_first: bool
     batch_sizes: Tensor | None
+    lengths: Tensor | None
+    resets: Tensor | None
     recompute: bool
 
 
@@ -162,13 +165,16 @@ def _sequence(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     recompute: bool = False,
 ) -> list[Tensor]:
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout: expected a probability in [0, 1], got {dropout}")
     projected = len(hx) > 1 and hx[0].shape[-1] != hx[1].shape[-1]
     layer = LayerConfig(cell, num_layers, bidirectional, batch_first, has_biases, projected, recompute)
-    return stack(layer, input, hx, params, batch_sizes, dropout if training else 0.0)
+    layout = Layout(batch_sizes, lengths, resets)
+    return stack(layer, input, hx, params, layout, dropout if training else 0.0)
 
 
 def stack(
@@ -176,14 +182,14 @@ def stack(
     input: Tensor,
     hx: Sequence[Tensor],
     params: Sequence[Tensor],
-    batch_sizes: Tensor | None = None,
+    layout: Layout = PADDED,
     dropout: float = 0.0,
 ) -> list[Tensor]:
     """Layer over layer, with dropout between them as in torch: the output and the final states."""
     if dropout == 0 or layer.num_layers == 1:
-        return recurrent(layer, input, hx, params, batch_sizes)
+        return recurrent(layer, input, hx, params, *layout)
     if not torch.compiler.is_compiling():
-        _C.check(layer.text, input, hx, params, batch_sizes)  # what no layer sees by itself
+        _C.check(layer.text, input, hx, params, *layout)  # what no layer sees by itself
     each, directions = layer.params_each * layer.directions, layer.directions
     finals = []
     for index in range(layer.num_layers):
@@ -191,6 +197,6 @@ def stack(
             input = torch.nn.functional.dropout(input, dropout, training=True)
         states = [s[index * directions : (index + 1) * directions] for s in hx]
         own = params[index * each : (index + 1) * each]
-        input, *final = recurrent(layer.single, input, states, own, batch_sizes)
+        input, *final = recurrent(layer.single, input, states, own, *layout)
         finals.append(final)
     return [input, *(torch.cat(states) for states in zip(*finals, strict=True))]

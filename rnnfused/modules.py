@@ -19,15 +19,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfused import functional
 from rnnfused._compiler import admit
-from rnnfused._layer import LayerConfig
+from rnnfused._layer import PADDED, LayerConfig, Layout
 from rnnfused._ops import recurrent
+from rnnfused._sequences import Sequences
 from rnnfused._weights import Weights
 from rnnfused.cells import CELLS
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
-# One layer stack on any form of input but a PackedSequence: (input, hx, batch_sizes).
-Run = Callable[[Tensor, Sequence[Tensor], Tensor | None], list[Tensor]]
+# One layer stack: (input, hx, where its sequences are).
+Run = Callable[[Tensor, Sequence[Tensor], Layout], list[Tensor]]
 CELLS_OF_MODE = {spec.mode: spec.name for spec in CELLS.values()}
 
 # Attributes that LayerConfig is made from; they may be changed after construction, as torch.nn's may.
@@ -71,10 +72,11 @@ class _Described(torch.nn.Module):
         """The reverse."""
         raise NotImplementedError
 
-    def _leaf(self, input: Proxy, hx: Any) -> Any:
+    def _leaf(self, input: Proxy, hx: Any, **options: Any) -> Any:
         """In a symbolic trace (torch.fx) a layer is a leaf, as torch.nn's are."""
         tracer: Any = input.tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, hx), {})
+        given = {name: value for name, value in options.items() if value is not None}
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, hx), given)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         # torch.jit.script asks for what to compile in this module's place.
@@ -147,36 +149,65 @@ class _Sequence(_Described, Weights):
     def _state_sizes(self) -> tuple[int, ...]:
         return (self.proj_size or self.hidden_size, self.hidden_size)[: len(self._config().spec.states)]
 
-    def _run(self, input: Tensor, hx: Sequence[Tensor], batch_sizes: Tensor | None) -> list[Tensor]:
+    def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
         dropout = self.dropout if self.training else 0.0
-        return functional.stack(self._config(), input, hx, self._params(), batch_sizes, dropout)
+        return functional.stack(self._config(), input, hx, self._params(), layout, dropout)
 
-    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
-        """Runs the layers over a sequence.
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        lengths: Any = None,  # no keyword-only ones: torch's older ONNX exporter gives all by position
+        resets: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        """Runs the layers over a batch of sequences.
 
-        input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, or a PackedSequence. hx: the initial
-        states, never batch-first: h [L D, B, P], for LSTM (h, c) with c [L D, B, H]; zeros if None. Returns
-        the output, laid out as the input with D P features, and the final states. float32, float64, float16
-        and bfloat16. Raises torch.nn's exceptions with torch.nn's messages.
+        input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, a PackedSequence, rows [rows, I] with
+        cu_seqlens, or a nested jagged tensor of [T_b, I]. hx: the initial states, never batch-first: h
+        [L D, B, P], for LSTM (h, c) with c [L D, B, H]; zeros if None.
+
+        lengths [B], integers in any order, on any device: how many of its steps each sequence has. Beyond
+        them the output is zero, and nothing is read. The final states are those at each sequence's own end
+        (the initial ones of a sequence of no steps), where the backward direction begins.
+        resets, bool, [T, B] ([B, T] if batch_first, else as the input without its features), on the input's
+        device: the state is zero before these steps, in the backward direction after them, and no gradient
+        passes; as if the sequence were cut there.
+        cu_seqlens [B + 1], integers: sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1] of the input.
+
+        Returns the output, laid out as the input with D P features, and the final states. float32, float64,
+        float16 and bfloat16. Raises torch.nn's exceptions with torch.nn's messages, and RuntimeError or
+        TypeError for lengths, resets and cu_seqlens that do not fit.
         """
-        return self._forward(self._run, input, hx)
+        return self._forward(self._run, input, hx, lengths, resets, cu_seqlens)
 
-    def _forward(self, run: Run, input: Any, hx: Any) -> tuple[Any, Any]:
+    def _forward(
+        self, run: Run, input: Any, hx: Any, lengths: Any, resets: Tensor | None, cu_seqlens: Tensor | None
+    ) -> tuple[Any, Any]:
         """From any form of input to what `run` takes, and back."""
-        if not isinstance(input, Tensor):
-            if isinstance(input, PackedSequence):
-                return self._forward_packed(run, input, hx)
-            if isinstance(input, Proxy):
-                return self._leaf(input, hx)
-        output, *states = run(input, () if hx is None else self._states(hx), None)
-        return output, self._hx(states)
+        if isinstance(input, Tensor):
+            if lengths is None and resets is None and cu_seqlens is None and not input.is_nested:
+                output, *states = run(input, () if hx is None else self._states(hx), PADDED)
+                return output, self._hx(states)
+        elif isinstance(input, PackedSequence):
+            return self._forward_packed(run, input, hx, lengths, resets, cu_seqlens)
+        elif isinstance(input, Proxy):
+            return self._leaf(input, hx, lengths=lengths, resets=resets, cu_seqlens=cu_seqlens)
+        sequences = Sequences(input, lengths, resets, cu_seqlens)
+        output, *states = run(sequences.input, () if hx is None else self._states(hx), sequences.layout)
+        return sequences.like_input(output), self._hx(states)
 
-    def _forward_packed(self, run: Run, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
+    def _forward_packed(
+        self, run: Run, packed: PackedSequence, hx: Any, *others: Any
+    ) -> tuple[PackedSequence, Any]:
+        for name, given in zip(("lengths", "resets", "cu_seqlens"), others, strict=True):
+            if given is not None:
+                raise ValueError(f"{name}: expected none with a PackedSequence, whose batch_sizes say it")
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         states: Sequence[Tensor] = ()
         if hx is not None:
             states = [_reordered(s, sorted_indices) for s in self._states(hx)]
-        output, *final = run(data, states, batch_sizes)
+        output, *final = run(data, states, Layout(batch_sizes))
         return (
             PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
             self._hx([_reordered(s, unsorted_indices) for s in final]),

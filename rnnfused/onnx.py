@@ -17,14 +17,14 @@ from typing import Any, Protocol
 
 import torch
 
-from rnnfused._layer import LayerConfig
+from rnnfused._layer import LayerConfig, Layout
 
 __all__ = ["register_symbolic", "translation_table"]
 
 Value = Any  # in the graph that is built: onnx_ir's or TorchScript's
 
 # ONNX's numbers for types of tensors.
-_FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16
+_FLOAT, _INT32, _FLOAT16, _BFLOAT16 = 1, 6, 10, 16
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,13 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         hx: Sequence[Value],
         params: Sequence[Value],
         batch_sizes: Value | None,
+        lengths: Value | None,
+        resets: Value | None,
         layer: str,
         save: bool,
     ) -> list[Value]:
-        return _translated(_ScriptGraph(), input, hx, params, batch_sizes, layer, save)
+        layout = Layout(batch_sizes, lengths, resets)
+        return _translated(_ScriptGraph(), input, hx, params, layout, layer, save)
 
     return {torch.ops.rnnfused.recurrent.default: recurrent}
 
@@ -82,13 +85,21 @@ def register_symbolic() -> None:
     """
     from torch.onnx._internal.torchscript_exporter import registration, symbolic_helper
 
-    @symbolic_helper.parse_args("v", "v", "v", "v", "s", "b")
+    @symbolic_helper.parse_args("v", "v", "v", "v", "v", "v", "s", "b")
     def recurrent(
-        graph: Any, input: Value, hx: Value, params: Value, batch_sizes: Value, layer: str, save: bool
+        graph: Any,
+        input: Value,
+        hx: Value,
+        params: Value,
+        batch_sizes: Value,
+        lengths: Value,
+        resets: Value,
+        layer: str,
+        save: bool,
     ) -> Value:
         states, weights = (symbolic_helper._unpack_list(values) for values in (hx, params))
-        sizes = None if symbolic_helper._is_none(batch_sizes) else batch_sizes
-        results = _translated(_TracedGraph(graph), input, states, weights, sizes, layer, save)
+        layout = Layout(*(None if symbolic_helper._is_none(v) else v for v in (batch_sizes, lengths, resets)))
+        results = _translated(_TracedGraph(graph), input, states, weights, layout, layer, save)
         return graph.op("prim::ListConstruct", *results)
 
     # What is used of the operators below is the same in all versions since 7; this exporter begins at 9.
@@ -194,13 +205,19 @@ def _translated(
     input: Value,
     hx: Sequence[Value],
     params: Sequence[Value],
-    batch_sizes: Value | None,
+    layout: Layout,
     layer: str,
     save: bool,
 ) -> list[Value]:
     """The results of torch.ops.rnnfused.recurrent, as values of the graph, each of them another one."""
     config = LayerConfig.parse(layer)
-    _check(config, batch_sizes, save)
+    _check(config, save)
+    if layout.batch_sizes is not None or (layout.lengths is not None and len(graph.shape(input)) == 2):
+        raise NotImplementedError(
+            "ONNX has no packed sequences: export the model on padded input (with lengths, where they differ)"
+        )
+    if layout.resets is not None:
+        raise NotImplementedError("ONNX's operators have no resets inside a sequence")
     given = graph.element_type(hx[0] if hx else input)
     # In 16 bits the kernels keep gates and c in float32, and ONNX Runtime has no such operators on the CPU.
     inside = _FLOAT if given in (_FLOAT16, _BFLOAT16) else given
@@ -209,20 +226,16 @@ def _translated(
         v if graph.element_type(v) == inside else layers.node("Cast", v, to=inside)
         for v in (input, *hx, *params)
     )
-    results = layers.run(x, values[: len(hx)], values[len(hx) :])
+    lengths = None if layout.lengths is None else layers.node("Cast", layout.lengths, to=_INT32)
+    results = layers.run(x, values[: len(hx)], values[len(hx) :], lengths)
     return results if inside == given else [layers.node("Cast", r, to=given) for r in results]
 
 
-def _check(config: LayerConfig, batch_sizes: Value | None, save: bool) -> None:
+def _check(config: LayerConfig, save: bool) -> None:
     if config.projected:
         raise NotImplementedError(
             "ONNX's LSTM has no projection (proj_size); rnnfused.to_torch(model) gives torch.nn's layers, "
             "which torch's exporter may write out step by step"
-        )
-    if batch_sizes is not None:
-        raise NotImplementedError(
-            "ONNX has no packed sequences: export the model on padded input, of its layers or of "
-            "rnnfused.to_torch(model)"
         )
     if save:
         raise NotImplementedError("ONNX's operators keep no tape: export the model for inference")
@@ -246,7 +259,9 @@ class _Layers:
     def node(self, operator: str, *inputs: Value | None, **attributes: Any) -> Value:
         return self._graph.nodes(operator, inputs, 1, **attributes)[0]
 
-    def run(self, x: Value, hx: Sequence[Value], params: Sequence[Value]) -> list[Value]:
+    def run(
+        self, x: Value, hx: Sequence[Value], params: Sequence[Value], lengths: Value | None
+    ) -> list[Value]:
         config, directions = self._config, self._config.directions
         x, hx = self._sequence(x), [self._state(s) for s in hx]
         each, features, finals = config.params_each * directions, self._features, []
@@ -254,13 +269,21 @@ class _Layers:
             states = hx
             if config.num_layers > 1:
                 states = [self._taken(s, range(index * directions, (index + 1) * directions)) for s in hx]
-            y, *final = self._layer(x, features, states, params[index * each : (index + 1) * each])
+            own = params[index * each : (index + 1) * each]
+            y, *final = self._layer(x, features, states, own, lengths)
             finals.append(final)
             if index + 1 < config.num_layers:
                 x, features = self._joined(y, [0, 2, 1, 3], 0, 0), directions * self._hidden
         return self._outputs(y) + [self._final(parts) for parts in zip(*finals, strict=True)]
 
-    def _layer(self, x: Value, features: int, hx: Sequence[Value], params: Sequence[Value]) -> list[Value]:
+    def _layer(
+        self,
+        x: Value,
+        features: int,
+        hx: Sequence[Value],
+        params: Sequence[Value],
+        lengths: Value | None,
+    ) -> list[Value]:
         """One layer in all its directions, on x [T, B, features]: Y [T, D, B, H], final states [D, B, H]."""
         config, operator, hidden = self._config, self._operator, self._hidden
         directions, each = config.directions, config.params_each
@@ -270,8 +293,7 @@ class _Layers:
         inputs.append(
             self._gates([b for pair in zip(*biases, strict=True) for b in pair]) if biases else None
         )
-        if hx:
-            inputs += [None, *hx]  # None: the lengths of sequences
+        inputs += [lengths, *hx]
         attributes: dict[str, Any] = dict(operator.attributes)
         if config.bidirectional:
             attributes["direction"] = "bidirectional"

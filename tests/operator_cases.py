@@ -4,6 +4,8 @@ operations.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +14,44 @@ import torch
 from torch import Tensor
 
 from rnnfused import _decomposed
-from rnnfused._layer import LayerConfig
+from rnnfused._layer import LayerConfig, Layout
 
 __all__ = ["LAYOUTS", "VARIANTS", "Case", "cases", "one_of_each"]
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 VARIANTS = [("rnn_tanh", False), ("rnn_relu", False), ("lstm", False), ("lstm", True), ("gru", False)]
-LAYOUTS = ("padded", "batch_first", "unbatched", "batch_first_unbatched", "packed", "step", "unbatched_step")
+LAYOUTS = (
+    "padded",
+    "batch_first",
+    "unbatched",
+    "batch_first_unbatched",
+    "packed",
+    "lengths",
+    "batch_first_lengths_resets",
+    "unbatched_resets",
+    "concatenated",
+    "concatenated_resets",
+    "step",
+    "unbatched_step",
+)
+
+
+# The same tensors in every call: to a tracer they are constants, as a user's would be.
+
+
+@functools.cache
+def _batch_sizes(steps: int, batch: int) -> Tensor:
+    return torch.linspace(batch, 1, steps).long()
+
+
+@functools.cache
+def _lengths(steps: int, batch: int) -> Tensor:
+    return torch.tensor([(2 * b + 1) % (steps + 1) for b in range(batch)])
+
+
+@functools.cache
+def _resets(sizes: tuple[int, ...]) -> Tensor:
+    return (torch.arange(math.prod(sizes)) % 3 == 1).view(sizes)
 
 
 @dataclass(frozen=True)
@@ -67,26 +100,46 @@ class Case:
         )
 
     @property
-    def batch_sizes(self) -> Tensor | None:
-        """[T], from the whole batch down to one sequence."""
-        if not self.packed:
-            return None
-        return torch.linspace(self.batch, 1, self.steps).long()
+    def lengths(self) -> Tensor:
+        """[B], in no order; of more than two sequences one has none."""
+        return _lengths(self.steps, self.batch)
+
+    @property
+    def where(self) -> Layout:
+        """batch_sizes, from the whole batch down to one sequence, lengths and resets."""
+        if self.packed:
+            return Layout(_batch_sizes(self.steps, self.batch))
+        lengths = resets = None
+        if "lengths" in self.layout or self.concatenated:
+            lengths = self.lengths
+        if "resets" in self.layout:
+            resets = _resets(self.leading)
+        return Layout(None, lengths, resets)
+
+    @property
+    def concatenated(self) -> bool:
+        return self.layout.startswith("concatenated")
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The input's sizes without its features."""
+        if self.packed:
+            assert self.where.batch_sizes is not None
+            return (int(self.where.batch_sizes.sum()),)
+        if self.concatenated:
+            return (int(self.lengths.sum()),)
+        middle = (self.batch,) if self.batched else ()
+        steps = () if self.step else (self.steps,)
+        return middle + steps if self.config.batch_first else steps + middle
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Of input, hx and params."""
-        t, b, h = self.steps, self.batch, self.hidden
+        b, h = self.batch, self.hidden
         p = h // 2 if self.projected else h
         middle = (b,) if self.batched else ()
-        if self.packed:
-            assert self.batch_sizes is not None
-            leading: tuple[int, ...] = (int(self.batch_sizes.sum()),)
-        else:
-            steps = () if self.step else (t,)
-            leading = middle + steps if self.layout == "batch_first" else steps + middle
         parts = () if self.step else (self.directions,)
-        shapes = [(*leading, self.input), (*parts, *middle, p)]
+        shapes = [(*self.leading, self.input), (*parts, *middle, p)]
         if self.cell == "lstm":
             shapes.append((*parts, *middle, h))
         g = GATES[self.cell] * h
@@ -105,12 +158,14 @@ class Case:
 
     def run(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         """The operator."""
-        outputs = torch.ops.rnnfused.recurrent(*self.split(leaves), self.batch_sizes, self.config.text, False)
-        return tuple(outputs)
+        where = self.where
+        if leaves[0].is_meta and where.resets is not None:
+            where = where._replace(resets=where.resets.to("meta"))
+        return tuple(torch.ops.rnnfused.recurrent(*self.split(leaves), *where, self.config.text, False))
 
     def twin(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         """The same in torch operations."""
-        return tuple(_decomposed.recurrent(self.config, *self.split(leaves), self.batch_sizes))
+        return tuple(_decomposed.recurrent(self.config, *self.split(leaves), *self.where))
 
     def outer(self) -> list[Tensor]:
         """Outer gradients for what `run` returns."""
@@ -121,14 +176,14 @@ class Case:
         """The first output and the tape, without a graph."""
         with torch.no_grad():
             own = self.split([t.detach() for t in leaves])
-            first, *_, tape = torch.ops.rnnfused.recurrent(*own, self.batch_sizes, self.config.text, True)
+            first, *_, tape = torch.ops.rnnfused.recurrent(*own, *self.where, self.config.text, True)
         return [first, tape]
 
     def calls(self, requires_grad: bool = False) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         """Each operator and arguments for it."""
         ops = torch.ops.rnnfused
         leaves = self.leaves(requires_grad)
-        arguments = (*self.split(leaves), self.batch_sizes)
+        arguments = (*self.split(leaves), *self.where)
         text, every = self.config.text, list(range(len(leaves)))
         output, tape = self.kept(leaves)
         outer = [t.requires_grad_(requires_grad) for t in self.outer()]
@@ -138,7 +193,7 @@ class Case:
             yield ops.recurrent.default, (*arguments, text, save)
         yield ops.recurrent_backward.default, (outer, *arguments, output, tape, text, every)
         yield ops.recurrent_tangent.default, (tangents, outer, moved, *arguments, output, text, True, every)
-        plain = (*self.split([t.detach() for t in leaves]), self.batch_sizes)
+        plain = (*self.split([t.detach() for t in leaves]), *self.where)
         yield ops.recurrent_gate_gradients.default, ([t.detach() for t in outer], *plain, output, text)
 
 

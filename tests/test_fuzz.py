@@ -255,13 +255,15 @@ class Target:
 def forward_arguments(pick: Pick) -> dict[str, Any]:
     cell = pick.choice(list(CELLS))
     steps, batch, size, hidden = (pick.choice((1, 2, 3, 5, 17)) for _ in range(4))
-    form = pick.choice(("padded", "batch_first", "unbatched", "packed", "packed", "step"))
+    form = pick.choice(
+        ("padded", "batch_first", "unbatched", "packed", "packed", "lengths", "concatenated", "step")
+    )
     projected = form != "step" and len(CELLS[cell].states) > 1 and hidden > 1 and pick.random() < 0.4
     config = LayerConfig(
         cell,
         num_layers=1 if form == "step" else pick.choice((1, 1, 2)),
         bidirectional=form != "step" and pick.random() < 0.5,
-        batch_first=form == "batch_first",
+        batch_first=form == "batch_first" or (form == "lengths" and pick.random() < 0.5),
         bias=pick.random() < 0.8,
         projected=projected,
         recompute=form != "step" and pick.random() < 0.3,
@@ -274,6 +276,8 @@ def forward_arguments(pick: Pick) -> dict[str, Any]:
         "batch_first": (batch, steps),
         "unbatched": (steps,),
         "packed": (sum(batch_sizes),),
+        "lengths": (batch, steps) if config.batch_first else (steps, batch),
+        "concatenated": (sum(lengths),),
         "step": (batch,),
     }[form]
     layers = () if config.step else (config.num_layers * config.directions,)
@@ -298,6 +302,10 @@ def forward_arguments(pick: Pick) -> dict[str, Any]:
         "hx": hx if pick.random() < 0.7 else [],
         "params": params,
         "batch_sizes": torch.tensor(batch_sizes) if form == "packed" else None,
+        "lengths": torch.tensor(lengths)[torch.randperm(batch)]
+        if form in ("lengths", "concatenated")
+        else None,
+        "resets": torch.rand(rows) < 0.3 if form not in ("packed", "step") and pick.random() < 0.5 else None,
         "layer": config.text,
     }
 
@@ -332,12 +340,12 @@ def operator(**given: Any) -> Any:
 
 
 def fast_path(**given: Any) -> Any:
-    names = ("layer", "input", "hx", "params", "batch_sizes")
+    names = ("layer", "input", "hx", "params", "batch_sizes", "lengths", "resets")
     return or_operator(_C.recurrent(*map(given.get, names)), given)
 
 
 def frozen(**given: Any) -> Any:
-    call = {name: given[name] for name in ("input", "hx", "batch_sizes")}
+    call = {name: given[name] for name in ("input", "hx", "batch_sizes", "lengths", "resets")}
     return or_operator(_C.Frozen(given["layer"], given["params"]).forward(**call), given)
 
 

@@ -234,7 +234,7 @@ for recompute in (False, True):
     y = module(torch.zeros(64, 4, 64, device={gpu!r}))[0]
     bare = [t.to("meta") for t in (torch.zeros(64, 4, 64), *module.parameters())]
     text = module._config().text
-    tape = torch.ops.rnnfused.recurrent(bare[0], [], bare[1:], None, text, True)[-1]
+    tape = torch.ops.rnnfused.recurrent(bare[0], [], bare[1:], None, None, None, text, True)[-1]
     print("rnnfused: tape", tape.nbytes, file=__import__("sys").stderr)
     y.sum().backward()"""
     lines = logged(code)
@@ -261,10 +261,10 @@ def test_words_for_what_is_wrong(gpu: str) -> None:
     ):
         module(torch.zeros(1, 1, 2, device=gpu, dtype=torch.complex64))
     x, weights = torch.zeros(2, 1, 4, device=gpu), list(torch.zeros(2, 16, 4, device=gpu))
-    y, *_, tape = torch.ops.rnnfused.recurrent(x, [], weights, None, "lstm no_biases", True)
+    y, *_, tape = torch.ops.rnnfused.recurrent(x, [], weights, None, None, None, "lstm no_biases", True)
     with pytest.raises(RuntimeError, match=r"tape: expected size \[1, \d+\], got \[3\]"):
         torch.ops.rnnfused.recurrent_backward(
-            [y, None, None], x, [], weights, None, y, tape.view(-1)[:3], "lstm no_biases", [0]
+            [y, None, None], x, [], weights, None, None, None, y, tape.view(-1)[:3], "lstm no_biases", [0]
         )
 
 

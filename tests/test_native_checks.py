@@ -27,6 +27,8 @@ def forward_arguments(projected: bool = False) -> dict[str, Any]:
             *([torch.randn(P, H)] if projected else []),
         ],
         "batch_sizes": None,
+        "lengths": None,
+        "resets": None,
         "layer": LAYER + (" projected" if projected else ""),
     }
 
@@ -183,9 +185,9 @@ def test_sizes_without_memory_are_refused(place: str) -> None:
 def test_what_is_no_tensor() -> None:
     x, weights = torch.zeros(T, B, INPUT), forward_arguments()["params"]
     with pytest.raises(TypeError, match="expected Tensor as element 3 in argument 2, but got NoneType"):
-        _C.recurrent(LAYER, x, [], [*weights[:3], None], None)
+        _C.recurrent(LAYER, x, [], [*weights[:3], None], None, None, None)
     with pytest.raises(AttributeError, match="'list' object has no attribute 'dim'"):
-        _C.recurrent(LAYER, [1.0], [], weights, None)  # type: ignore[arg-type]
+        _C.recurrent(LAYER, [1.0], [], weights, None, None, None)  # type: ignore[arg-type]
 
 
 def test_directions_of_a_plan() -> None:

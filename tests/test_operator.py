@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -48,14 +48,23 @@ def test_schemas_and_tensors_without_memory(case: Case) -> None:
 
 @pytest.mark.parametrize("case", one_of_each(), ids=str)
 def test_traced_calls_with_sizes_as_symbols(case: Case) -> None:
-    for op, arguments in list(case.calls(requires_grad=True))[:3]:
+    for op, arguments in comparable(list(case.calls(requires_grad=True))[:3]):
         opcheck(op, arguments, test_utils="test_aot_dispatch_dynamic")
 
 
 @pytest.mark.parametrize("case", one_of_each()[::4], ids=str)
 def test_traced_calls(case: Case) -> None:
-    for op, arguments in case.calls():
+    for op, arguments in comparable(case.calls()):
         opcheck(op, arguments, test_utils=("test_aot_dispatch_static", "test_aot_dispatch_dynamic"))
+
+
+def comparable(calls: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Without those whose results hold memory that nobody wrote: the tape of what lies beyond lengths."""
+    return [
+        (op, arguments)
+        for op, arguments in calls
+        if not (op is torch.ops.rnnfused.recurrent.default and arguments[-1] and arguments[4] is not None)
+    ]
 
 
 @pytest.mark.parametrize("case", [Case("gru", steps=2), Case("lstm", layout="step")], ids=str)
@@ -73,7 +82,7 @@ def test_several_layers_in_one_call(layers: str) -> None:
             x.clone().requires_grad_(requires_grad),
             [],
             [p.detach().clone().requires_grad_(requires_grad) for p in module.parameters()],
-            None,
+            *(None, None, None),
             layers,
             False,
         )
@@ -99,20 +108,20 @@ def test_narrow_types_without_memory(dtype: torch.dtype) -> None:
 def test_wide_states_of_narrow_input_without_memory() -> None:
     case = Case("gru", layout="batch_first", dtype=torch.bfloat16)
     x, hx, params = case.split(case.leaves())
-    arguments = (x, [s.float() for s in hx], params, None, case.config.text, True)
+    arguments = (x, [s.float() for s in hx], params, None, None, None, case.config.text, True)
     opcheck(torch.ops.rnnfused.recurrent.default, arguments, test_utils="test_faketensor")
 
 
 def test_recomputed_gates_without_memory() -> None:
     case = Case("gru", steps=600, hidden=2)
-    arguments = (*case.split(case.leaves()), None, "gru recompute", True)
+    arguments = (*case.split(case.leaves()), *case.where, "gru recompute", True)
     opcheck(torch.ops.rnnfused.recurrent.default, arguments, test_utils="test_faketensor")
 
 
 def test_a_gradient_may_be_wanted_twice() -> None:
     case = Case("gru")
     leaves, outer = case.leaves(requires_grad=True), case.outer()
-    arguments = (outer, *case.split(leaves), None, *case.kept(leaves), case.config.text)
+    arguments = (outer, *case.split(leaves), *case.where, *case.kept(leaves), case.config.text)
     found = []
     for wanted in ([0, 0], [0]):
         gradients = torch.ops.rnnfused.recurrent_backward(*arguments, wanted)
@@ -125,7 +134,7 @@ def test_a_gradient_may_be_wanted_twice() -> None:
 def test_outputs_alias_nothing() -> None:
     case = Case("gru")
     leaves = case.leaves()
-    arguments = (case.outer(), *case.split(leaves), None, *case.kept(leaves), case.config.text)
+    arguments = (case.outer(), *case.split(leaves), *case.where, *case.kept(leaves), case.config.text)
     one, other = torch.ops.rnnfused.recurrent_backward(*arguments, [0, 0])
     assert one.data_ptr() != other.data_ptr()
 
@@ -375,7 +384,7 @@ def gru_weights(device: str = "cpu") -> list[Tensor]:
 
 
 def fast(x: Tensor, hx: Any = (), weights: Any = None) -> bool:
-    return _C.recurrent("gru", x, hx, weights or gru_weights(), None) is not None
+    return _C.recurrent("gru", x, hx, weights or gru_weights(), None, None, None) is not None
 
 
 @pytest.mark.parametrize("who", WATCHED)

@@ -66,7 +66,9 @@ def test_a_few_rows_agree_to_rounding() -> None:
 def tape_bytes(cell: str, gates: int, recompute: bool) -> int:
     weights = list(torch.zeros(2, gates * 32, 32))
     layer = LayerConfig(cell, bias=False, recompute=recompute).text
-    return torch.ops.rnnfused.recurrent(torch.zeros(50, 4, 32), [], weights, None, layer, True)[-1].nbytes
+    return torch.ops.rnnfused.recurrent(torch.zeros(50, 4, 32), [], weights, None, None, None, layer, True)[
+        -1
+    ].nbytes
 
 
 def test_what_is_kept() -> None:

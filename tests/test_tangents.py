@@ -47,18 +47,22 @@ class Case:
         return [t for t, given in zip(of, like, strict=True) if given is not None]
 
     def arguments(self) -> tuple[object, ...]:
-        """input, hx, params, batch_sizes, output, layer, as the operators take them."""
+        """input, hx, params, batch_sizes, lengths, resets, output, layer, as the operators take them."""
         x, h0, c0, *weights = self.inputs
         assert x is not None
         hx, params = list(present((h0, c0))), list(present(weights))
-        y = torch.ops.rnnfused.recurrent(x, hx, params, self.batch_sizes, self.layer.text, False)[0]
-        return x, hx, params, self.batch_sizes, y, self.layer.text
+        y = torch.ops.rnnfused.recurrent(x, hx, params, self.batch_sizes, None, None, self.layer.text, False)[
+            0
+        ]
+        return x, hx, params, self.batch_sizes, None, None, y, self.layer.text
 
     def run(self, *given: Tensor) -> tuple[Tensor, ...]:
         """The layer as torch operations, of the inputs that there are."""
         states = 2 + (self.inputs[2] is not None)
         return tuple(
-            _decomposed.recurrent(self.layer, given[0], given[1:states], given[states:], self.batch_sizes)
+            _decomposed.recurrent(
+                self.layer, given[0], given[1:states], given[states:], self.batch_sizes, None, None
+            )
         )
 
     def to(self, place: torch.dtype | str) -> Case:

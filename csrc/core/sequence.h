@@ -12,7 +12,8 @@ using Index = int64_t;
 
 // Rows are the (step, batch) pairs in step order, as in torch's PackedSequence: step t holds rows
 // [offsets[t], offsets[t + 1]), row b of the batch being the b-th of them. Padded input is the case in which
-// every step holds the whole batch. Batch sizes never grow with t.
+// every step holds the whole batch. Batch sizes never grow with t. Where the caller's memory holds the rows
+// in another order, Rows says where each of them is.
 struct SequenceShape {
   Index steps;           // T
   Index batch;           // B
@@ -37,12 +38,18 @@ struct Weights {
   const T* projection;  // W_hr [P, H] or null
 };
 
-// A matrix whose rows are contiguous but need not touch.
+// A matrix whose rows are contiguous but need not touch, nor lie in order.
 template <class T>
 struct Rows {
   T* data;
   Index stride;
-  RNNFUSED_HD T* operator[](Index row) const { return data + row * stride; }
+  const Index* places = nullptr;  // of every row, counted in strides; negative where it is not there
+
+  RNNFUSED_HD T* operator[](Index row) const { return data + (places ? places[row] : row) * stride; }
+  // Null for a row that is not there.
+  RNNFUSED_HD T* find(Index row) const {
+    return data && !(places && places[row] < 0) ? (*this)[row] : nullptr;
+  }
 };
 
 constexpr int kMaxStates = 2;
@@ -53,9 +60,9 @@ struct ForwardArgs {
   SequenceShape shape;
   Weights<T> weights;
   Rows<const T> x;                    // [rows, I]
-  Rows<const T> initial[kMaxStates];  // h [B, P], c [B, H]; null data means zeros
+  Rows<const T> initial[kMaxStates];  // h [B, P], c [B, H]; zeros where not there
   Rows<T> y;                          // [rows, P]
-  Rows<T> final[kMaxStates];          // h [B, P], c [B, H]
+  Rows<T> final[kMaxStates];          // h [B, P], c [B, H]; not wanted where not there
   T* tape;                            // for backward, as large as TapeSize says; null for inference
   bool recompute;                     // whether the tape goes without most gates, and backward rebuilds them
 };
@@ -70,10 +77,10 @@ struct BackwardArgs {
   const T* tape;
   bool recompute;                    // as in forward
   Rows<const T> dy;                  // [rows, P]; null data means zeros
-  Rows<const T> dfinal[kMaxStates];  // null data means zeros
+  Rows<const T> dfinal[kMaxStates];  // zeros where not there
   Rows<T> dx;                        // [rows, I]; this and all below: null data means not wanted
   bool accumulate_dx;                // add to dx: the other direction has written it
-  T* dinitial[kMaxStates];           // [B, P], [B, H], contiguous
+  Rows<T> dinitial[kMaxStates];      // [B, P], [B, H]
   T* dinput;                         // dW_ih [G * H, I]
   T* drecurrent;                     // dW_hh [G * H, P]
   T* dinput_bias;                    // db_ih [G * H]

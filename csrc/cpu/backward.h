@@ -91,10 +91,10 @@ class BackwardStream {
   }
 
   void start_carry(int state, Range blocks, Index units, Index b, T* carry) const {
-    const Rows<const T>& from = args_.dfinal[state];
+    const T* from = args_.dfinal[state].find(stream_.first + b);
     for (Index block = blocks.first; block < blocks.last; ++block) {
       const Index at = block * L;
-      store(carry + at, from.data ? load<V>(from[stream_.first + b] + at, lanes_in<T>(block, units)) : V{});
+      store(carry + at, from ? load<V>(from + at, lanes_in<T>(block, units)) : V{});
     }
   }
 
@@ -119,15 +119,17 @@ class BackwardStream {
     for_groups(outputs_, s % 2 != 0, [&](Index first, Index n) {
       add_recurrence(s, 0, both, first, n,
                      [&](Index b, const T* acc) { finish_output(s, b, first, n, acc); });
-      add_recurrence(s, here, after, first, n,
-                     [&](Index b, const T* acc) { store_initial_output(b, first, n, acc); });
+      if (args_.dinitial[0].data) {
+        add_recurrence(s, here, after, first, n,
+                       [&](Index b, const T* acc) { store_initial_output(b, first, n, acc); });
+      }
       T acc[kGroup * L];
       for (Index b = both; b < here; ++b) {
         start_output(s, b, first, n, acc);
         finish_output(s, b, first, n, acc);
       }
     });
-    if (has_cell_state && args_.dinitial[1]) {
+    if constexpr (has_cell_state) {
       for (Index b = here; b < after; ++b)
         store_initial(1, stream_.shape.hidden, blocks_, b, carry_c_ + b * tape_.units);
     }
@@ -223,16 +225,15 @@ class BackwardStream {
   }
 
   RNNFUSED_HD void store_initial_output(Index b, Index first, Index n, const T* acc) const {
-    if (!args_.dinitial[0]) return;
-    T* out = args_.dinitial[0] + (stream_.first + b) * stream_.shape.output;
-    for (Index i = 0; i < n; ++i) {
+    T* const out = args_.dinitial[0].find(stream_.first + b);
+    for (Index i = 0; out && i < n; ++i) {
       store(out + (first + i) * L, load<V>(acc + i * L), lanes_in<T>(first + i, stream_.shape.output));
     }
   }
 
   void store_initial(int state, Index units, Range blocks, Index b, const T* from) const {
-    T* out = args_.dinitial[state] + (stream_.first + b) * units;
-    for (Index block = blocks.first; block < blocks.last; ++block) {
+    T* const out = args_.dinitial[state].find(stream_.first + b);
+    for (Index block = blocks.first; out && block < blocks.last; ++block) {
       store(out + block * L, load<V>(from + block * L), lanes_in<T>(block, units));
     }
   }
@@ -243,11 +244,8 @@ class BackwardStream {
     for (Index s = 0; s < stream_.shape.steps; ++s)
       ever = stream_.active(s) > ever ? stream_.active(s) : ever;
     for (Index b = ever; b < stream_.batch(); ++b) {
-      if (args_.dinitial[0])
-        store_initial(0, stream_.shape.output, outputs_, b, carry_h_ + b * outputs_units_);
-      if (has_cell_state && args_.dinitial[1]) {
-        store_initial(1, stream_.shape.hidden, blocks_, b, carry_c_ + b * tape_.units);
-      }
+      store_initial(0, stream_.shape.output, outputs_, b, carry_h_ + b * outputs_units_);
+      if (has_cell_state) store_initial(1, stream_.shape.hidden, blocks_, b, carry_c_ + b * tape_.units);
     }
   }
 

@@ -200,10 +200,10 @@ class ForwardStream {
 
   // This member's lanes of an initial state, with zeros in the lanes beyond the last unit.
   void copy_initial(int state, Index b, T* out) const {
-    const Rows<const T>& initial = args_.initial[state];
+    const T* initial = args_.initial[state].find(stream_.first + b);
     for (Index block = blocks_.first; block < blocks_.last; ++block) {
       const Index lanes = lanes_in<T>(block, stream_.shape.hidden);
-      store(out + block * L, initial.data ? load<V>(initial[stream_.first + b] + block * L, lanes) : V{});
+      store(out + block * L, initial ? load<V>(initial + block * L, lanes) : V{});
     }
   }
 
@@ -224,15 +224,18 @@ class ForwardStream {
 
   const T* previous_output(Index s, Index b) const {
     const Index row = stream_.previous(s, b);
-    if (row >= 0) return args_.y[row];
-    return args_.initial[0].data ? args_.initial[0][stream_.first + b] : zeros_;
+    return row >= 0 ? args_.y[row] : initial_or_zeros(0, b);
   }
 
   const T* previous_cell(Index s, Index b) const {
     if (!args_.tape) return cell_ + b * tape_.units;
     const Index row = stream_.previous(s, b);
-    if (row >= 0) return tape_.cell_of(row);
-    return args_.initial[1].data ? args_.initial[1][stream_.first + b] : zeros_;
+    return row >= 0 ? tape_.cell_of(row) : initial_or_zeros(1, b);
+  }
+
+  const T* initial_or_zeros(int state, Index b) const {
+    const T* initial = args_.initial[state].find(stream_.first + b);
+    return initial ? initial : zeros_;
   }
 
   // The rows' products with n blocks from `first` on of the units of w [gates of `units` rows each, size]: by
@@ -377,10 +380,12 @@ class ForwardStream {
 
   // A row that was never active ends where it started.
   void store_state(int state, Range blocks, Index units, Index b, const T* from) const {
-    if (!from && args_.initial[state].data) from = args_.initial[state][b];
+    T* const to = args_.final[state].find(b);
+    if (!to) return;
+    if (!from) from = args_.initial[state].find(b);
     for (Index block = blocks.first; block < blocks.last; ++block) {
       const Index lanes = lanes_in<T>(block, units);
-      store(args_.final[state][b] + block * L, from ? load<V>(from + block * L, lanes) : V{}, lanes);
+      store(to + block * L, from ? load<V>(from + block * L, lanes) : V{}, lanes);
     }
   }
 

@@ -99,7 +99,8 @@ class History {
 
  private:
   const T* initial(int state, Index b) const {
-    return args_->initial[state].data ? args_->initial[state][b] : zeros_;
+    const T* found = args_->initial[state].find(b);
+    return found ? found : zeros_;
   }
 
   const BackwardArgs<T>* args_ = nullptr;

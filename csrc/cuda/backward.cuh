@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/gates.cuh"
+#include "cuda/mask.cuh"
 #include "cuda/plan.h"
 
 namespace rnnfused::cuda {
@@ -10,6 +11,7 @@ namespace rnnfused::cuda {
 // Rows of one direction at a position and at its neighbours, in the order in which forward ran: `after` rows
 // are active at the next position, `before` at the previous one, whose first row is `row_before`.
 struct BackwardRows {
+  Index step;  // or -1 before the first position
   Index active, after, before, row, row_before;
   Index gates_row;  // the first row among those whose gates are there
 };
@@ -38,6 +40,7 @@ __device__ void add_outer(const T* dy, Compute<T> (&dh)[N]) {
 template <class T>
 struct BackwardStep {
   BackwardRows at[kMaxDirections];
+  Mask mask;
   Index batch, hidden;
   const Compute<T>* gates;  // what the cell taped, or would have [D, rows, A, H]
   Index gates_stride;       // of a direction
@@ -72,23 +75,39 @@ __global__ void __launch_bounds__(kBlockThreads) backward_step(BackwardStep<T> s
 
   place.for_rows(s.output ? at.active : rows, [&](Index b) {
     const Index state = (d * s.batch + b) * H + unit;
+    T* gradients = s.gradients + d * s.gradients_stride + (at.row + b) * A * H + unit;
+    T* now = s.now + (d * s.batch + b) * A * H + unit;
     C dnext[S][N] = {}, prev[S][N] = {}, next[S][N] = {}, taped[A][N] = {};
+    const bool there = b < at.active && s.mask.is_there(at.step, b);
+    const bool zeroed = there && s.mask.ends_in_zero(d, at.step, b);
+    if (!s.output && !zeroed) {
+      load(s.dh + state, dnext[0]);
+      add_recurrent<T>(at, b, s.recurrent + state, dnext[0]);
+    }
+    if (!there) {
+      if (!s.output) store(s.dh + state, dnext[0]);
+      // What lies beyond a length takes part in the products all the same.
+      RNNFUSED_UNROLL
+      for (int a = 0; b < at.active && a < A; ++a)
+        store_zeros<T, N>(gradients + a * H), store_zeros<T, N>(now + a * H);
+      return;
+    }
+    const Origin origin = s.mask.origin(d, at.step, b, at.before);
+    const bool previous = origin == Origin::previous, goes_on = origin != Origin::zero;
     if (s.output) {
       load(s.output + state, dnext[0]);
     } else {
-      load(s.dh + state, dnext[0]);
-      add_recurrent<T>(at, b, s.recurrent + state, dnext[0]);
-      if (b >= at.active) return store(s.dh + state, dnext[0]);
       const Index y = (at.row + b) * s.y_stride + d * H + unit;
       if (s.dy) add_outer(s.dy + y, dnext[0]);
       load(s.y + y, next[0]);
-      load(b < at.before ? s.y + (at.row_before + b) * s.y_stride + d * H + unit : s.h0 + state, prev[0]);
+      const T* before = previous ? s.y + (at.row_before + b) * s.y_stride + d * H + unit : s.h0 + state;
+      if (goes_on) load(before, prev[0]);
     }
     if constexpr (S > 1) {
       const C* cell = s.cell + d * s.cell_stride + unit;
       load(cell + (at.row + b) * H, next[1]);
-      load(b < at.before ? cell + (at.row_before + b) * H : s.c0 + state, prev[1]);
-      load(s.dc + state, dnext[1]);
+      if (goes_on) load(previous ? cell + (at.row_before + b) * H : s.c0 + state, prev[1]);
+      if (!zeroed) load(s.dc + state, dnext[1]);
     }
     const C* tape = s.gates + d * s.gates_stride + (at.gates_row + b) * A * H + unit;
     RNNFUSED_UNROLL
@@ -109,21 +128,20 @@ __global__ void __launch_bounds__(kBlockThreads) backward_step(BackwardStep<T> s
       for (int k = 0; k < S; ++k) dprev[k][i] = dprev_i[k];
     }
 
-    T* gradients = s.gradients + d * s.gradients_stride + (at.row + b) * A * H + unit;
-    T* now = s.now + (d * s.batch + b) * A * H + unit;
     RNNFUSED_UNROLL
     for (int a = 0; a < A; ++a) {
       store(gradients + a * H, dgates[a]);
-      store(now + a * H, dgates[a]);
+      store_if(goes_on, now + a * H, dgates[a]);
     }
-    if (!s.output) store(s.dh + state, dprev[0]);
-    if constexpr (S > 1) store(s.dc + state, dprev[1]);
+    if (!s.output) store_if(goes_on, s.dh + state, dprev[0]);
+    if constexpr (S > 1) store_if(goes_on, s.dc + state, dprev[1]);
   });
 }
 
 template <class T>
 struct ProjectedGradient {
   BackwardRows at[kMaxDirections];
+  Mask mask;
   Index batch, output;
   const T* dy;  // [rows, y_stride] or null
   Index y_stride;
@@ -144,14 +162,22 @@ __global__ void __launch_bounds__(kBlockThreads) projected_gradient(ProjectedGra
   const BackwardRows at = of_direction(s.at, d);
   place.for_rows(at.active > at.after ? at.active : at.after, [&](Index b) {
     const Index state = (d * s.batch + b) * P + place.first;
-    Compute<T> dh[N], none[N] = {};
-    load(s.dh + state, dh);
-    add_recurrent<T>(at, b, s.recurrent + state, dh);
-    if (b >= at.active) return store(s.dh + state, dh);
+    T* gradients = s.gradients + d * s.gradients_stride + (at.row + b) * P + place.first;
+    Compute<T> dh[N] = {};
+    const bool there = b < at.active && s.mask.is_there(at.step, b);
+    if (!(there && s.mask.ends_in_zero(d, at.step, b))) {
+      load(s.dh + state, dh);
+      add_recurrent<T>(at, b, s.recurrent + state, dh);
+    }
+    if (!there) {
+      store(s.dh + state, dh);
+      if (b < at.active) store_zeros<T, N>(gradients), store_zeros<T, N>(s.now + state);
+      return;
+    }
     if (s.dy) add_outer(s.dy + (at.row + b) * s.y_stride + d * P + place.first, dh);
-    store(s.gradients + d * s.gradients_stride + (at.row + b) * P + place.first, dh);
+    store(gradients, dh);
     store(s.now + state, dh);
-    store(s.dh + state, none);
+    store_zeros<Compute<T>, N>(s.dh + state);
   });
 }
 

@@ -3,19 +3,21 @@
 #pragma once
 
 #include "cuda/gates.cuh"
+#include "cuda/mask.cuh"
 #include "cuda/plan.h"
 
 namespace rnnfused::cuda {
 
-// Rows of one direction at a position: how many are active there and at the position before; the first of
-// them among all rows, and among those of the current chunk.
+// Rows of one direction at a position: its step, how many are active there and at the position before; the
+// first of them among all rows, and among those of the current chunk.
 struct ForwardRows {
-  Index active, before, row, chunk_row;
+  Index step, active, before, row, chunk_row;
 };
 
 template <class T>
 struct ForwardStep {
   ForwardRows at[kMaxDirections];
+  Mask mask;
   Biases<T> biases[kMaxDirections];
   Index batch, hidden;
   Compute<T>* gates;            // [D, rows of the chunk, A, H]: the input's projection, then what is taped
@@ -48,17 +50,29 @@ __global__ void __launch_bounds__(kBlockThreads) forward_step(ForwardStep<T> s) 
 
   place.for_rows(at.active, [&](Index b) {
     const Index state = (d * s.batch + b) * H + unit;
+    T* const y = s.y + (at.row + b) * s.y_stride + d * H + unit;
+    if (!s.mask.is_there(at.step, b)) {
+      if (!s.output) store_zeros<T, N>(y);
+      // Backward's products take these rows along.
+      if (s.unprojected)
+        store_zeros<T, N>(s.unprojected + d * s.unprojected_stride + (at.row + b) * H + unit);
+      return;
+    }
     C prev[Cell::states][N] = {};
-    // A row that starts here has its h only as it was given.
-    const bool wide = s.h_wide && b < at.before;
-    if (!s.output) wide ? load(s.h_wide + state, prev[0]) : load(s.h + state, prev[0]);
-    if constexpr (Cell::states > 1) load(s.c + state, prev[1]);
+    const Origin origin = s.mask.origin(d, at.step, b, at.before);
+    if (origin != Origin::zero) {
+      // A row that starts here has its h only as it was given.
+      const bool wide = s.h_wide && origin == Origin::previous;
+      if (!s.output) wide ? load(s.h_wide + state, prev[0]) : load(s.h + state, prev[0]);
+      if constexpr (Cell::states > 1) load(s.c + state, prev[1]);
+    }
     C* gates = s.gates + d * s.gates_stride + (at.chunk_row + b) * A * H + unit;
     const C* recurrent = s.recurrent + (d * s.batch + b) * Cell::gates * H + unit;
-    const Activated<Cell, N, C> cell(gates, recurrent, H, bias, prev);
+    const Activated<Cell, N, C> cell(gates, origin == Origin::zero ? nullptr : recurrent, H, bias, prev);
+    const bool zeroed = s.mask.ends_in_zero(d, at.step, b);
     if (s.tapes_gates) cell.store_taped(gates, H);
     if constexpr (Cell::states > 1) {
-      store(s.c + state, cell.next[1]);
+      store_if(!zeroed, s.c + state, cell.next[1]);
       if (s.cell) store(s.cell + d * s.cell_stride + (at.row + b) * H + unit, cell.next[1]);
     }
     if (s.output) {
@@ -66,9 +80,9 @@ __global__ void __launch_bounds__(kBlockThreads) forward_step(ForwardStep<T> s) 
       if (s.unprojected)
         store(s.unprojected + d * s.unprojected_stride + (at.row + b) * H + unit, cell.next[0]);
     } else {
-      store(s.h + state, cell.next[0]);
+      store_if(!zeroed, s.h + state, cell.next[0]);
       if (s.h_wide) store(s.h_wide + state, cell.next[0]);
-      store(s.y + (at.row + b) * s.y_stride + d * H + unit, cell.next[0]);
+      store(y, cell.next[0]);
     }
   });
 }
@@ -76,6 +90,7 @@ __global__ void __launch_bounds__(kBlockThreads) forward_step(ForwardStep<T> s) 
 template <class T>
 struct ProjectedStep {
   ForwardRows at[kMaxDirections];
+  Mask mask;
   Index batch, output;
   const Compute<T>* product;  // [D, B, P]
   T* h;                       // [D, B, P]
@@ -91,9 +106,12 @@ __global__ void __launch_bounds__(kBlockThreads) store_projected(ProjectedStep<T
   const ForwardRows at = of_direction(s.at, d);
   place.for_rows(at.active, [&](Index b) {
     const Index state = (d * s.batch + b) * s.output + place.first;
-    Compute<T> h[N];
-    load(s.product + state, h);
-    store(s.h + state, h);
+    Compute<T> h[N] = {};
+    const bool there = s.mask.is_there(at.step, b);
+    if (there) {
+      load(s.product + state, h);
+      store_if(!s.mask.ends_in_zero(d, at.step, b), s.h + state, h);
+    }
     store(s.y + (at.row + b) * s.y_stride + d * s.output + place.first, h);
   });
 }

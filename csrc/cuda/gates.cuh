@@ -46,7 +46,7 @@ __device__ void load_biases(const Biases<T>& from, Index hidden, Index unit,
 }
 
 // What the cell makes of one row: from the input projection `gates` [A, H] and the recurrent product [G, H],
-// both at the first of the N units, and from the previous states.
+// or null where it is zero, both at the first of the N units, and from the previous states.
 template <class Cell, int N, class C>
 struct Activated {
   C next[Cell::states][N], taped[Cell::accumulators][N];
@@ -59,7 +59,7 @@ struct Activated {
     for (int a = 0; a < A; ++a) {
       C x[N] = {}, h[N] = {};
       if (feeds<Cell>(Cell::x_first, a)) load(gates + a * hidden, x);
-      if (feeds<Cell>(Cell::h_first, a)) load(recurrent + (a - Cell::h_first) * hidden, h);
+      if (recurrent && feeds<Cell>(Cell::h_first, a)) load(recurrent + (a - Cell::h_first) * hidden, h);
       RNNFUSED_UNROLL
       for (int i = 0; i < N; ++i) sums[a][i] = (x[i] + bias[a][i]) + h[i];
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/gates.cuh"
+#include "cuda/mask.cuh"
 #include "cuda/plan.h"
 
 namespace rnnfused::cuda {
@@ -12,13 +13,15 @@ namespace rnnfused::cuda {
 constexpr int kGathered = 32;
 
 struct Previous {
-  Index row, active;                // of a position
+  Index step, row, active;          // of a position
   Index row_before, active_before;  // of the one before it, in the order in which forward ran
 };
 
 template <class From, class Initial, class To>
 struct Gather {
   Previous at[kGathered];
+  Mask mask;
+  int direction;
   Index units;
   const From* rows;  // [rows, stride]
   Index stride;
@@ -26,7 +29,7 @@ struct Gather {
   To* out;                 // [rows, units]
 };
 
-// out[row] = the row before it, or the initial state where it has none. blockIdx.z counts positions.
+// out[row] = the row before it, the initial state where it has none, or zeros. blockIdx.z counts positions.
 template <class From, class Initial, class To, int N>
 __global__ void __launch_bounds__(kBlockThreads)
     gather_previous(const __grid_constant__ Gather<From, Initial, To> g) {
@@ -34,12 +37,11 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (place.first >= g.units) return;
   const Previous at = g.at[blockIdx.z];
   place.for_rows(at.active, [&](Index b) {
-    Compute<To> x[N];
-    if (b < at.active_before) {
-      load(g.rows + (at.row_before + b) * g.stride + place.first, x);
-    } else {
-      load(g.initial + b * g.units + place.first, x);
-    }
+    Compute<To> x[N] = {};
+    const bool there = g.mask.is_there(at.step, b);
+    const Origin origin = there ? g.mask.origin(g.direction, at.step, b, at.active_before) : Origin::zero;
+    if (origin == Origin::previous) load(g.rows + (at.row_before + b) * g.stride + place.first, x);
+    if (origin == Origin::initial) load(g.initial + b * g.units + place.first, x);
     store(g.out + (at.row + b) * g.units + place.first, x);
   });
 }

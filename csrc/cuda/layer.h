@@ -29,9 +29,12 @@ struct Layer {
   const void* input_bias[kMaxDirections];  // [G * H] or null
   const void* bias[kMaxDirections];        // [G * H] or null
   const void* projection;                  // [D, P, H] or null
-  bool recompute;                          // whether backward rebuilds the gates
-  Index chunk_bytes;  // of gates not taped that are held at once, where one step does not take more
-  void* scratch;      // as many bytes as the driver asks for
+  // Of padded input, on the device. What backward reads beyond the lengths must be finite.
+  const Index* lengths;  // [B] or null: all steps
+  const bool* resets;    // [T, B] or null: none
+  bool recompute;        // whether backward rebuilds the gates
+  Index chunk_bytes;     // of gates not taped that are held at once, where one step does not take more
+  void* scratch;         // as many bytes as the driver asks for
 };
 
 struct ForwardLayer : Layer {

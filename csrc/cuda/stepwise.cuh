@@ -144,9 +144,14 @@ class Stepwise {
                 transposed(matrix(typed(layer_.input_weights) + direction * G * H * I, I))});
   }
 
-  // Whether the directions may have other rows at a position. A step's product then takes rows along that
-  // nobody has written: its results for them are not read either, but must not be made of chance.
-  bool uneven() const { return layer_.directions > 1 && shape_.active(shape_.steps - 1) < shape_.batch; }
+  // Whether the directions may have other rows at a position, or rows be missing. A step's product then takes
+  // rows along that nobody has written: its results for them are not read either, but must not be made of
+  // chance.
+  bool uneven() const {
+    return layer_.lengths || (layer_.directions > 1 && shape_.active(shape_.steps - 1) < shape_.batch);
+  }
+
+  Mask mask() const { return {layer_.lengths, layer_.resets, shape_.steps, shape_.batch}; }
 
   // The rows of positions [s, end) of a direction.
   Range rows_of(int direction, Index s, Index end) const {
@@ -253,12 +258,13 @@ class StepwiseForward : Stepwise<Cell, T> {
   void fill_rows(Index s, const Range (&chunk)[kMaxDirections], ForwardRows (&at)[kMaxDirections]) const {
     for (int d = 0; d < layer_.directions; ++d) {
       const Positions in = this->positions(d);
-      at[d] = {in.active(s), in.active(s - 1), in.row(s, 0), in.row(s, 0) - chunk[d].first};
+      at[d] = {in.step(s), in.active(s), in.active(s - 1), in.row(s, 0), in.row(s, 0) - chunk[d].first};
     }
   }
 
   ForwardStep<T> step_arguments() const {
     ForwardStep<T> args{};
+    args.mask = this->mask();
     for (int d = 0; d < layer_.directions; ++d) args.biases[d] = this->biases(d);
     args.batch = shape_.batch;
     args.hidden = shape_.hidden;
@@ -281,6 +287,7 @@ class StepwiseForward : Stepwise<Cell, T> {
 
   ProjectedStep<T> store_arguments() const {
     ProjectedStep<T> args{};
+    args.mask = this->mask();
     args.batch = shape_.batch;
     args.output = shape_.output;
     args.product = projected_;
@@ -370,6 +377,8 @@ class StepwiseBackward : Stepwise<Cell, T> {
     const Positions in = this->positions(direction);
     for (Index s = positions.first; s < positions.last; s += kGathered) {
       Gather<From, Initial, To> args{};
+      args.mask = this->mask();
+      args.direction = direction;
       args.units = units;
       args.rows = rows;
       args.stride = stride;
@@ -379,7 +388,7 @@ class StepwiseBackward : Stepwise<Cell, T> {
       Index most = 0;
       for (; count < kGathered && s + count < positions.last; ++count) {
         const Index at = s + count;
-        args.at[count] = {in.row(at, 0) - origin, in.active(at), at > 0 ? in.row(at - 1, 0) : 0,
+        args.at[count] = {in.step(at), in.row(at, 0) - origin, in.active(at), at > 0 ? in.row(at - 1, 0) : 0,
                           in.active(at - 1)};
         most = in.active(at) > most ? in.active(at) : most;
       }
@@ -454,12 +463,14 @@ class StepwiseBackward : Stepwise<Cell, T> {
     for (int d = 0; d < layer_.directions; ++d) {
       const Positions in = this->positions(d);
       const Index row = s >= 0 ? in.row(s, 0) : 0, before = s > 0 ? in.row(s - 1, 0) : 0;
-      at[d] = {in.active(s), in.active(s + 1), in.active(s - 1), row, before, row - chunk[d].first};
+      at[d] = {s >= 0 ? in.step(s) : -1, in.active(s), in.active(s + 1), in.active(s - 1), row, before,
+               row - chunk[d].first};
     }
   }
 
   ProjectedGradient<T> output_arguments() const {
     ProjectedGradient<T> args{};
+    args.mask = this->mask();
     args.batch = shape_.batch;
     args.output = shape_.output;
     args.dy = typed(layer_backward_.dy);
@@ -474,6 +485,7 @@ class StepwiseBackward : Stepwise<Cell, T> {
 
   BackwardStep<T> step_arguments() const {
     BackwardStep<T> args{};
+    args.mask = this->mask();
     args.batch = shape_.batch;
     args.hidden = shape_.hidden;
     args.gates = gates_;

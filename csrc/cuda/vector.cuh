@@ -56,6 +56,18 @@ __device__ void store(T* p, const Compute<T> (&in)[N]) {
   *reinterpret_cast<Pack<T, N>*>(aligned<sizeof(Pack<T, N>)>(p)) = pack;
 }
 
+template <class T, int N>
+__device__ void store_zeros(T* p) {
+  const Compute<T> none[N] = {};
+  store(p, none);
+}
+
+// x, or zeros.
+template <class T, int N>
+__device__ void store_if(bool is_x, T* p, const Compute<T> (&x)[N]) {
+  is_x ? store(p, x) : store_zeros<T, N>(p);
+}
+
 // This thread's units [first, first + N) of every row, and which rows of a direction's `rows` it visits.
 template <int N>
 struct Place {

@@ -35,7 +35,7 @@ bool sizes_are(const at::Tensor& t, Symbols sizes) {
 void check_dimensions(const Arguments& a, const Form& form) {
   const LayerOptions& o = a.options;
   const int64_t dim = a.input.dim();
-  if (form.packed) {
+  if (!form.padded()) {
     TORCH_CHECK(dim == 2, "input must have 2 dimensions, got ", dim);
     return;
   }
@@ -48,7 +48,7 @@ void check_state_dimensions(const Arguments& a, const Form& form) {
   const LayerOptions& o = a.options;
   TORCH_CHECK(a.hx.empty() || a.hx.size() == o.states(), "hx: expected ", o.states(),
               o.states() > 1 ? " states (h, c), got " : " state (h), got ", a.hx.size());
-  if (a.hx.empty() || form.packed) return;
+  if (a.hx.empty() || form.order == RowOrder::packed) return;
   if (o.step) {
     for (size_t s = 0; s < a.hx.size(); ++s) {
       const int64_t dim = a.hx[s].dim();
@@ -94,7 +94,7 @@ void check_types(const Arguments& a) {
   const LayerOptions& o = a.options;
   const at::ScalarType type = a.input.scalar_type(), weights = a.params[0].scalar_type();
   // torch leaves it to the product of cells, and of its LSTM on packed rows.
-  if (type != weights && (o.step || (a.batch_sizes && o.states() > 1))) {
+  if (type != weights && (o.step || (a.layout.batch_sizes && o.states() > 1))) {
     TORCH_CHECK(false, "mat1 and mat2 must have the same dtype, but got ", type, " and ", weights);
   }
   TORCH_CHECK_VALUE(type == weights, "RNN input dtype (", torch_name(type), ") does not match weight dtype (",
@@ -114,8 +114,13 @@ void set_sizes(const Arguments& a, Form& form) {
     TORCH_CHECK(features == form.input, "input.size(-1) must be equal to input_size. Expected ", form.input,
                 ", got ", features);
   }
-  if (form.packed) {
-    const at::Tensor& sizes = *a.batch_sizes;
+  if (form.order == RowOrder::concatenated) {
+    form.rows = form.steps = x.sym_size(0);
+    form.batch = a.layout.lengths->sym_size(0);
+    return;
+  }
+  if (form.order == RowOrder::packed) {
+    const at::Tensor& sizes = *a.layout.batch_sizes;
     TORCH_CHECK(sizes.scalar_type() == at::kLong && sizes.dim() == 1,
                 "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
     form.rows = x.sym_size(0);
@@ -128,6 +133,41 @@ void set_sizes(const Arguments& a, Form& form) {
   form.steps = o.step ? c10::SymInt(1) : x.sym_size(form.batched ? 1 - batch_dim : 0);
   TORCH_CHECK(form.steps != 0, "Expected sequence length to be larger than 0 in RNN");
   form.rows = form.steps * form.batch;
+}
+
+void check_layout(const Arguments& a, const Form& form) {
+  const auto& [batch_sizes, lengths, resets] = a.layout;
+  if (lengths) {
+    TORCH_CHECK(at::isIntegralType(lengths->scalar_type(), /*includeBool=*/false),
+                "lengths: expected an integer dtype, got ", torch_name(lengths->scalar_type()));
+    TORCH_CHECK(sizes_are(*lengths, {form.batch}), "lengths: expected size [", form.batch,
+                "], one for each sequence, got ", lengths->sym_sizes());
+  }
+  if (!resets) return;
+  const at::Tensor& x = a.input;
+  TORCH_CHECK(resets->device() == x.device(), "resets: expected a tensor on ", x.device(), ", got ",
+              resets->device());
+  TORCH_CHECK(resets->scalar_type() == at::kBool, "resets: expected dtype torch.bool, got ",
+              torch_name(resets->scalar_type()));
+  const c10::SymIntArrayRef expected = x.sym_sizes().slice(0, size_t(x.dim()) - 1);
+  TORCH_CHECK(resets->sym_sizes() == expected, "resets: expected size ", expected,
+              ", one for each step of each sequence, got ", resets->sym_sizes());
+}
+
+// What says where the sequences are, of which not everything goes together.
+RowOrder row_order(const Arguments& a) {
+  const auto& [batch_sizes, lengths, resets] = a.layout;
+  const bool step = a.options.step, packed = batch_sizes.has_value();
+  TORCH_CHECK(!packed || !step, "batch_sizes: expected none, since a cell runs one step");
+  TORCH_CHECK(!lengths || !step, "lengths: expected none, since a cell runs one step");
+  TORCH_CHECK(!resets || !step, "resets: expected none, since a cell runs one step");
+  TORCH_CHECK(!lengths || !packed, "lengths: expected none with a PackedSequence, which has its own");
+  TORCH_CHECK(!resets || !packed,
+              "resets: expected none with a PackedSequence (give a padded input with lengths instead)");
+  if (packed) return RowOrder::packed;
+  if (!lengths) return RowOrder::padded;
+  TORCH_CHECK(lengths->dim() == 1, "lengths: expected 1 dimension, got ", lengths->dim());
+  return a.input.dim() == 2 ? RowOrder::concatenated : RowOrder::padded;
 }
 
 void check_states(const Arguments& a, const Form& form) {
@@ -201,14 +241,15 @@ void refuse_state(const LayerOptions& o, size_t state, c10::SymIntArrayRef expec
 
 Form check(const Arguments& a) {
   Form form{};
-  form.packed = a.batch_sizes.has_value();
-  TORCH_CHECK(!form.packed || !a.options.step, "batch_sizes: expected none, since a cell runs one step");
+  form.order = row_order(a);
+  form.masked = a.layout.lengths || a.layout.resets;
   check_dimensions(a, form);
-  form.batched = form.packed || a.input.dim() == (a.options.step ? 2 : 3);
+  form.batched = !form.padded() || a.input.dim() == (a.options.step ? 2 : 3);
   check_state_dimensions(a, form);
   read_weights(a, form);
   check_types(a);
   set_sizes(a, form);
+  check_layout(a, form);
   check_states(a, form);
   check_weights(a, form);
   return form;

@@ -5,6 +5,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymInt.h>
 
+#include <array>
+#include <functional>
 #include <optional>
 
 #include "torch/options.h"
@@ -13,8 +15,25 @@ namespace rnnfused {
 
 constexpr int kSlots = 5;  // of a direction's weights: W_ih, W_hh, b_ih, b_hh, W_hr
 
-// input: [T, B, I], [B, T, I] if batch_first, [T, I] without a batch, or packed rows [rows, I] with
-// batch_sizes [T]; of a step [B, I] or [I]. hx: none (zeros), or h [L D, B, P] and, where the cell has one, c
+using OptionalTensor = std::optional<at::Tensor>;
+
+// Where the sequences are in the input; without any of these each has all steps of a padded input.
+//
+// batch_sizes: of packed rows [T], int64, on the CPU. lengths [B], of any integer type, on any device: how
+// many steps of a padded input each sequence has; of rows [rows, I] how many of them, one sequence after the
+// other. resets, bool, shaped as the input without its features: before which of the steps of a sequence its
+// state is zero; the reverse direction's is after that step.
+struct Layout {
+  OptionalTensor batch_sizes = std::nullopt, lengths = std::nullopt, resets = std::nullopt;
+
+  std::array<std::reference_wrapper<const OptionalTensor>, 3> all() const {
+    return {batch_sizes, lengths, resets};
+  }
+};
+constexpr size_t kLayoutTensors = 3;
+
+// input: [T, B, I], [B, T, I] if batch_first, [T, I] without a batch, or rows [rows, I] with batch_sizes or
+// lengths; of a step [B, I] or [I]. hx: none (zeros), or h [L D, B, P] and, where the cell has one, c
 // [L D, B, H]; without a batch [L D, .], of a step [B, H] or [H]. params: for each layer and direction W_ih
 // [G H, I], W_hh [G H, P], then b_ih, b_hh [G H] if there are biases, then W_hr [P, H] if there is a
 // projection.
@@ -22,16 +41,27 @@ struct Arguments {
   const LayerOptions& options;
   const at::Tensor& input;
   at::TensorList hx, params;
-  const std::optional<at::Tensor>& batch_sizes;
+  Layout layout;
+};
+
+// How the rows of the input are laid out.
+enum class RowOrder {
+  padded,        // every sequence has a place at each step
+  packed,        // torch's PackedSequence
+  concatenated,  // one sequence after the other
 };
 
 // The arguments' sizes. `steps` and `batch` of packed rows are in batch_sizes, which only kernels read: there
-// batch is that of hx, or 0 if there is none, and `rows` is what can be known.
+// batch is that of hx, or 0 if there is none, and `rows` is what can be known. Of concatenated rows `steps`
+// is the most that one sequence may have.
 struct Form {
-  bool packed;
-  bool batched;  // whether there is a batch dimension (packed rows have a batch)
+  RowOrder order;
+  bool batched;  // whether there is a batch dimension (rows have a batch)
+  bool masked;   // whether there are lengths or resets: results then lie as the caller counts them
   c10::SymInt steps, batch, rows;
   Index input, hidden, output;
+
+  bool padded() const { return order == RowOrder::padded; }
 };
 
 // Throws what torch.nn's layers and cells throw for the same mistakes, with their words, and else ValueError

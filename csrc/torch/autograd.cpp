@@ -10,6 +10,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
 
 #include "torch/watchers.h"
@@ -40,28 +41,39 @@ auto handle(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+using RecurrentSignature = Tensors(const at::Tensor& input, at::TensorList hx, at::TensorList params,
+                                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                                   const OptionalTensor& resets, std::string_view layer, bool save);
+using BackwardSignature = Tensors(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
+                                  at::TensorList params, const OptionalTensor& batch_sizes,
+                                  const OptionalTensor& lengths, const OptionalTensor& resets,
+                                  const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
+                                  at::IntArrayRef wanted);
+
 auto& recurrent_handle() {
-  static auto found = handle<decltype(call_recurrent)>("rnnfused::recurrent");
+  static auto found = handle<RecurrentSignature>("rnnfused::recurrent");
   return found;
 }
 
 auto& backward_handle() {
-  static auto found = handle<decltype(call_backward)>("rnnfused::recurrent_backward");
+  static auto found = handle<BackwardSignature>("rnnfused::recurrent_backward");
   return found;
 }
 
 // Derivatives of a layer and of its gradients in a direction, and the derivatives of those; see library.cpp.
 using TangentSignature = Tensors(const OptionalList& tangents, const OptionalList& grads,
                                  const OptionalList& grad_tangents, const at::Tensor& input,
-                                 at::TensorList hx, at::TensorList params,
-                                 const std::optional<at::Tensor>& batch_sizes, const at::Tensor& output,
-                                 std::string_view layer, bool outputs, at::IntArrayRef wanted);
+                                 at::TensorList hx, at::TensorList params, const OptionalTensor& batch_sizes,
+                                 const OptionalTensor& lengths, const OptionalTensor& resets,
+                                 const at::Tensor& output, std::string_view layer, bool outputs,
+                                 at::IntArrayRef wanted);
 using TangentBackwardSignature = Tensors(const OptionalList& outer, const OptionalList& tangents,
                                          const OptionalList& grads, const OptionalList& grad_tangents,
                                          const at::Tensor& input, at::TensorList hx, at::TensorList params,
-                                         const std::optional<at::Tensor>& batch_sizes,
-                                         const at::Tensor& output, std::string_view layer, bool outputs,
-                                         at::IntArrayRef wanted, at::IntArrayRef needed);
+                                         const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                                         const OptionalTensor& resets, const at::Tensor& output,
+                                         std::string_view layer, bool outputs, at::IntArrayRef wanted,
+                                         at::IntArrayRef needed);
 
 auto& tangent_handle() {
   static auto found = handle<TangentSignature>("rnnfused::recurrent_tangent");
@@ -70,10 +82,10 @@ auto& tangent_handle() {
 
 Tensors call_tangent(const OptionalList& tangents, const OptionalList& grads,
                      const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
-                     at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
-                     const at::Tensor& output, std::string_view layer, bool outputs, at::IntArrayRef wanted) {
-  return tangent_handle().call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, output, layer,
-                               outputs, wanted);
+                     at::TensorList params, const Layout& layout, const at::Tensor& output,
+                     std::string_view layer, bool outputs, at::IntArrayRef wanted) {
+  return tangent_handle().call(tangents, grads, grad_tangents, input, hx, params, layout.batch_sizes,
+                               layout.lengths, layout.resets, output, layer, outputs, wanted);
 }
 
 OptionalList listed(at::TensorList tensors) {
@@ -102,14 +114,15 @@ class SavedArguments {
     input_ = SavedVariable(a.input, false);
     hx_ = saved(a.hx);
     params_ = saved(a.params);
-    if (a.batch_sizes) batch_sizes_ = SavedVariable(*a.batch_sizes, false);
-    packed_ = a.batch_sizes.has_value();
+    for (size_t i = 0; i < kLayoutTensors; ++i) {
+      if (const OptionalTensor& t = a.layout.all()[i]) layout_[i].emplace(*t, false);
+    }
   }
   void release() {
     input_.reset_data();
     for (SavedVariable& v : hx_) v.reset_data();
     for (SavedVariable& v : params_) v.reset_data();
-    batch_sizes_.reset_data();
+    for (auto& v : layout_) v.reset();
   }
 
   static std::vector<SavedVariable> saved(at::TensorList tensors) {
@@ -132,9 +145,9 @@ class SavedArguments {
 
  private:
   const LayerOptions* options_ = nullptr;
-  SavedVariable input_, batch_sizes_;
+  SavedVariable input_;
   std::vector<SavedVariable> hx_, params_;
-  bool packed_ = false;
+  std::array<std::optional<SavedVariable>, kLayoutTensors> layout_;
 };
 
 // Tensors of which some may not be there.
@@ -165,7 +178,7 @@ class SavedList {
 struct UnpackedArguments {
   at::Tensor input;
   Tensors hx, params;
-  std::optional<at::Tensor> batch_sizes;
+  Layout layout;
   const LayerOptions& options;
 
   explicit UnpackedArguments(const SavedArguments& saved)
@@ -173,9 +186,12 @@ struct UnpackedArguments {
         hx(SavedArguments::unpacked(saved.hx_)),
         params(SavedArguments::unpacked(saved.params_)),
         options(*saved.options_) {
-    if (saved.packed_) batch_sizes = saved.batch_sizes_.unpack();
+    const auto unpack = [&](size_t i) {
+      return saved.layout_[i] ? OptionalTensor(saved.layout_[i]->unpack()) : std::nullopt;
+    };
+    layout = {unpack(0), unpack(1), unpack(2)};
   }
-  Arguments view() const { return {options, input, hx, params, batch_sizes}; }
+  Arguments view() const { return {options, input, hx, params, layout}; }
 };
 
 // What a profiler is told of a call that does not pass through the dispatcher.
@@ -190,7 +206,7 @@ Tensors gradients(const Arguments& a, const Tensors& outer, const Kept& kept, at
     const at::AutoDispatchBelowADInplaceOrView below;
     return recurrent_backward(a, outer, kept, wanted);
   }
-  return call_backward(listed(outer), a.input, a.hx, a.params, a.batch_sizes, kept.output, kept.tape,
+  return call_backward(listed(outer), a.input, a.hx, a.params, a.layout, kept.output, kept.tape,
                        a.options.text, wanted);
 }
 
@@ -264,8 +280,8 @@ struct RecurrentDoubleBackward final : Node {
     }
     const UnpackedArguments a(arguments);
     const Tensors computed =
-        call_tangent(listed(directions), grads.unpacked(), OptionalList(), a.input, a.hx, a.params,
-                     a.batch_sizes, output.unpack(), a.options.text, outputs, second);
+        call_tangent(listed(directions), grads.unpacked(), OptionalList(), a.input, a.hx, a.params, a.layout,
+                     output.unpack(), a.options.text, outputs, second);
     if (outputs) std::copy_n(computed.begin(), first, found.begin());
     for (size_t i = 0; i < second.size(); ++i) {
       found[first + size_t(second[i])] = computed[(outputs ? first : 0) + i];
@@ -303,9 +319,10 @@ struct RecurrentTangentBackward final : Node {
       if (task_should_compute_output(i)) needed.push_back(int64_t(i));
     }
     const UnpackedArguments a(arguments);
-    const Tensors computed = backward.call(listed(outer), tangents.unpacked(), grads.unpacked(),
-                                           grad_tangents.unpacked(), a.input, a.hx, a.params, a.batch_sizes,
-                                           output.unpack(), a.options.text, outputs, wanted, needed);
+    const Tensors computed =
+        backward.call(listed(outer), tangents.unpacked(), grads.unpacked(), grad_tangents.unpacked(), a.input,
+                      a.hx, a.params, a.layout.batch_sizes, a.layout.lengths, a.layout.resets,
+                      output.unpack(), a.options.text, outputs, wanted, needed);
     for (size_t i = 0; i < needed.size(); ++i) found[size_t(needed[i])] = computed[i];
     return found;
   }
@@ -376,7 +393,7 @@ Tensors differentiated(const Arguments& a, bool save, bool moved, const Below& b
     const size_t states = a.hx.size();
     set_tangents(outputs, call_tangent(listed(tangents_of(all)), OptionalList(), OptionalList(), primals[0],
                                        at::TensorList(primals).slice(1, states),
-                                       at::TensorList(primals).slice(1 + states), a.batch_sizes,
+                                       at::TensorList(primals).slice(1 + states), a.layout,
                                        outputs[0]._fw_primal(0), a.options.text, true, {}));
   }
   if (!save) outputs.resize(count);
@@ -396,7 +413,7 @@ Tensors by_layers(const Arguments& a, const Run& run) {
     const size_t each = single.params();
     // Under autocast a layer may give its states' type, wider than the next one's weights.
     if (x.scalar_type() != a.input.scalar_type()) x = x.to(a.input.scalar_type());
-    Tensors outputs = run(Arguments{single, x, hx, a.params.slice(size_t(l) * each, each), a.batch_sizes});
+    Tensors outputs = run(Arguments{single, x, hx, a.params.slice(size_t(l) * each, each), a.layout});
     x = outputs[0];
     for (size_t s = 0; s < finals.size(); ++s) finals[s].push_back(outputs[1 + s]);
   }
@@ -408,15 +425,16 @@ Tensors by_layers(const Arguments& a, const Run& run) {
 }  // namespace
 
 Tensors call_recurrent(const at::Tensor& input, at::TensorList hx, at::TensorList params,
-                       const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save) {
-  return recurrent_handle().call(input, hx, params, batch_sizes, layer, save);
+                       const Layout& layout, std::string_view layer, bool save) {
+  return recurrent_handle().call(input, hx, params, layout.batch_sizes, layout.lengths, layout.resets, layer,
+                                 save);
 }
 
 Tensors call_backward(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
-                      at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
-                      const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
-                      at::IntArrayRef wanted) {
-  return backward_handle().call(grads, input, hx, params, batch_sizes, output, tape, layer, wanted);
+                      at::TensorList params, const Layout& layout, const at::Tensor& output,
+                      const at::Tensor& tape, std::string_view layer, at::IntArrayRef wanted) {
+  return backward_handle().call(grads, input, hx, params, layout.batch_sizes, layout.lengths, layout.resets,
+                                output, tape, layer, wanted);
 }
 
 Tensors recurrent_unwatched(const Arguments& arguments) {
@@ -444,29 +462,31 @@ bool is_short(const Arguments& a) {
 }
 
 Tensors recurrent_autograd(c10::DispatchKeySet keys, const at::Tensor& input, at::TensorList hx,
-                           at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                           at::TensorList params, const OptionalTensor& batch_sizes,
+                           const OptionalTensor& lengths, const OptionalTensor& resets,
                            std::string_view layer, bool save) {
-  const Arguments arguments{layer_options(layer), input, hx, params, batch_sizes};
+  const Arguments arguments{layer_options(layer), input, hx, params, {batch_sizes, lengths, resets}};
   const bool moved = has_tangent(arguments);
   if (arguments.options.layers > 1 && (moved || is_followed(arguments))) {
     TORCH_CHECK_VALUE(!save, "save: expected one layer, got ", arguments.options.layers);
     check(arguments);
     return by_layers(arguments, [](const Arguments& a) {
-      return call_recurrent(a.input, a.hx, a.params, a.batch_sizes, a.options.text, false);
+      return call_recurrent(a.input, a.hx, a.params, a.layout, a.options.text, false);
     });
   }
   return differentiated(arguments, save, moved, [&](const Arguments& a, bool with_tape) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return recurrent_handle().redispatch(keys & c10::after_autograd_keyset, a.input, a.hx, a.params,
-                                         a.batch_sizes, a.options.text, with_tape);
+                                         batch_sizes, lengths, resets, a.options.text, with_tape);
   });
 }
 
 Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, const at::Tensor& input,
-                          at::TensorList hx, at::TensorList params,
-                          const std::optional<at::Tensor>& batch_sizes, const at::Tensor& output,
-                          const at::Tensor& tape, std::string_view layer, at::IntArrayRef wanted) {
-  const Arguments a{layer_options(layer), input, hx, params, batch_sizes};
+                          at::TensorList hx, at::TensorList params, const OptionalTensor& batch_sizes,
+                          const OptionalTensor& lengths, const OptionalTensor& resets,
+                          const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
+                          at::IntArrayRef wanted) {
+  const Arguments a{layer_options(layer), input, hx, params, {batch_sizes, lengths, resets}};
   const Tensors outer = unlisted(grads), all = all_of(a);
   const bool followed = torch::autograd::compute_requires_grad(at::TensorList(outer), input, hx, params);
   const bool moved = any_tangent(all) || any_tangent(outer);
@@ -474,7 +494,7 @@ Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, c
   const auto run = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;
     computed = backward_handle().redispatch(keys & c10::after_autograd_keyset, grads, input, hx, params,
-                                            batch_sizes, output, tape, layer, wanted);
+                                            batch_sizes, lengths, resets, output, tape, layer, wanted);
   };
   if (followed) {
     auto node = make_node<RecurrentDoubleBackward>();
@@ -493,7 +513,7 @@ Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, c
     set_tangents(computed,
                  call_tangent(listed(tangents_of(all)), listed(outer_primals), listed(tangents_of(outer)),
                               primals[0], at::TensorList(primals).slice(1, hx.size()),
-                              at::TensorList(primals).slice(1 + hx.size()), batch_sizes, output._fw_primal(0),
+                              at::TensorList(primals).slice(1 + hx.size()), a.layout, output._fw_primal(0),
                               layer, false, wanted));
   }
   return computed;
@@ -501,20 +521,22 @@ Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, c
 
 Tensors tangent_autograd(c10::DispatchKeySet keys, const OptionalList& tangents, const OptionalList& grads,
                          const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
-                         at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                         at::TensorList params, const OptionalTensor& batch_sizes,
+                         const OptionalTensor& lengths, const OptionalTensor& resets,
                          const at::Tensor& output, std::string_view layer, bool outputs,
                          at::IntArrayRef wanted) {
-  const Arguments a{layer_options(layer), input, hx, params, batch_sizes};
+  const Arguments a{layer_options(layer), input, hx, params, {batch_sizes, lengths, resets}};
   const Tensors along = unlisted(tangents), outer = unlisted(grads), moved = unlisted(grad_tangents);
   if (has_tangent(a) || any_tangent(along) || any_tangent(outer) || any_tangent(moved)) {
     static auto decomposed = handle<TangentSignature>("rnnfused::recurrent_tangent_decomposed");
-    return decomposed.call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, output, layer,
-                           outputs, wanted);
+    return decomposed.call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, lengths, resets,
+                           output, layer, outputs, wanted);
   }
   const auto below = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return tangent_handle().redispatch(keys & c10::after_autograd_keyset, tangents, grads, grad_tangents,
-                                       input, hx, params, batch_sizes, output, layer, outputs, wanted);
+                                       input, hx, params, batch_sizes, lengths, resets, output, layer,
+                                       outputs, wanted);
   };
   const at::TensorList lists[] = {along, outer, moved};
   if (!is_followed(a) && !torch::autograd::compute_requires_grad(lists[0], lists[1], lists[2]))

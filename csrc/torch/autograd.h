@@ -16,11 +16,10 @@ using OptionalList = c10::List<std::optional<at::Tensor>>;
 
 // The operators' signatures, as their schemas (library.cpp) have them.
 Tensors call_recurrent(const at::Tensor& input, at::TensorList hx, at::TensorList params,
-                       const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save);
+                       const Layout& layout, std::string_view layer, bool save);
 Tensors call_backward(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
-                      at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
-                      const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
-                      at::IntArrayRef wanted);
+                      at::TensorList params, const Layout& layout, const at::Tensor& output,
+                      const at::Tensor& tape, std::string_view layer, at::IntArrayRef wanted);
 
 // What Python calls where nobody watches (watchers.h): the output and the final states, differentiable.
 RNNFUSED_API Tensors recurrent_unwatched(const Arguments& arguments);
@@ -30,15 +29,18 @@ RNNFUSED_API bool is_short(const Arguments& unwatched);
 
 // The operators' kernels for the Autograd keys.
 Tensors recurrent_autograd(c10::DispatchKeySet keys, const at::Tensor& input, at::TensorList hx,
-                           at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                           at::TensorList params, const OptionalTensor& batch_sizes,
+                           const OptionalTensor& lengths, const OptionalTensor& resets,
                            std::string_view layer, bool save);
 Tensors backward_autograd(c10::DispatchKeySet keys, const OptionalList& grads, const at::Tensor& input,
-                          at::TensorList hx, at::TensorList params,
-                          const std::optional<at::Tensor>& batch_sizes, const at::Tensor& output,
-                          const at::Tensor& tape, std::string_view layer, at::IntArrayRef wanted);
+                          at::TensorList hx, at::TensorList params, const OptionalTensor& batch_sizes,
+                          const OptionalTensor& lengths, const OptionalTensor& resets,
+                          const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
+                          at::IntArrayRef wanted);
 Tensors tangent_autograd(c10::DispatchKeySet keys, const OptionalList& tangents, const OptionalList& grads,
                          const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
-                         at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                         at::TensorList params, const OptionalTensor& batch_sizes,
+                         const OptionalTensor& lengths, const OptionalTensor& resets,
                          const at::Tensor& output, std::string_view layer, bool outputs,
                          at::IntArrayRef wanted);
 

@@ -52,42 +52,56 @@ struct Given {
   at::Tensor input;
   c10::SmallVector<at::Tensor, 2> hx;
   c10::SmallVector<at::Tensor, 4> params;
-  std::optional<at::Tensor> batch_sizes;
+  rnnfused::Layout layout;
   bool exact;
 
-  Given(py::handle x, py::handle states, py::handle weights, py::handle sizes) {
+  Given(py::handle x, py::handle states, py::handle weights, py::handle batch_sizes, py::handle lengths,
+        py::handle resets) {
     if (!THPVariable_Check(x.ptr())) refuse(x);
     exact = is_exact(x) && read(states, true, hx) && read(weights, false, params) &&
-            (sizes.is_none() || is_exact(sizes));
-    if (!exact) return;
-    input = THPVariable_Unpack(x.ptr());
-    if (!sizes.is_none()) batch_sizes = THPVariable_Unpack(sizes.ptr());
+            read_optional(batch_sizes, "batch_sizes", layout.batch_sizes) &&
+            read_optional(lengths, "lengths", layout.lengths) &&
+            read_optional(resets, "resets", layout.resets);
+    if (exact) input = THPVariable_Unpack(x.ptr());
+  }
+
+ private:
+  static bool read_optional(py::handle from, const char* name, rnnfused::OptionalTensor& to) {
+    if (from.is_none()) return true;
+    if (!THPVariable_Check(from.ptr())) {
+      PyErr_Format(PyExc_TypeError, "%s: expected a tensor, got %s", name, Py_TYPE(from.ptr())->tp_name);
+      throw py::error_already_set();
+    }
+    if (!is_exact(from)) return false;
+    to = THPVariable_Unpack(from.ptr());
+    return true;
   }
 };
 
 std::optional<Tensors> recurrent(std::string_view layer, const Given& given) {
   if (!given.exact) return std::nullopt;
   const rnnfused::Arguments arguments{rnnfused::layer_options(layer), given.input, given.hx, given.params,
-                                      given.batch_sizes};
+                                      given.layout};
   if (rnnfused::somebody_watches(arguments)) return std::nullopt;
   std::optional<py::gil_scoped_release> release;
   if (!rnnfused::is_short(arguments)) release.emplace();
   return rnnfused::recurrent_unwatched(arguments);
 }
 
-// recurrent(layer, input, hx, params, batch_sizes). Python calls it as it calls its own functions: pybind11's
-// way would take as long as all checks of a small layer.
+// recurrent(layer, input, hx, params, batch_sizes, lengths, resets). Python calls it as it calls its own
+// functions: pybind11's way would take as long as all checks of a small layer.
 PyObject* recurrent_from_python(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   try {
-    if (count != 5) {
-      PyErr_Format(PyExc_TypeError, "recurrent() takes 5 positional arguments but %zd were given", count);
+    if (count != 7) {
+      PyErr_Format(PyExc_TypeError, "recurrent() takes 7 positional arguments but %zd were given", count);
       return nullptr;
     }
     Py_ssize_t length = 0;
     const char* const layer = PyUnicode_AsUTF8AndSize(arguments[0], &length);
     if (!layer) return nullptr;
     std::optional<Tensors> found =
-        recurrent({layer, size_t(length)}, Given(arguments[1], arguments[2], arguments[3], arguments[4]));
+        recurrent({layer, size_t(length)},
+                  Given(arguments[1], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6]));
     if (!found) Py_RETURN_NONE;
     auto list = py::reinterpret_steal<py::object>(PyList_New(Py_ssize_t(found->size())));
     if (!list) return nullptr;
@@ -108,18 +122,18 @@ PyMethodDef recurrent_method{"recurrent",
                              METH_FASTCALL, nullptr};
 
 std::optional<Tensors> frozen_forward(rnnfused::Frozen& frozen, py::handle input, const py::sequence& hx,
-                                      py::handle batch_sizes) {
-  const Given given(input, hx, py::tuple(), batch_sizes);
+                                      py::handle batch_sizes, py::handle lengths, py::handle resets) {
+  const Given given(input, hx, py::tuple(), batch_sizes, lengths, resets);
   if (!given.exact) return std::nullopt;
   const py::gil_scoped_release release;
-  return frozen.forward(given.input, given.hx, given.batch_sizes);
+  return frozen.forward(given.input, given.hx, given.layout);
 }
 
 // Throws what the operator would throw.
 void check(const std::string& layer, py::handle input, const py::sequence& hx, const py::sequence& params,
-           py::handle batch_sizes) {
-  const Given given(input, hx, params, batch_sizes);
-  if (given.exact) rnnfused::check_call(layer, given.input, given.hx, given.params, given.batch_sizes);
+           py::handle batch_sizes, py::handle lengths, py::handle resets) {
+  const Given given(input, hx, params, batch_sizes, lengths, resets);
+  if (given.exact) rnnfused::check_call(layer, given.input, given.hx, given.params, given.layout);
 }
 
 }  // namespace
@@ -128,10 +142,11 @@ PYBIND11_MODULE(_C, m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.attr("recurrent") = py::reinterpret_steal<py::object>(PyCFunction_New(&recurrent_method, nullptr));
   m.def("check", &check, py::arg("layer"), py::arg("input"), py::arg("hx"), py::arg("params"),
-        py::arg("batch_sizes"));
+        py::arg("batch_sizes"), py::arg("lengths") = py::none(), py::arg("resets") = py::none());
   py::class_<rnnfused::Frozen>(m, "Frozen")
       .def(py::init<const std::string&, Tensors>(), py::arg("layer"), py::arg("params"))
-      .def("forward", &frozen_forward, py::arg("input"), py::arg("hx"), py::arg("batch_sizes"));
+      .def("forward", &frozen_forward, py::arg("input"), py::arg("hx"), py::arg("batch_sizes"),
+           py::arg("lengths") = py::none(), py::arg("resets") = py::none());
   py::class_<rnnfused::Stepper>(m, "Stepper")
       .def(py::init<const std::string&, Tensors, Tensors>(), py::arg("layer"), py::arg("params"),
            py::arg("hx"))

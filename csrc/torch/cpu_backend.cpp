@@ -1,6 +1,8 @@
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 
+#include <cstring>
+
 #include "cpu/dispatch.h"
 #include "torch/backends.h"
 
@@ -27,11 +29,32 @@ SequenceShape shape_of(const Inputs& in, int direction) {
   return shape;
 }
 
-// A direction's part of states [D, B, units].
+// A direction's part of the caller's states [D, B, units], or of their gradients, by the kernels' sequences.
 template <class T>
-Rows<const T> rows_of(const at::Tensor& states, int direction, Index batch, Index units) {
-  if (!states.defined()) return {nullptr, 0};
-  return {states.const_data_ptr<T>() + direction * batch * units, units};
+Rows<T> states_of(T* data, const Inputs& in, int direction, Index units, bool initial) {
+  if (!data) return {nullptr, 0};
+  const Sequences& s = *in.sequences;
+  const std::vector<Index>* const places = initial ? s.initial : s.final;
+  return {data + direction * s.callers_batch * units, units, s.placed ? places[direction].data() : nullptr};
+}
+
+// Its part of the caller's rows [rows, columns], or of their gradients.
+template <class T>
+Rows<T> rows_of(T* data, const Inputs& in, Index columns, Index first = 0) {
+  if (!data) return {nullptr, 0};
+  return {data + first, columns, in.sequences->placed ? in.sequences->places.data() : nullptr};
+}
+
+// What no kernel writes: rows that are in no sequence.
+void clear_beyond(const at::Tensor& rows, const Inputs& in) {
+  const size_t bytes = size_t(rows.size(-1)) * rows.itemsize();
+  char* const data = static_cast<char*>(rows.mutable_data_ptr());
+  for (const Index row : in.sequences->beyond) std::memset(data + size_t(row) * bytes, 0, bytes);
+}
+
+template <class T>
+T* mutable_data_or_null(const at::Tensor& t) {
+  return t.defined() ? t.mutable_data_ptr<T>() : nullptr;
 }
 
 }  // namespace
@@ -39,12 +62,14 @@ Rows<const T> rows_of(const at::Tensor& states, int direction, Index batch, Inde
 at::DimVector tape_sizes(const Inputs& in, bool recompute) {
   const TapeSize size = cpu::tape_size(in.cell, in.shape.projected());
   const Index scalar_bytes = Index(c10::elementSize(compute_type(in.x.scalar_type())));
-  return {in.directions, size.scalars(in.shape.rows(), in.shape.hidden, recompute, scalar_bytes)};
+  return {in.directions, size.scalars(in.rows, in.shape.hidden, recompute, scalar_bytes)};
 }
 
 ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool save,
                               bool recompute) {
-  return {in.empty(in.output_sizes()), hn, cn, save ? in.empty(tape_sizes(in, recompute)) : at::Tensor()};
+  const at::Tensor y = in.empty(in.output_sizes());
+  clear_beyond(y, in);
+  return {y, hn, cn, save ? in.empty(tape_sizes(in, recompute)) : at::Tensor()};
 }
 
 template <class T>
@@ -55,14 +80,12 @@ Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompu
     ForwardArgs<T>& args = layer.forward[d];
     args.shape = shape_of(in, d);
     args.weights = weights_of<T>(in, d);
-    args.x = {in.x.const_data_ptr<T>(), in.shape.input};
-    args.initial[0] = rows_of<T>(in.h0, d, in.shape.batch, in.shape.output);
-    args.initial[1] = rows_of<T>(in.c0, d, in.shape.batch, in.shape.hidden);
-    args.y = {out.y.mutable_data_ptr<T>() + d * in.shape.output, in.directions * in.shape.output};
-    args.final[0] = {out.hn.mutable_data_ptr<T>() + d * in.shape.batch * in.shape.output, in.shape.output};
-    if (out.cn.defined()) {
-      args.final[1] = {out.cn.mutable_data_ptr<T>() + d * in.shape.batch * in.shape.hidden, in.shape.hidden};
-    }
+    args.x = rows_of(in.x.const_data_ptr<T>(), in, in.shape.input);
+    args.y = rows_of(out.y.mutable_data_ptr<T>(), in, in.directions * in.shape.output, d * in.shape.output);
+    args.initial[0] = states_of(data_or_null<T>(in.h0), in, d, in.shape.output, true);
+    args.initial[1] = states_of(data_or_null<T>(in.c0), in, d, in.shape.hidden, true);
+    args.final[0] = states_of(mutable_data_or_null<T>(out.hn), in, d, in.shape.output, false);
+    args.final[1] = states_of(mutable_data_or_null<T>(out.cn), in, d, in.shape.hidden, false);
     args.tape = out.tape.defined() ? out.tape.mutable_data_ptr<T>() + d * out.tape.size(1) : nullptr;
     args.recompute = recompute;
   }
@@ -85,6 +108,7 @@ void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> 
 }
 
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute) {
+  if (const at::Tensor* dx = tensors.gradient(0)) clear_beyond(*dx, in);
   for_dtype(in.x, [&](auto type) {
     using T = decltype(type);
     const auto data = [&](int i) -> T* {
@@ -96,22 +120,24 @@ void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool reco
     layer.directions = in.directions;
     for (int d = 0; d < in.directions; ++d) {
       BackwardArgs<T>& args = layer.backward[d];
-      const Index stride = in.directions * in.shape.output;
+      const auto output_rows = [&](auto* of) {
+        return rows_of(of, in, in.directions * in.shape.output, d * in.shape.output);
+      };
       args.shape = shape_of(in, d);
       args.weights = weights_of<T>(in, d);
-      args.x = {in.x.const_data_ptr<T>(), in.shape.input};
-      args.initial[0] = rows_of<T>(in.h0, d, in.shape.batch, in.shape.output);
-      args.initial[1] = rows_of<T>(in.c0, d, in.shape.batch, in.shape.hidden);
-      args.y = {tensors.y.const_data_ptr<T>() + d * in.shape.output, stride};
+      args.x = rows_of(in.x.const_data_ptr<T>(), in, in.shape.input);
+      args.initial[0] = states_of(data_or_null<T>(in.h0), in, d, in.shape.output, true);
+      args.initial[1] = states_of(data_or_null<T>(in.c0), in, d, in.shape.hidden, true);
+      args.y = output_rows(tensors.y.const_data_ptr<T>());
       args.tape = tensors.tape.const_data_ptr<T>() + d * tape_size;
       args.recompute = recompute;
-      if (tensors.dy.defined()) args.dy = {tensors.dy.const_data_ptr<T>() + d * in.shape.output, stride};
-      args.dfinal[0] = rows_of<T>(tensors.dh, d, in.shape.batch, in.shape.output);
-      args.dfinal[1] = rows_of<T>(tensors.dc, d, in.shape.batch, in.shape.hidden);
-      args.dx = {data(0), in.shape.input};
+      args.dy = output_rows(data_or_null<T>(tensors.dy));
+      args.dfinal[0] = states_of(data_or_null<T>(tensors.dh), in, d, in.shape.output, false);
+      args.dfinal[1] = states_of(data_or_null<T>(tensors.dc), in, d, in.shape.hidden, false);
+      args.dx = rows_of(data(0), in, in.shape.input);
       args.accumulate_dx = d > 0;
-      args.dinitial[0] = data(1) ? data(1) + d * in.shape.batch * in.shape.output : nullptr;
-      args.dinitial[1] = data(2) ? data(2) + d * in.shape.batch * in.shape.hidden : nullptr;
+      args.dinitial[0] = states_of(data(1), in, d, in.shape.output, true);
+      args.dinitial[1] = states_of(data(2), in, d, in.shape.hidden, true);
       T** const slots[kSlots] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias,
                                  &args.dprojection};
       for (int slot = 0; slot < kSlots; ++slot) *slots[slot] = data(3 + d * kSlots + slot);

@@ -1,6 +1,9 @@
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/ge.h>
+#include <ATen/ops/masked_fill.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -74,6 +77,8 @@ struct Call {
     layer.input_weights = data(input_weights);
     layer.recurrent_weights = data(recurrent_weights);
     layer.projection = data(projection);
+    layer.lengths = in.lengths.defined() ? in.lengths.const_data_ptr<Index>() : nullptr;
+    layer.resets = in.resets.defined() ? in.resets.const_data_ptr<bool>() : nullptr;
     for (int d = 0; d < in.directions; ++d) {
       layer.input_bias[d] = data(in.weight(d, 2));
       layer.bias[d] = data(in.weight(d, 3));
@@ -109,6 +114,13 @@ struct Call {
     return mutable_data(tape);
   }
 };
+
+// The input without what lies beyond lengths, which backward multiplies by zeros: it may be no number.
+at::Tensor finite_input(const Inputs& in) {
+  if (!in.lengths.defined()) return in.x;
+  const at::Tensor steps = at::arange(in.shape.steps, in.lengths.options()).unsqueeze(1);
+  return in.x.masked_fill(steps.ge(in.lengths).unsqueeze(-1), 0);
+}
 
 }  // namespace
 
@@ -148,6 +160,8 @@ void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool reco
   const at::Tensor tape = aligned ? tensors.tape : tensors.tape.clone();
   cuda::BackwardLayer layer{};
   call.fill(layer, recompute);
+  const at::Tensor x = finite_input(in);
+  layer.x = data(x);
   layer.chunk_bytes = gpu::chunk_bytes();
   layer.h0 = data(in.h0);
   layer.c0 = data(c0);

@@ -13,22 +13,49 @@
 
 namespace rnnfused {
 
-Steps::Steps(const Arguments& a, const Form& form) {
-  if (!form.packed) {
-    steps = form.steps.expect_int();
-    batch = form.batch.expect_int();
-    offsets.reserve(size_t(steps) + 1);
-    for (Index t = 0; t <= steps; ++t) offsets.push_back(t * batch);
+namespace {
+
+// On the host, contiguous, whatever it was. A copy from a device waits for it.
+at::Tensor on_host(const at::Tensor& t, const char* name) {
+  if (!t.device().is_cpu()) return t.to(at::kCPU).contiguous();
+  check_memory(t, name);
+  return t.contiguous();
+}
+
+// A part of one of the caller's sequences, which the kernels run as one of theirs.
+struct Part {
+  Index sequence, place, steps;  // place: of its first row among the caller's
+  bool first, last;              // whether its ends are the sequence's, and no reset is there
+};
+
+}  // namespace
+
+Sequences::Sequences(const Arguments& a, const Form& form, bool on_device) {
+  if (form.order == RowOrder::packed) {
+    read_batch_sizes(a, form);
     return;
   }
-  TORCH_CHECK(a.batch_sizes->device().is_cpu(),
-              "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
-  check_memory(*a.batch_sizes, "batch_sizes");
-  const at::Tensor sizes = a.batch_sizes->contiguous();
+  callers_batch = form.batch.expect_int();
+  const bool masked = on_device && form.padded();
+  if ((a.layout.lengths || a.layout.resets) && !masked) {
+    place(a, form);
+    return;
+  }
+  steps = form.steps.expect_int();
+  batch = callers_batch;
+  offsets.reserve(size_t(steps) + 1);
+  for (Index t = 0; t <= steps; ++t) offsets.push_back(t * batch);
+}
+
+void Sequences::read_batch_sizes(const Arguments& a, const Form& form) {
+  const at::Tensor& given = *a.layout.batch_sizes;
+  TORCH_CHECK(given.device().is_cpu(), "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
+  check_memory(given, "batch_sizes");
+  const at::Tensor sizes = given.contiguous();
   const Index* n = sizes.const_data_ptr<Index>();
   steps = sizes.numel();
   TORCH_CHECK(steps > 0, "batch_sizes: expected at least one step, got none");
-  batch = n[0];
+  batch = callers_batch = n[0];
   offsets.reserve(size_t(steps) + 1);
   offsets.push_back(0);
   for (Index t = 0; t < steps; ++t) {
@@ -43,6 +70,67 @@ Steps::Steps(const Arguments& a, const Form& form) {
   refuse_state(a.options, 0, expected, a.hx[0].sym_sizes());
 }
 
+void Sequences::place(const Arguments& a, const Form& form) {
+  const Index rows = form.rows.expect_int(), most = form.steps.expect_int(), B = callers_batch;
+  const bool concatenated = form.order == RowOrder::concatenated;
+  const bool by_sequence = concatenated || (form.batched && a.options.batch_first);
+  at::Tensor lengths, resets;
+  if (a.layout.lengths) lengths = on_host(*a.layout.lengths, "lengths").to(at::kLong);
+  if (a.layout.resets) resets = on_host(*a.layout.resets, "resets");
+  const Index* const n = lengths.defined() ? lengths.const_data_ptr<Index>() : nullptr;
+  const bool* const reset = resets.defined() ? resets.const_data_ptr<bool>() : nullptr;
+  // From a step of a sequence to the next.
+  const Index stride = by_sequence ? 1 : B;
+
+  std::vector<Part> parts;
+  parts.reserve(size_t(B));
+  Index start = 0;  // of the sequence's rows
+  for (Index b = 0; b < B; ++b) {
+    const Index length = n ? n[b] : most;
+    TORCH_CHECK(length >= 0 && length <= most, "lengths: expected lengths from 0 to ", most, ", got ",
+                length);
+    if (!concatenated) start = by_sequence ? b * most : b;
+    TORCH_CHECK(!concatenated || start + length <= rows, "lengths: expected a sum of ", rows,
+                " (the rows of input), got more");
+    if (length == 0) empty.push_back(b);
+    for (Index t = 0; t < length;) {
+      Index end = t + 1;
+      while (end < length && !(reset && reset[start + end * stride])) ++end;
+      parts.push_back({b, start + t * stride, end - t, t == 0 && !(reset && reset[start]), end == length});
+      t = end;
+    }
+    if (!concatenated) {
+      for (Index t = length; t < most; ++t) beyond.push_back(start + t * stride);
+    } else {
+      start += length;
+    }
+  }
+  TORCH_CHECK(!concatenated || start == rows, "lengths: expected a sum of ", rows,
+              " (the rows of input), got ", start);
+  std::stable_sort(parts.begin(), parts.end(),
+                   [](const Part& x, const Part& y) { return x.steps > y.steps; });
+
+  batch = Index(parts.size());
+  steps = batch > 0 ? parts[0].steps : 1;
+  const bool whole = batch == B && std::all_of(parts.begin(), parts.end(), [&](const Part& part) {
+                       return part.steps == most && part.first && part.last;
+                     });
+  placed = by_sequence || !whole;
+  offsets.reserve(size_t(steps) + 1);
+  places.reserve(size_t(rows) - beyond.size());
+  for (Index t = 0, active = batch; t < steps; ++t) {
+    offsets.push_back(Index(places.size()));
+    while (active > 0 && parts[size_t(active) - 1].steps <= t) --active;
+    for (Index i = 0; i < active; ++i) places.push_back(parts[size_t(i)].place + t * stride);
+  }
+  offsets.push_back(Index(places.size()));
+  for (const Part& part : parts) {
+    const Index first = part.first ? part.sequence : -1, last = part.last ? part.sequence : -1;
+    initial[0].push_back(first), final[0].push_back(last);
+    initial[1].push_back(last), final[1].push_back(first);
+  }
+}
+
 at::Tensor dense(const at::Tensor& t, const char* name, bool on_gpu) {
   check_memory(t, name);
   const at::Tensor plain = (t.is_neg() ? t.resolve_neg() : t).contiguous();
@@ -50,21 +138,27 @@ at::Tensor dense(const at::Tensor& t, const char* name, bool on_gpu) {
   return on_gpu || compute_type(type) == type ? plain : plain.to(compute_type(type));
 }
 
-Inputs::Inputs(const Arguments& a, const Form& form, const Steps& steps, int64_t index,
+Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Sequences> of, int64_t index,
                const at::Tensor& input)
     : cell(a.options.cell),
       info(a.options.info),
       on_gpu(gpu::serves(a.input.device())),
       directions(a.options.directions),
-      offsets(steps.offsets) {
+      sequences(std::move(of)),
+      rows(form.rows.expect_int()) {
   shape = {};
-  shape.steps = steps.steps;
-  shape.batch = steps.batch;
+  shape.steps = sequences->steps;
+  shape.batch = sequences->batch;
   shape.input = index ? directions * form.output : form.input;
   shape.hidden = form.hidden;
   shape.output = form.output;
-  shape.offsets = offsets.data();
+  shape.offsets = sequences->offsets.data();
   x = dense(input, "input", on_gpu);
+  if (on_gpu && form.padded()) {
+    const bool by_sequence = a.options.batch_first && form.batched;
+    if (a.layout.lengths) lengths = a.layout.lengths->to(x.options().dtype(at::kLong)).contiguous();
+    if (a.layout.resets) resets = (by_sequence ? a.layout.resets->t() : *a.layout.resets).contiguous();
+  }
   const auto state = [&](int s, const char* name) {
     if (a.hx.empty()) return on_gpu ? at::zeros(state_sizes(s), x.options()) : at::Tensor();
     const at::Tensor& all = a.hx[size_t(s)];
@@ -108,7 +202,7 @@ at::DimVector Inputs::output_sizes() const {
 }
 
 at::DimVector Inputs::state_sizes(int state) const {
-  return {directions, shape.batch, state == 0 ? shape.output : shape.hidden};
+  return {directions, sequences->callers_batch, state == 0 ? shape.output : shape.hidden};
 }
 
 }  // namespace rnnfused

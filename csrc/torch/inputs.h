@@ -3,6 +3,7 @@
 
 #include <ATen/DimVector.h>
 
+#include <memory>
 #include <vector>
 
 #include "core/sequence.h"
@@ -10,12 +11,32 @@
 
 namespace rnnfused {
 
-// Where a sequence's steps are among its rows; throws RuntimeError for batch_sizes that make no sequence.
-struct Steps {
+// The sequences that the kernels run, longest first, and where each of their rows is among the caller's.
+//
+// What lies so already is not placed: padded input all of whose sequences have every step, and packed rows.
+// Otherwise a sequence of the caller's is as many of the kernels' as resets cut it into: each begins with the
+// initial state or with zeros, and ends with the final state or with one that nobody asked for. Those without
+// a step are left out: their states go straight through.
+struct Sequences {
   Index steps, batch;
   std::vector<Index> offsets;  // [T + 1]
 
-  Steps(const Arguments& arguments, const Form& form);
+  bool placed = false;        // and if so:
+  std::vector<Index> places;  // of every row
+  std::vector<Index> beyond;  // the caller's rows that are in no sequence
+  // Of each sequence in each direction, the caller's sequence whose initial and final state are its own; -1
+  // for none.
+  std::vector<Index> initial[kMaxDirections], final[kMaxDirections];
+  std::vector<Index> empty;  // the caller's sequences without a step
+  Index callers_batch;
+
+  // `on_device`: lengths and resets are the kernels' business, and are not read here. Throws RuntimeError for
+  // batch_sizes and lengths that make no sequences.
+  Sequences(const Arguments& arguments, const Form& form, bool on_device);
+
+ private:
+  void read_batch_sizes(const Arguments& arguments, const Form& form);
+  void place(const Arguments& arguments, const Form& form);
 };
 
 // A tensor as the kernels of a back end read it: in memory as it looks, without strides and without torch's
@@ -27,14 +48,18 @@ struct Inputs {
   CellInfo info;
   bool on_gpu;  // which back end runs the call
   int directions;
-  at::Tensor x, h0, c0;             // [T, B, I] or packed rows; h0 and c0 may be undefined: zeros
+  at::Tensor x, h0, c0;             // [T, B, I] or rows; h0 and c0 may be undefined: zeros
   std::vector<at::Tensor> weights;  // [directions * kSlots], undefined where absent
-  std::vector<Index> offsets;
+  std::shared_ptr<const Sequences> sequences;
   SequenceShape shape;
+  Index rows;  // the caller's
+  // On a GPU, where rows are masked in place: [B] int64 and [T, B], or undefined.
+  at::Tensor lengths, resets;
 
-  // The layer `index` of the arguments, which were checked, on the input x, laid out by steps.
-  Inputs(const Arguments& arguments, const Form& form, const Steps& steps, int64_t index,
-         const at::Tensor& x);
+  // The layer `index` of the arguments, which were checked, on the input x: laid out by steps, or where
+  // sequences are placed as the caller gave it.
+  Inputs(const Arguments& arguments, const Form& form, std::shared_ptr<const Sequences> sequences,
+         int64_t index, const at::Tensor& x);
 
   const at::Tensor& weight(int direction, int slot) const {
     return weights[size_t(direction * kSlots + slot)];

@@ -14,9 +14,9 @@
 namespace rnnfused {
 namespace {
 
-Arguments arguments(const at::Tensor& input, at::TensorList hx, at::TensorList params,
-                    const std::optional<at::Tensor>& batch_sizes, std::string_view layer) {
-  return {layer_options(layer), input, hx, params, batch_sizes};
+Arguments arguments(const at::Tensor& input, at::TensorList hx, at::TensorList params, const Layout& layout,
+                    std::string_view layer) {
+  return {layer_options(layer), input, hx, params, layout};
 }
 
 // What is not there, or is a zero that torch has not written out, is undefined: the kernels take it for
@@ -29,60 +29,65 @@ Tensors given(const OptionalList& list) {
 }
 
 Tensors recurrent_kernel(const at::Tensor& input, at::TensorList hx, at::TensorList params,
-                         const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save) {
-  return recurrent(arguments(input, hx, params, batch_sizes, layer), save);
+                         const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                         const OptionalTensor& resets, std::string_view layer, bool save) {
+  return recurrent(arguments(input, hx, params, {batch_sizes, lengths, resets}, layer), save);
 }
 
 Tensors backward_kernel(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
-                        at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
-                        const at::Tensor& output, const at::Tensor& tape, std::string_view layer,
-                        at::IntArrayRef wanted) {
-  return recurrent_backward(arguments(input, hx, params, batch_sizes, layer), given(grads), {output, tape},
-                            wanted);
+                        at::TensorList params, const OptionalTensor& batch_sizes,
+                        const OptionalTensor& lengths, const OptionalTensor& resets, const at::Tensor& output,
+                        const at::Tensor& tape, std::string_view layer, at::IntArrayRef wanted) {
+  return recurrent_backward(arguments(input, hx, params, {batch_sizes, lengths, resets}, layer), given(grads),
+                            {output, tape}, wanted);
 }
 
 Tensors tangent_kernel(const OptionalList& tangents, const OptionalList& grads,
                        const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
-                       at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
-                       const at::Tensor& output, std::string_view layer, bool outputs,
-                       at::IntArrayRef wanted) {
+                       at::TensorList params, const OptionalTensor& batch_sizes,
+                       const OptionalTensor& lengths, const OptionalTensor& resets, const at::Tensor& output,
+                       std::string_view layer, bool outputs, at::IntArrayRef wanted) {
   const Tensors along = given(tangents), outer = given(grads), outer_tangents = given(grad_tangents);
-  return recurrent_tangent(arguments(input, hx, params, batch_sizes, layer), {along, outer, outer_tangents},
-                           output, outputs, wanted);
+  return recurrent_tangent(arguments(input, hx, params, {batch_sizes, lengths, resets}, layer),
+                           {along, outer, outer_tangents}, output, outputs, wanted);
 }
 
 Tensors gate_gradients_kernel(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
-                              at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
+                              at::TensorList params, const OptionalTensor& batch_sizes,
+                              const OptionalTensor& lengths, const OptionalTensor& resets,
                               const at::Tensor& output, std::string_view layer) {
-  return recurrent_gate_gradients(arguments(input, hx, params, batch_sizes, layer), given(grads), output);
+  return recurrent_gate_gradients(arguments(input, hx, params, {batch_sizes, lengths, resets}, layer),
+                                  given(grads), output);
 }
 
 // ---- Tensors without memory: sizes alone
 
 // The arguments of such a call: one tensor without memory among others that have it decides nothing.
 Arguments bare_arguments(const at::Tensor& input, at::TensorList hx, at::TensorList params,
-                         const std::optional<at::Tensor>& batch_sizes, std::string_view layer) {
+                         const Layout& layout, std::string_view layer) {
   TORCH_CHECK(input.device().is_meta(),
               "Expected all tensors to be on the same device, but found at least two devices, meta and ",
               input.device());
-  return arguments(input, hx, params, batch_sizes, layer);
+  return arguments(input, hx, params, layout, layer);
 }
 
 // Laid out as the kernels lay out a sequence.
 at::Tensor empty_sequence(const LayerOptions& o, const Form& form, c10::SymDimVector sizes,
                           const at::TensorOptions& options) {
-  if (!o.batch_first || form.packed || !form.batched) return at::empty_symint(sizes, options);
+  if (!o.batch_first || !form.padded() || !form.batched || form.masked)
+    return at::empty_symint(sizes, options);
   std::swap(sizes[0], sizes[1]);
   return at::empty_symint(sizes, options).transpose(0, 1);
 }
 
 Tensors recurrent_meta(const at::Tensor& input, at::TensorList hx, at::TensorList params,
-                       const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save) {
-  const Arguments a = bare_arguments(input, hx, params, batch_sizes, layer);
+                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                       const OptionalTensor& resets, std::string_view layer, bool save) {
+  const Arguments a = bare_arguments(input, hx, params, {batch_sizes, lengths, resets}, layer);
   const Form form = check(a);
   TORCH_CHECK_VALUE(!save || a.options.layers == 1, "save: expected one layer, got ", a.options.layers);
   TORCH_CHECK(
-      !form.packed || !hx.empty(),
+      !batch_sizes || !hx.empty(),
       "hx: expected initial states with packed rows, since batch_sizes, which tells the batch, has no "
       "memory here");
   const at::TensorOptions options = input.options().dtype(state_type(a));
@@ -100,9 +105,10 @@ Tensors recurrent_meta(const at::Tensor& input, at::TensorList hx, at::TensorLis
 }
 
 Tensors backward_meta(const OptionalList&, const at::Tensor& input, at::TensorList hx, at::TensorList params,
-                      const std::optional<at::Tensor>& batch_sizes, const at::Tensor&, const at::Tensor&,
+                      const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                      const OptionalTensor& resets, const at::Tensor&, const at::Tensor&,
                       std::string_view layer, at::IntArrayRef wanted) {
-  const Arguments a = bare_arguments(input, hx, params, batch_sizes, layer);
+  const Arguments a = bare_arguments(input, hx, params, {batch_sizes, lengths, resets}, layer);
   const Form form = check(a);
   Tensors results;
   for (const int64_t index : wanted) {
@@ -121,20 +127,22 @@ Tensors backward_meta(const OptionalList&, const at::Tensor& input, at::TensorLi
 }
 
 Tensors tangent_meta(const OptionalList&, const OptionalList&, const OptionalList&, const at::Tensor& input,
-                     at::TensorList hx, at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
-                     const at::Tensor& output, std::string_view layer, bool outputs, at::IntArrayRef wanted) {
+                     at::TensorList hx, at::TensorList params, const OptionalTensor& batch_sizes,
+                     const OptionalTensor& lengths, const OptionalTensor& resets, const at::Tensor& output,
+                     std::string_view layer, bool outputs, at::IntArrayRef wanted) {
   Tensors results;
-  if (outputs) results = recurrent_meta(input, hx, params, batch_sizes, layer, false);
-  for (at::Tensor& t :
-       backward_meta(OptionalList(), input, hx, params, batch_sizes, output, output, layer, wanted))
+  if (outputs) results = recurrent_meta(input, hx, params, batch_sizes, lengths, resets, layer, false);
+  for (at::Tensor& t : backward_meta(OptionalList(), input, hx, params, batch_sizes, lengths, resets, output,
+                                     output, layer, wanted))
     results.push_back(std::move(t));
   return results;
 }
 
 Tensors gate_gradients_meta(const OptionalList&, const at::Tensor& input, at::TensorList hx,
-                            at::TensorList params, const std::optional<at::Tensor>& batch_sizes,
-                            const at::Tensor&, std::string_view layer) {
-  const Arguments a = bare_arguments(input, hx, params, batch_sizes, layer);
+                            at::TensorList params, const OptionalTensor& batch_sizes,
+                            const OptionalTensor& lengths, const OptionalTensor& resets, const at::Tensor&,
+                            std::string_view layer) {
+  const Arguments a = bare_arguments(input, hx, params, {batch_sizes, lengths, resets}, layer);
   const Form form = check(a);
   Tensors results;
   const auto give = [&](Index columns) {
@@ -230,7 +238,8 @@ Tensors cast(at::ScalarType type, at::TensorList tensors, c10::DeviceType device
 // that is packed or projected add to their states in the states' own type, in which they return them.
 template <c10::DeviceType device>
 Tensors recurrent_autocast(const at::Tensor& input, at::TensorList hx, at::TensorList params,
-                           const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save) {
+                           const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                           const OptionalTensor& resets, std::string_view layer, bool save) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
   const at::ScalarType type = at::autocast::get_autocast_dtype(device);
@@ -241,7 +250,7 @@ Tensors recurrent_autocast(const at::Tensor& input, at::TensorList hx, at::Tenso
                     compute_type(type) == at::kFloat;
   Tensors results = call_recurrent(at::autocast::cached_cast(type, input, device),
                                    cast(wide ? at::kFloat : type, hx, device), cast(type, params, device),
-                                   batch_sizes, layer, save);
+                                   {batch_sizes, lengths, resets}, layer, save);
   if (!wide) return results;
   for (size_t i = 0; i < o.outputs(); ++i) {
     // What comes from a product, as a projected h, is cast.
@@ -272,38 +281,21 @@ void add_uncast(torch::Library& m) {
 // derivatives it is what backward's own backward computes, too.
 TORCH_LIBRARY(rnnfused, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  m.def(
-      "recurrent(Tensor input, Tensor[] hx, Tensor[] params, Tensor? batch_sizes, str layer, bool save) -> "
-      "Tensor[]",
-      tags);
-  m.def(
-      "recurrent_backward(Tensor?[] grads, Tensor input, Tensor[] hx, Tensor[] params, Tensor? batch_sizes, "
-      "Tensor output, Tensor tape, str layer, int[] wanted) -> Tensor[]",
-      tags);
-  m.def(
-      "recurrent_tangent(Tensor?[] tangents, Tensor?[] grads, Tensor?[] grad_tangents, Tensor input, "
-      "Tensor[] "
-      "hx, Tensor[] params, Tensor? batch_sizes, Tensor output, str layer, bool outputs, int[] wanted) -> "
-      "Tensor[]",
-      tags);
+  const std::string of_layer =
+      "Tensor input, Tensor[] hx, Tensor[] params, Tensor? batch_sizes, Tensor? lengths, Tensor? resets";
+  const std::string along = "Tensor?[] tangents, Tensor?[] grads, Tensor?[] grad_tangents, ";
+  const std::string of_tangent = along + of_layer + ", Tensor output, str layer, bool outputs, int[] wanted";
+  const auto define = [&](const std::string& name, const std::string& arguments) {
+    m.def(torch::schema((name + "(" + arguments + ") -> Tensor[]").c_str()), tags);
+  };
+  define("recurrent", of_layer + ", str layer, bool save");
+  define("recurrent_backward",
+         "Tensor?[] grads, " + of_layer + ", Tensor output, Tensor tape, str layer, int[] wanted");
+  define("recurrent_tangent", of_tangent);
   // The same in torch's operations, and its derivatives: rnnfused/_ops.py.
-  m.def(
-      "recurrent_tangent_decomposed(Tensor?[] tangents, Tensor?[] grads, Tensor?[] grad_tangents, Tensor "
-      "input, "
-      "Tensor[] hx, Tensor[] params, Tensor? batch_sizes, Tensor output, str layer, bool outputs, int[] "
-      "wanted) "
-      "-> Tensor[]",
-      tags);
-  m.def(
-      "recurrent_tangent_backward(Tensor?[] outer, Tensor?[] tangents, Tensor?[] grads, Tensor?[] "
-      "grad_tangents, Tensor input, Tensor[] hx, Tensor[] params, Tensor? batch_sizes, Tensor output, str "
-      "layer, "
-      "bool outputs, int[] wanted, int[] needed) -> Tensor[]",
-      tags);
-  m.def(
-      "recurrent_gate_gradients(Tensor?[] grads, Tensor input, Tensor[] hx, Tensor[] params, Tensor? "
-      "batch_sizes, Tensor output, str layer) -> Tensor[]",
-      tags);
+  define("recurrent_tangent_decomposed", of_tangent);
+  define("recurrent_tangent_backward", "Tensor?[] outer, " + of_tangent + ", int[] needed");
+  define("recurrent_gate_gradients", "Tensor?[] grads, " + of_layer + ", Tensor output, str layer");
 }
 
 // Everything but derivatives of third order, which only Python has (rnnfused/_ops.py).

@@ -9,6 +9,8 @@
 
 #include "cpu/dispatch.h"
 #include "torch/backends.h"
+#include "torch/gathered.h"
+#include "torch/gpu.h"
 #include "torch/memory.h"
 #include "torch/tangents.h"
 
@@ -16,20 +18,26 @@ namespace rnnfused {
 
 namespace {
 
+std::shared_ptr<const Sequences> sequences_of(const Arguments& a, const Form& form, bool on_device = false) {
+  return std::make_shared<const Sequences>(a, form, on_device);
+}
+
 // From the caller's order of steps and batch to the kernels', or back.
 struct Order {
-  bool transposed;
+  bool transposed, masked;
 
-  Order(const Arguments& a, const Form& form)
-      : transposed(a.options.batch_first && form.batched && !form.packed) {}
+  Order(const Arguments& a, const Form& form, bool placed = false)
+      : transposed(a.options.batch_first && form.batched && form.padded() && !placed), masked(form.masked) {}
   at::Tensor operator()(const at::Tensor& t) const { return transposed ? t.transpose(0, 1) : t; }
+  // Of a result.
+  at::Tensor back(const at::Tensor& t) const { return masked ? (*this)(t).contiguous() : (*this)(t); }
 };
 
 // Of final states, as the caller counts their dimensions.
-at::DimVector final_sizes(const Arguments& a, const Form& form, const Steps& steps, int state) {
+at::DimVector final_sizes(const Arguments& a, const Form& form, const Sequences& sequences, int state) {
   at::DimVector sizes;
   if (!a.options.step) sizes.push_back(a.options.layers * a.options.directions);
-  if (form.batched) sizes.push_back(steps.batch);
+  if (form.batched) sizes.push_back(sequences.callers_batch);
   sizes.push_back(state == 0 ? form.output : form.hidden);
   return sizes;
 }
@@ -52,27 +60,129 @@ size_t place_of(const Arguments& a, int64_t index) {
   return size_t(3 + param / each * kSlots + (is_projection ? kSlots - 1 : place));
 }
 
+// ---- Placed sequences, for what knows no places: the same call on packed rows
+
+// Something of a call's states, with a batch dimension and with all layers and directions in the first.
+at::Tensor by_part(const Arguments& a, const Sequences& sequences, const at::Tensor& states) {
+  return states.defined() ? states.reshape({a.options.layers * a.options.directions, sequences.callers_batch,
+                                            states.size(-1)})
+                          : states;
+}
+
+// The call's arguments in this form, and what it gives in the caller's.
+class PackedCall {
+ public:
+  PackedCall(const Arguments& a, const Form& form, const Sequences& sequences)
+      : a_(a), form_(form), sequences_(sequences), gathered_(sequences, a.input.device()) {
+    input_ = gathered_.rows(a.input);
+    hx_ = initial(a.hx);
+  }
+
+  Arguments arguments() const { return {a_.options, input_, hx_, a_.params, {gathered_.batch_sizes()}}; }
+
+  at::Tensor rows(const at::Tensor& t) const { return gathered_.rows(t); }
+  Tensors initial(at::TensorList states) const {
+    Tensors all;
+    for (const at::Tensor& t : states)
+      all.push_back(gathered_.initial(by_part(a_, sequences_, t), a_.options.directions));
+    return all;
+  }
+  // What is shaped as the input, hx and params.
+  Tensors inputs(at::TensorList all) const {
+    Tensors found{rows(all[0])};
+    for (const at::Tensor& t : initial(all.slice(1, a_.hx.size()))) found.push_back(t);
+    for (const at::Tensor& t : all.slice(1 + a_.hx.size())) found.push_back(t);
+    return found;
+  }
+  // What is shaped as the outputs; none stays none.
+  Tensors outputs(at::TensorList all) const {
+    Tensors found;
+    for (size_t i = 0; i < all.size(); ++i) {
+      found.push_back(i == 0 ? rows(all[i])
+                             : gathered_.final(by_part(a_, sequences_, all[i]), a_.options.directions));
+    }
+    return found;
+  }
+
+  // Of one output; states that go straight through are those of `through`.
+  at::Tensor output_back(const at::Tensor& t, size_t index, const at::Tensor& through) const {
+    if (index == 0) {
+      at::DimVector sizes(a_.input.sizes());
+      sizes.back() = t.size(-1);
+      return gathered_.rows_back(t, sizes);
+    }
+    return gathered_.final_back(t, a_.options.directions, by_part(a_, sequences_, through))
+        .reshape(final_sizes(a_, form_, sequences_, int(index) - 1));
+  }
+  // Of something shaped as one of the inputs.
+  at::Tensor input_back(const at::Tensor& t, int64_t index, const at::Tensor& through) const {
+    if (index == 0) return gathered_.rows_back(t, a_.input.sizes());
+    if (size_t(index) > a_.hx.size()) return t;
+    return gathered_.initial_back(t, a_.options.directions, by_part(a_, sequences_, through))
+        .reshape(a_.hx[size_t(index) - 1].sizes());
+  }
+  // Of what has a row for each of the caller's, by steps.
+  at::Tensor rows_back_by_steps(const at::Tensor& t) const {
+    at::DimVector sizes(a_.input.sizes());
+    sizes.back() = t.size(-1);
+    return Order(a_, form_)(gathered_.rows_back(t, sizes)).reshape({-1, t.size(-1)});
+  }
+
+ private:
+  const Arguments& a_;
+  const Form& form_;
+  const Sequences& sequences_;
+  Gathered gathered_;
+  at::Tensor input_;
+  Tensors hx_;
+};
+
+// Of tensors for each state, or of none.
+at::Tensor of_state(at::TensorList all, size_t index) {
+  return index < all.size() ? all[index] : at::Tensor();
+}
+
+// States that go straight through sequences without a step; every other sequence has its own written.
+void pass_through(const Arguments& a, const Sequences& sequences, const at::Tensor& out,
+                  const at::Tensor& from) {
+  if (!sequences.placed || !out.defined()) return;
+  out.zero_();
+  if (!from.defined()) return;
+  const at::Tensor to = by_part(a, sequences, out), of = by_part(a, sequences, from);
+  for (const Index b : sequences.empty) to.select(1, b).copy_(of.select(1, b));
+}
+
 Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
   const LayerOptions& o = a.options;
   const Form form = check(a);
   TORCH_CHECK_VALUE(!save || o.layers == 1, "save: expected one layer, got ", o.layers);
-  const Steps steps(a, form);
-  const Order order(a, form);
+  const bool on_gpu = gpu::serves(a.input.device());
+  const auto sequences = sequences_of(a, form, on_gpu);
+  if (sequences->placed && on_gpu) {
+    const PackedCall call(a, form, *sequences);
+    Tensors results = run_forward(call.arguments(), save, packed);
+    for (size_t i = 0; i < o.outputs(); ++i)
+      results[i] = call.output_back(results[i], i, i > 0 ? of_state(a.hx, i - 1) : at::Tensor());
+    return results;
+  }
+  const Order order(a, form, sequences->placed);
   at::Tensor x = order(a.input), hn, cn;
   std::vector<Inputs> stack;
   std::vector<ForwardTensors> out;
   stack.reserve(size_t(o.layers));
   out.reserve(size_t(o.layers));
   for (int64_t l = 0; l < o.layers; ++l) {
-    stack.emplace_back(a, form, steps, l, x);
+    stack.emplace_back(a, form, sequences, l, x);
     const Inputs& in = stack.back();
     TORCH_CHECK(!(packed && in.on_gpu), "input: expected a tensor on the CPU, got ", x.device());
     if (in.on_gpu) {
       out.push_back(forward_on_gpu(in, save, o.recompute));
     } else {
       if (l == 0) {
-        hn = in.empty(final_sizes(a, form, steps, 0));
-        if (o.states() > 1) cn = in.empty(final_sizes(a, form, steps, 1));
+        hn = in.empty(final_sizes(a, form, *sequences, 0));
+        if (o.states() > 1) cn = in.empty(final_sizes(a, form, *sequences, 1));
+        pass_through(a, *sequences, hn, of_state(a.hx, 0));
+        pass_through(a, *sequences, cn, of_state(a.hx, 1));
       }
       out.push_back(outputs_on_cpu(in, part_of(hn, o, l), part_of(cn, o, l), save, o.recompute));
     }
@@ -82,7 +192,7 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
     const auto finals = [&](at::Tensor ForwardTensors::* state, int index) {
       Tensors parts;
       for (const ForwardTensors& one : out) parts.push_back(one.*state);
-      return (o.layers == 1 ? parts[0] : at::cat(parts)).view(final_sizes(a, form, steps, index));
+      return (o.layers == 1 ? parts[0] : at::cat(parts)).view(final_sizes(a, form, *sequences, index));
     };
     hn = finals(&ForwardTensors::hn, 0);
     if (o.states() > 1) cn = finals(&ForwardTensors::cn, 1);
@@ -92,7 +202,7 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
   const at::ScalarType type = state_type(a);
   Tensors results;
   results.reserve(4);
-  if (!o.step) results.push_back(as(order(out.back().y), type));
+  if (!o.step) results.push_back(as(order.back(out.back().y), type));
   results.push_back(as(hn, type));
   if (o.states() > 1) results.push_back(as(cn, type));
   if (save) results.push_back(out[0].tape);
@@ -104,9 +214,18 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
   const Form form = check(a);
   TORCH_CHECK_VALUE(o.layers == 1, "layer: expected one layer, got ", o.layers);
   TORCH_CHECK(outer.size() == o.outputs(), "grads: expected ", o.outputs(), " entries, got ", outer.size());
-  const Steps steps(a, form);
-  const Order order(a, form);
-  const Inputs in(a, form, steps, 0, order(a.input));
+  const bool on_gpu = gpu::serves(a.input.device());
+  const auto sequences = sequences_of(a, form, on_gpu);
+  if (sequences->placed && on_gpu) {
+    const PackedCall call(a, form, *sequences);
+    Tensors results =
+        run_backward(call.arguments(), call.outputs(outer), {call.rows(kept.output), kept.tape}, wanted);
+    for (size_t i = 0; i < wanted.size(); ++i)
+      results[i] = call.input_back(results[i], wanted[i], of_state(outer, size_t(wanted[i])));
+    return results;
+  }
+  const Order order(a, form, sequences->placed);
+  const Inputs in(a, form, sequences, 0, order(a.input));
   std::vector<c10::SymDimVector> sizes = output_sizes(a, form);
   const at::ScalarType type = state_type(a);
   const auto read = [&](const at::Tensor& t, const char* name, size_t index, bool is_sequence) {
@@ -115,8 +234,8 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
     return dense(is_sequence ? order(t) : t, name, in.on_gpu);
   };
   const size_t first_state = o.step ? 0 : 1;
-  if (form.packed && a.hx.empty()) {
-    for (size_t s = first_state; s < sizes.size(); ++s) sizes[s][1] = steps.batch;
+  if (form.order == RowOrder::packed && a.hx.empty()) {
+    for (size_t s = first_state; s < sizes.size(); ++s) sizes[s][1] = sequences->callers_batch;
   }
   TORCH_CHECK(kept.output.defined(), "output: expected a tensor, got none");
   const at::ScalarType computed = compute_type(a.input.scalar_type());
@@ -141,6 +260,7 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
     gradients[place] = in.empty(place == 0 ? in.x.sizes()
                                 : is_state ? a.hx[place - 1].sizes()
                                            : in.weights[place - 3].sizes());
+    if (is_state) pass_through(a, *sequences, *gradients[place], place == 1 ? tensors.dh : tensors.dc);
   }
   in.on_gpu ? backward_on_gpu(in, tensors, o.recompute) : backward_on_cpu(in, tensors, o.recompute);
   Tensors results;
@@ -150,7 +270,7 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
     const bool is_again = std::find(places.begin(), place_at, place) != place_at;
     const at::Tensor found = is_again ? gradients[place]->clone() : *gradients[place];
     const bool is_state = place == 1 || place == 2;
-    results.push_back(as(place == 0 ? order(found) : found, is_state ? type : a.input.scalar_type()));
+    results.push_back(as(place == 0 ? order.back(found) : found, is_state ? type : a.input.scalar_type()));
   }
   return results;
 }
@@ -173,7 +293,7 @@ namespace {
 struct Canonical {
   const LayerOptions& options;
   Form form;
-  Steps steps;
+  std::shared_ptr<const Sequences> sequences;
   Order order;
   at::Tensor input;
   Tensors hx;
@@ -182,23 +302,24 @@ struct Canonical {
   explicit Canonical(const Arguments& a)
       : options(a.options),
         form(check(a)),
-        steps(a, form),
+        sequences(sequences_of(a, form)),
         order(a, form),
         input(sequence(a.input)),
         computed(compute_type(a.input.scalar_type())) {
     TORCH_CHECK_VALUE(options.layers == 1, "layer: expected one layer, got ", options.layers);
     for (const at::Tensor& state : a.hx) hx.push_back(states(state));
   }
+  Index batch() const { return sequences->callers_batch; }
 
   at::Tensor sequence(const at::Tensor& t) const {
-    if (!t.defined() || form.packed) return t;
-    return order(t).reshape({steps.steps, steps.batch, t.size(-1)});
+    if (!t.defined() || !form.padded()) return t;
+    return order(t).reshape({sequences->steps, batch(), t.size(-1)});
   }
   at::Tensor states(const at::Tensor& t) const {
-    return t.defined() ? t.reshape({options.directions, steps.batch, t.size(-1)}) : t;
+    return t.defined() ? t.reshape({options.directions, batch(), t.size(-1)}) : t;
   }
   Inputs inputs(const Arguments& a) const {
-    return Inputs({options, input, hx, a.params, a.batch_sizes}, form, steps, 0, input);
+    return Inputs({options, input, hx, a.params, a.layout}, form, sequences, 0, input);
   }
   // What a call is given of the outputs, in the type that is computed in.
   OutputTensors outputs(at::TensorList all, const char* name) const {
@@ -212,13 +333,36 @@ struct Canonical {
     if (options.states() > 1) out.cn = wide(states(all[first_state + 1]));
     return out;
   }
+  at::Tensor output(const at::Tensor& t) const {
+    return wide(options.step ? t.reshape({1, batch(), t.size(-1)}) : sequence(t));
+  }
   at::Tensor wide(const at::Tensor& t) const { return t.defined() ? as(t, computed) : t; }
 };
+
+Arguments without_layout(const Arguments& a) { return {a.options, a.input, a.hx, a.params, {}}; }
 
 }  // namespace
 
 Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Tensor& output, bool outputs,
                           at::IntArrayRef wanted) {
+  if (a.layout.lengths || a.layout.resets) {
+    const Form form = check(a);
+    const auto sequences = sequences_of(a, form);
+    if (!sequences->placed) return recurrent_tangent(without_layout(a), d, output, outputs, wanted);
+    const PackedCall call(a, form, *sequences);
+    const Tensors along = call.inputs(d.tangents), outer = call.outputs(d.outer),
+                  outer_tangents = call.outputs(d.outer_tangents);
+    Tensors results = recurrent_tangent(call.arguments(), {along, outer, outer_tangents}, call.rows(output),
+                                        outputs, wanted);
+    const size_t first = outputs ? a.options.outputs() : 0;
+    for (size_t i = 0; i < first; ++i)
+      results[i] = call.output_back(results[i], i, i > 0 && i <= a.hx.size() ? d.tangents[i] : at::Tensor());
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      at::Tensor& t = results[first + i];
+      t = call.input_back(t, wanted[i], of_state(d.outer_tangents, size_t(wanted[i])));
+    }
+    return results;
+  }
   const Canonical call(a);
   const size_t inputs = 1 + a.hx.size() + a.params.size(), weights = size_t(a.options.directions * kSlots);
   TORCH_CHECK(d.tangents.size() == inputs, "tangents: expected ", inputs, " entries, got ",
@@ -234,8 +378,7 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Ten
   Wanted is_wanted(3 + weights);
   for (const int64_t index : wanted) is_wanted[place_of(a, index)] = true;
   const Inputs in = call.inputs(a);
-  const at::Tensor y = call.wide(a.options.step ? output.reshape({1, call.steps.batch, output.size(-1)})
-                                                : call.sequence(output));
+  const at::Tensor y = call.output(output);
   const LayerTangents found =
       layer_tangents(in, y, call.outputs(d.outer, "grads"), call.outputs(d.outer_tangents, "grad_tangents"),
                      along, is_wanted);
@@ -254,8 +397,8 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Ten
   };
   if (outputs) {
     if (!a.options.step) give_sequence(found.outputs.y, output.sizes(), type);
-    give(found.outputs.hn, final_sizes(a, call.form, call.steps, 0), type);
-    if (a.options.states() > 1) give(found.outputs.cn, final_sizes(a, call.form, call.steps, 1), type);
+    give(found.outputs.hn, final_sizes(a, call.form, *call.sequences, 0), type);
+    if (a.options.states() > 1) give(found.outputs.cn, final_sizes(a, call.form, *call.sequences, 1), type);
   }
   for (const int64_t index : wanted) {
     const size_t place = place_of(a, index);
@@ -273,10 +416,18 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Ten
 }
 
 Tensors recurrent_gate_gradients(const Arguments& a, at::TensorList outer, const at::Tensor& output) {
+  if (a.layout.lengths || a.layout.resets) {
+    const Form form = check(a);
+    const auto sequences = sequences_of(a, form);
+    if (!sequences->placed) return recurrent_gate_gradients(without_layout(a), outer, output);
+    const PackedCall call(a, form, *sequences);
+    Tensors results = recurrent_gate_gradients(call.arguments(), call.outputs(outer), call.rows(output));
+    for (at::Tensor& t : results) t = call.rows_back_by_steps(t);
+    return results;
+  }
   const Canonical call(a);
   const Inputs in = call.inputs(a);
-  const at::Tensor y = call.wide(a.options.step ? output.reshape({1, call.steps.batch, output.size(-1)})
-                                                : call.sequence(output));
+  const at::Tensor y = call.output(output);
   const GateGradients found = gate_gradients(in, y, call.outputs(outer, "grads"));
   Tensors results;
   for (const GateGradients::Direction& d : found.directions) {
@@ -295,8 +446,8 @@ Tensors recurrent_gate_gradients(const Arguments& a, at::TensorList outer, const
 }
 
 void check_call(const std::string& layer, const at::Tensor& input, at::TensorList hx, at::TensorList params,
-                const std::optional<at::Tensor>& batch_sizes) {
-  check({layer_options(layer), input, hx, params, batch_sizes});
+                const Layout& layout) {
+  check({layer_options(layer), input, hx, params, layout});
 }
 
 std::vector<std::string> cell_names() {

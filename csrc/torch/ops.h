@@ -48,7 +48,7 @@ Tensors recurrent_gate_gradients(const Arguments& arguments, at::TensorList oute
 
 // Throws what the call would throw.
 RNNFUSED_API void check_call(const std::string& layer, const at::Tensor& input, at::TensorList hx,
-                             at::TensorList params, const std::optional<at::Tensor>& batch_sizes);
+                             at::TensorList params, const Layout& layout);
 
 // Which cells there are, which machine code runs, and how a layer would be run.
 RNNFUSED_API std::vector<std::string> cell_names();

@@ -24,9 +24,8 @@ void check_undifferentiated(const at::Tensor& t, const char* name) {
 Frozen::Frozen(const std::string& layer, Tensors params)
     : options_(layer_options(layer)), params_(std::move(params)) {}
 
-std::optional<Tensors> Frozen::forward(const at::Tensor& input, at::TensorList hx,
-                                       const std::optional<at::Tensor>& batch_sizes) {
-  const Arguments arguments{options_, input, hx, params_, batch_sizes};
+std::optional<Tensors> Frozen::forward(const at::Tensor& input, at::TensorList hx, const Layout& layout) {
+  const Arguments arguments{options_, input, hx, params_, layout};
   check_undifferentiated(input, "input");
   for (const at::Tensor& state : hx) check_undifferentiated(state, "hx");
   if (somebody_watches(arguments)) return std::nullopt;
@@ -42,16 +41,15 @@ Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx) {
   TORCH_CHECK(h.device().is_cpu(), "module: expected tensors on the CPU, got ", h.device());
   for (const at::Tensor& state : hx) TORCH_CHECK(state.is_contiguous(), "hx: expected contiguous tensors");
   at::Tensor x = at::empty({1, h.size(1), params[0].size(-1)}, h.options());
-  const std::optional<at::Tensor> padded;
-  const Arguments arguments{o, x, hx, params, padded};
+  const Arguments arguments{o, x, hx, params, {}};
   const Form form = check(arguments);
   TORCH_CHECK(compute_type(h.scalar_type()) == h.scalar_type(),
               "module: expected dtype float32 or float64, got ", h.scalar_type());
-  const Steps steps(arguments, form);
+  const auto sequences = std::make_shared<const Sequences>(arguments, form, /*on_device=*/false);
   at::Tensor below = x;
   layers_.reserve(size_t(o.layers));
   for (int64_t l = 0; l < o.layers; ++l) {
-    layers_.emplace_back(arguments, form, steps, l, below);
+    layers_.emplace_back(arguments, form, sequences, l, below);
     below = at::empty(layers_.back().output_sizes(), h.options());
     if (l + 1 < o.layers) outputs_.push_back(below);
   }

@@ -20,8 +20,7 @@ class RNNFUSED_API Frozen {
   // As the operator; nothing if something wants to see the call. Throws RuntimeError, too, for tensors on a
   // GPU, and for those through which a derivative is to be taken. Calls of several threads wait for each
   // other.
-  std::optional<Tensors> forward(const at::Tensor& input, at::TensorList hx,
-                                 const std::optional<at::Tensor>& batch_sizes);
+  std::optional<Tensors> forward(const at::Tensor& input, at::TensorList hx, const Layout& layout);
 
  private:
   std::mutex one_at_a_time_;

@@ -40,8 +40,10 @@ bool somebody_watches(const at::Tensor& t) {
 
 bool somebody_watches(const Arguments& a) {
   const auto is_odd = [](const at::Tensor& t) { return !is_plain(t); };
+  const auto layout = a.layout.all();
   return somebody_watches(a.input) || std::any_of(a.hx.begin(), a.hx.end(), is_odd) ||
-         std::any_of(a.params.begin(), a.params.end(), is_odd) || (a.batch_sizes && is_odd(*a.batch_sizes));
+         std::any_of(a.params.begin(), a.params.end(), is_odd) ||
+         std::any_of(layout.begin(), layout.end(), [&](const OptionalTensor& t) { return t && is_odd(*t); });
 }
 
 }  // namespace rnnfused

@@ -20,9 +20,11 @@ namespace {
 using Tensors = std::vector<at::Tensor>;
 
 // The operator's signature, as its schema has it: rnnfused::recurrent(Tensor input, Tensor[] hx,
-// Tensor[] params, Tensor? batch_sizes, str layer, bool save) -> Tensor[].
+// Tensor[] params, Tensor? batch_sizes, Tensor? lengths, Tensor? resets, str layer, bool save) -> Tensor[].
 using Recurrent = Tensors(const at::Tensor& input, at::TensorList hx, at::TensorList params,
-                          const std::optional<at::Tensor>& batch_sizes, std::string_view layer, bool save);
+                          const std::optional<at::Tensor>& batch_sizes,
+                          const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& resets,
+                          std::string_view layer, bool save);
 
 // A dictionary of lists of tensors that torch.save wrote.
 class Numbers {
@@ -66,8 +68,8 @@ bool run(const std::string& folder) {
   for (size_t i = 0; i < inputs.size(); ++i) {
     same &= compare("package", model.run({inputs[i]})[0], scores[i]);
     // No states: zeros. The layer's options are words; its results are the output, h_n and c_n.
-    const Tensors results =
-        recurrent.call(inputs[i], {}, params, std::nullopt, "lstm layers=2 bidirectional batch_first", false);
+    const Tensors results = recurrent.call(inputs[i], {}, params, std::nullopt, std::nullopt, std::nullopt,
+                                           "lstm layers=2 bidirectional batch_first", false);
     same &= compare("operator", results[0], outputs[i]);
   }
   return same;

@@ -301,7 +301,8 @@ class Run {
       for (int s = 0; s < p_.states; ++s) {
         args.initial[s] = initial(d, s);
         if (asked.dfinal) args.dfinal[s] = {p_.directions[size_t(d)].dfinal[s].data(), p_.units(s)};
-        args.dinitial[s] = output(asked.dinitial, named("dinitial", d, s), n.batch, p_.units(s));
+        args.dinitial[s] = {output(asked.dinitial, named("dinitial", d, s), n.batch, p_.units(s)),
+                            p_.units(s)};
       }
       args.dinput = output(asked.weights, named("dw_ih", d), gates, n.input);
       args.drecurrent = output(asked.weights, named("dw_hh", d), gates, n.output);

@@ -1,0 +1,76 @@
+"""What sequences with lengths and resets give, made of calls on one piece of one sequence each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnfused._layer import LayerConfig
+from rnnfused._ops import recurrent
+
+__all__ = ["pieces_of", "split_by_hand"]
+
+
+def pieces_of(length: int, resets: Sequence[bool]) -> list[tuple[int, int]]:
+    """First step and end of each piece into which a sequence is cut."""
+    cuts = [0, *(t for t in range(1, length) if resets[t]), length]
+    return [] if length == 0 else list(itertools.pairwise(cuts))
+
+
+def split_by_hand(
+    module: Any, x: Tensor, hx: Sequence[Tensor], lengths: Sequence[int], resets: Tensor
+) -> list[Tensor]:
+    """The output [T, B, D P] and the final states for x [T, B, I], resets [T, B]."""
+    layer: LayerConfig = module._config()
+    params = module._params()
+    each, directions = layer.params_each * layer.directions, layer.directions
+    sequences = [x[:length, b] for b, length in enumerate(lengths)]
+    finals = []
+    for index in range(layer.num_layers):
+        own = params[index * each : (index + 1) * each]
+        states = [s[index * directions : (index + 1) * directions] for s in hx]
+        results = [
+            _sequence(layer.single, sequence, [s[:, b] for s in states], own, resets[:, b].tolist())
+            for b, sequence in enumerate(sequences)
+        ]
+        sequences = [y for y, _ in results]
+        finals.append([torch.stack(parts, 1) for parts in zip(*(f for _, f in results), strict=True)])
+    output = torch.stack([torch.cat((y, y.new_zeros(len(x) - len(y), y.size(1)))) for y in sequences], 1)
+    return [output, *(torch.cat(parts) for parts in zip(*finals, strict=True))]
+
+
+def _sequence(
+    layer: LayerConfig,
+    x: Tensor,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+    resets: Sequence[bool],
+) -> tuple[Tensor, list[Tensor]]:
+    """Of one sequence [T, I] with states [D, units]."""
+    pieces = pieces_of(len(x), resets)
+    if not pieces:
+        return x.new_zeros(0, layer.directions * states[0].size(-1)), list(states)
+    batched = LayerConfig(layer.cell, 1, layer.bidirectional, False, layer.bias, layer.projected)
+    first, last = not resets[0], len(pieces) - 1
+    outputs, ends = [], []
+    for index, (start, end) in enumerate(pieces):
+        begins = [index == 0 and first, index == last][: layer.directions]
+        hx = [
+            torch.stack([s if begin else torch.zeros_like(s) for s, begin in zip(state, begins, strict=True)])
+            for state in states
+        ]
+        y, *final = recurrent(batched, x[start:end].unsqueeze(1), [s.unsqueeze(1) for s in hx], params)
+        outputs.append(y.squeeze(1))
+        ends.append([s.squeeze(1) for s in final])
+    # Forward ends at the end of the sequence, the backward direction at its beginning.
+    final = []
+    for k in range(len(states)):
+        parts = [ends[-1][k][0]]
+        if layer.bidirectional:
+            parts.append(ends[0][k][1] if first else torch.zeros_like(parts[0]))
+        final.append(torch.stack(parts))
+    return torch.cat(outputs), final

@@ -35,22 +35,42 @@ class Arena {
   Index used_ = 0;
 };
 
-// The batch shard [first, last) of every step, in the order in which a direction runs.
+// Some of a batch's sequences: `count` of them from `first` on, each `stride` after the one before it.
+struct Shard {
+  Index first, count, stride;
+};
+
+// The shard s of `shards` that share a batch. Where sequences end at different steps, each shard takes every
+// so many-th of them, so that all have as many rows at every step.
+inline Shard shard_of(const SequenceShape& shape, int shards, int s) {
+  if (shards > 1 && shape.active(shape.steps - 1) < shape.batch)
+    return {s, (shape.batch - s + shards - 1) / shards, shards};
+  const Range even = share(shape.batch, shards, s);
+  return {even.first, even.size(), 1};
+}
+
+// The sequences of a shard, in the order in which a direction runs.
 struct Stream {
   SequenceShape shape;
-  Index first, last;  // rows of the batch
+  Shard shard;
 
-  Index batch() const { return last - first; }
+  Stream(const SequenceShape& of, const Shard& some) : shape(of), shard(some) {}
+  explicit Stream(const SequenceShape& all) : Stream(all, {0, all.batch, 1}) {}
+
+  Index batch() const { return shard.count; }
+  // Which of the batch's sequences is the shard's b-th.
+  Index sequence(Index b) const { return shard.first + b * shard.stride; }
   // Steps in processing order: position s runs step(s).
   Index step(Index s) const { return shape.reverse ? shape.steps - 1 - s : s; }
-  // Rows of the shard that are active at position s; none before the first and after the last.
+  // Sequences of the shard that are active at position s; none before the first and after the last.
   Index active(Index s) const {
     if (s < 0 || s >= shape.steps) return 0;
-    const Index n = shape.active(step(s)) - first;
-    return n < 0 ? 0 : n < batch() ? n : batch();
+    const Index n = shape.active(step(s)) - shard.first;
+    const Index own = shard.stride == 1 ? n : (n + shard.stride - 1) / shard.stride;
+    return n < 0 ? 0 : own < batch() ? own : batch();
   }
   // Row b of the shard at position s, among all rows of the sequence.
-  Index row(Index s, Index b) const { return shape.offsets[step(s)] + first + b; }
+  Index row(Index s, Index b) const { return shape.offsets[step(s)] + sequence(b); }
   // The row before it in processing order, or -1 where row b of the shard starts at s.
   Index previous(Index s, Index b) const { return b < active(s - 1) ? row(s - 1, b) : -1; }
   // The row at which row b of the shard ends, or -1 if it is never active.

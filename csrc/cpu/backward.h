@@ -19,20 +19,16 @@ class BackwardStream {
 
  public:
   BackwardStream(const BackwardArgs<T>& args, const GateGradients<Cell, T>& out,
-                 const History<Cell, T>& history, Range rows, int member, int members, Arena& arena)
-      : args_(args),
-        out_(out),
-        history_(history),
-        stream_{args.shape, rows.first, rows.last},
-        tape_(tape_of<Cell>(args)) {
+                 const History<Cell, T>& history, const Shard& shard, int member, int members, Arena& arena)
+      : args_(args), out_(out), history_(history), stream_(args.shape, shard), tape_(tape_of<Cell>(args)) {
     const SequenceShape& shape = args.shape;
     outputs_units_ = padded<T>(shape.output);
-    carry_h_ = arena.take<T>(rows.size() * outputs_units_);
-    if (has_cell_state) carry_c_ = arena.take<T>(rows.size() * tape_.units);
+    carry_h_ = arena.take<T>(shard.count * outputs_units_);
+    if (has_cell_state) carry_c_ = arena.take<T>(shard.count * tape_.units);
     for (int m = 0; m < members; ++m) {
       const Range blocks = share(blocks_of<T>(shape.hidden), members, m);
       const Range outputs = share(blocks_of<T>(shape.output), members, m);
-      T* partial = arena.take<T>(rows.size() * kMaxWidth * L);
+      T* partial = arena.take<T>(shard.count * kMaxWidth * L);
       T* recurrent = arena.take<T>(outputs.size() * L * tape_.units * G);
       T* projection = shape.projected() ? arena.take<T>(blocks.size() * L * shape.output) : nullptr;
       if (m != member) continue;
@@ -91,7 +87,7 @@ class BackwardStream {
   }
 
   void start_carry(int state, Range blocks, Index units, Index b, T* carry) const {
-    const T* from = args_.dfinal[state].find(stream_.first + b);
+    const T* from = args_.dfinal[state].find(stream_.sequence(b));
     for (Index block = blocks.first; block < blocks.last; ++block) {
       const Index at = block * L;
       store(carry + at, from ? load<V>(from + at, lanes_in<T>(block, units)) : V{});
@@ -225,14 +221,14 @@ class BackwardStream {
   }
 
   RNNFUSED_HD void store_initial_output(Index b, Index first, Index n, const T* acc) const {
-    T* const out = args_.dinitial[0].find(stream_.first + b);
+    T* const out = args_.dinitial[0].find(stream_.sequence(b));
     for (Index i = 0; out && i < n; ++i) {
       store(out + (first + i) * L, load<V>(acc + i * L), lanes_in<T>(first + i, stream_.shape.output));
     }
   }
 
   void store_initial(int state, Index units, Range blocks, Index b, const T* from) const {
-    T* const out = args_.dinitial[state].find(stream_.first + b);
+    T* const out = args_.dinitial[state].find(stream_.sequence(b));
     for (Index block = blocks.first; out && block < blocks.last; ++block) {
       store(out + block * L, load<V>(from + block * L), lanes_in<T>(block, units));
     }
@@ -297,13 +293,12 @@ struct BackwardMemory {
                                               Tape<Cell, T>::rebuilds_gates_if(args.recompute), arena);
     }
     for (int group = 0; group < plan.groups; ++group) {
-      for_streams(plan, 1, layer.directions, layer.backward[0].shape.batch, group,
-                  [&](const StreamPlace& at) {
-                    Arena counter(nullptr);
-                    BackwardStream<Cell, T>(layer.backward[at.direction], gates[at.direction],
-                                            history[at.direction], at.rows, 0, plan.members, counter);
-                    slab = counter.used() > slab ? counter.used() : slab;
-                  });
+      for_streams(plan, 1, layer.directions, layer.backward[0].shape, group, [&](const StreamPlace& at) {
+        Arena counter(nullptr);
+        BackwardStream<Cell, T>(layer.backward[at.direction], gates[at.direction], history[at.direction],
+                                at.shard, 0, plan.members, counter);
+        slab = counter.used() > slab ? counter.used() : slab;
+      });
     }
     Index after = 0;
     for (int d = 0; d < layer.directions; ++d) {
@@ -341,13 +336,13 @@ class BackwardCall {
     }
     all_.wait();
     if (memory_.by_chunks) {
-      for_my_streams([&](int direction, Range rows) { chunk_by_chunk(direction, rows); });
+      for_my_streams([&](int direction, const Shard& shard) { chunk_by_chunk(direction, shard); });
       return;
     }
     for (int d = 0; d < layer_.directions; ++d) {
       if (rebuilds(d)) rebuild(d);
     }
-    for_my_streams([&](int direction, Range rows) { recurrence(direction, rows); });
+    for_my_streams([&](int direction, const Shard& shard) { recurrence(direction, shard); });
     for (int d = 0; d < layer_.directions; ++d) {
       all_.wait();  // all gate gradients are there, and the memory is free
       parameter_gradients(d);
@@ -359,16 +354,16 @@ class BackwardCall {
 
   template <class Body>
   void for_my_streams(Body body) const {
-    for_streams(plan_, 1, layer_.directions, layer_.backward[0].shape.batch, group(),
-                [&](const StreamPlace& at) { body(at.direction, at.rows); });
+    for_streams(plan_, 1, layer_.directions, layer_.backward[0].shape, group(),
+                [&](const StreamPlace& at) { body(at.direction, at.shard); });
   }
 
-  BackwardStream<Cell, T> stream(int direction, Range rows) const {
+  BackwardStream<Cell, T> stream(int direction, const Shard& shard) const {
     Arena arena(memory_.slabs + memory_.slab * group());
     return {layer_.backward[direction],
             memory_.gates[direction],
             memory_.history[direction],
-            rows,
+            shard,
             thread_ % plan_.members,
             plan_.members,
             arena};
@@ -388,9 +383,9 @@ class BackwardCall {
     return Tape<Cell, T>::rebuilds_gates_if(layer_.backward[direction].recompute);
   }
 
-  void chunk_by_chunk(int direction, Range rows) {
+  void chunk_by_chunk(int direction, const Shard& shard) {
     const SequenceShape& shape = layer_.backward[direction].shape;
-    auto recurrence = stream(direction, rows);
+    auto recurrence = stream(direction, shard);
     auto others = beside(direction);
     recurrence.prepare();
     others.parameters.prepare();
@@ -421,8 +416,8 @@ class BackwardCall {
     all_.wait();  // the gates are there, and the memory is free
   }
 
-  void recurrence(int direction, Range rows) {
-    auto recurrence = stream(direction, rows);
+  void recurrence(int direction, const Shard& shard) {
+    auto recurrence = stream(direction, shard);
     recurrence.prepare();
     members_.wait();
     recurrence.run({0, layer_.backward[direction].shape.steps}, members_);

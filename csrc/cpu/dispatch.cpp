@@ -122,10 +122,15 @@ TapeSize tape_size(CellId cell, bool projected) { return cell_kernels<float>(cel
 
 template <class T>
 Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, int threads, bool backward) {
-  PlanInput in{shape.steps,          shape.batch,      shape.input,
-               shape.hidden,         shape.output,     kernels().info[int(cell)].gates,
-               directions,           typed<T>().lanes, int(sizeof(T)),
-               std::max(threads, 1), backward,         layers};
+  // Of sequences that end at different steps, what a step holds on average.
+  const Index batch =
+      shape.offsets && shape.steps > 0 ? (shape.rows() + shape.steps - 1) / shape.steps : shape.batch;
+  PlanInput in{shape.steps,    batch,
+               shape.input,    shape.hidden,
+               shape.output,   kernels().info[int(cell)].gates,
+               directions,     typed<T>().lanes,
+               int(sizeof(T)), std::max(threads, 1),
+               backward,       layers};
   const Plan wanted = make_plan(in);
   if (wanted.threads() == 1) return wanted;
   // Only now the system is asked: a short call on one thread need not wait for the answer.

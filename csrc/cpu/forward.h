@@ -35,10 +35,10 @@ class ForwardStream {
 
  public:
   // Packed weights are taken from `packed`, everything else from `arena`; the two may be one.
-  ForwardStream(const ForwardArgs<T>& args, Range rows, int member, const Manner& manner, Arena& packed,
-                Arena& arena)
+  ForwardStream(const ForwardArgs<T>& args, const Shard& shard, int member, const Manner& manner,
+                Arena& packed, Arena& arena)
       : args_(args),
-        stream_{args.shape, rows.first, rows.last},
+        stream_(args.shape, shard),
         tape_(args.shape, args.recompute, args.tape),
         blocks_(share(blocks_of<T>(args.shape.hidden), manner.members, member)),
         outputs_(share(blocks_of<T>(args.shape.output), manner.members, member)),
@@ -50,8 +50,8 @@ class ForwardStream {
     const int members = manner.members;
     const Index units = padded<T>(shape.hidden);
     zeros_ = arena.take<T>(units);
-    if (!args.tape && has_cell_state) cell_ = arena.take<T>(rows.size() * units);
-    if (!args.tape && shape.projected()) unprojected_ = arena.take<T>(rows.size() * units);
+    if (!args.tape && has_cell_state) cell_ = arena.take<T>(shard.count * units);
+    if (!args.tape && shape.projected()) unprojected_ = arena.take<T>(shard.count * units);
     const auto lay_out_member = [&](ForwardStream& stream, int m) {
       stream.lay_out(share(blocks_of<T>(shape.hidden), members, m),
                      share(blocks_of<T>(shape.output), members, m), packed, arena);
@@ -200,7 +200,7 @@ class ForwardStream {
 
   // This member's lanes of an initial state, with zeros in the lanes beyond the last unit.
   void copy_initial(int state, Index b, T* out) const {
-    const T* initial = args_.initial[state].find(stream_.first + b);
+    const T* initial = args_.initial[state].find(stream_.sequence(b));
     for (Index block = blocks_.first; block < blocks_.last; ++block) {
       const Index lanes = lanes_in<T>(block, stream_.shape.hidden);
       store(out + block * L, initial ? load<V>(initial + block * L, lanes) : V{});
@@ -234,7 +234,7 @@ class ForwardStream {
   }
 
   const T* initial_or_zeros(int state, Index b) const {
-    const T* initial = args_.initial[state].find(stream_.first + b);
+    const T* initial = args_.initial[state].find(stream_.sequence(b));
     return initial ? initial : zeros_;
   }
 
@@ -369,7 +369,7 @@ class ForwardStream {
   void store_final() const {
     const SequenceShape& shape = stream_.shape;
     for (Index b = 0; b < stream_.batch(); ++b) {
-      const Index row = stream_.final_row(b), out = stream_.first + b;
+      const Index row = stream_.final_row(b), out = stream_.sequence(b);
       store_state(0, outputs_, shape.output, out, row >= 0 ? args_.y[row] : nullptr);
       if (has_cell_state) {
         const T* kept = !args_.tape ? cell_ + b * tape_.units : row >= 0 ? tape_.cell_of(row) : nullptr;
@@ -408,26 +408,24 @@ class ForwardStream {
 // A stream among those of a stack.
 struct StreamPlace {
   int layer, direction;
-  Range rows;  // of the batch
+  Shard shard;
   int number;
 };
 
 // Calls body(place) for the streams of one group, in order. Streams are numbered by layer, shard, direction.
 template <class Body>
-RNNFUSED_HD void for_streams(const Plan& plan, int layers, int directions, Index batch, int group,
-                             Body body) {
+RNNFUSED_HD void for_streams(const Plan& plan, int layers, int directions, const SequenceShape& shape,
+                             int group, Body body) {
   const int of_layer = directions * plan.shards;
   for (int s = group; s < layers * of_layer; s += plan.groups) {
     const int shard = s % of_layer / directions;
-    body(StreamPlace{
-        s / of_layer, s % directions,
-        Range{shard_first(batch, plan.shards, shard), shard_first(batch, plan.shards, shard + 1)}, s});
+    body(StreamPlace{s / of_layer, s % directions, shard_of(shape, plan.shards, shard), s});
   }
 }
 
 template <class T, class Body>
 RNNFUSED_HD void for_streams(const Plan& plan, const Stack<T>& stack, int group, Body body) {
-  for_streams(plan, stack.layers, stack.directions(), stack.shape().batch, group, body);
+  for_streams(plan, stack.layers, stack.directions(), stack.shape(), group, body);
 }
 
 // Scratch is one slab per group, large enough for any of its streams.
@@ -437,7 +435,7 @@ Index forward_slab(const Stack<T>& stack, const Plan& plan) {
   for (int group = 0; group < plan.groups; ++group) {
     for_streams(plan, stack, group, [&](const StreamPlace& at) {
       Arena arena(nullptr), elsewhere(nullptr);
-      ForwardStream<Cell, T>(stack.layer[at.layer].forward[at.direction], at.rows, 0, manner_of(stack, plan),
+      ForwardStream<Cell, T>(stack.layer[at.layer].forward[at.direction], at.shard, 0, manner_of(stack, plan),
                              stack.packed ? elsewhere : arena, arena);
       most = arena.used() > most ? arena.used() : most;
     });
@@ -459,7 +457,7 @@ Index packed_slab(const Stack<T>& stack, const Plan& plan) {
   for (int l = 0; l < stack.layers; ++l) {
     Arena packed(nullptr), elsewhere(nullptr);
     const ForwardArgs<T>& args = stack.layer[l].forward[0];
-    ForwardStream<Cell, T>(args, {0, args.shape.batch}, 0, manner, packed, elsewhere);
+    ForwardStream<Cell, T>(args, {0, args.shape.batch, 1}, 0, manner, packed, elsewhere);
     most = packed.used() > most ? packed.used() : most;
   }
   return most;
@@ -486,8 +484,8 @@ void pack(const Stack<T>& stack, const Team& team, int thread) {
     const int direction = part / members % stack.directions(), layer = part / members / stack.directions();
     const ForwardArgs<T>& args = stack.layer[layer].forward[direction];
     Arena packed = packed_at<Cell>(stack, team.plan, layer, direction), elsewhere(nullptr);
-    ForwardStream<Cell, T>(args, {0, args.shape.batch}, part % members, manner_of(stack, team.plan), packed,
-                           elsewhere)
+    ForwardStream<Cell, T>(args, {0, args.shape.batch, 1}, part % members, manner_of(stack, team.plan),
+                           packed, elsewhere)
         .pack();
   }
 }
@@ -500,7 +498,7 @@ void forward(const Stack<T>& stack, const Team& team, int thread) {
   char* own = static_cast<char*>(team.scratch) + forward_slab<Cell>(stack, plan) * group;
   for_streams(plan, stack, group, [&](const StreamPlace& at) {
     Arena arena(own), packed = packed_at<Cell>(stack, plan, at.layer, at.direction);
-    ForwardStream<Cell, T> stream(stack.layer[at.layer].forward[at.direction], at.rows, member,
+    ForwardStream<Cell, T> stream(stack.layer[at.layer].forward[at.direction], at.shard, member,
                                   manner_of(stack, plan), stack.packed ? packed : arena, arena);
     // Both directions of a shard are its input, and of a reversed one the first steps come last.
     const Progress* below = at.layer > 0 ? team.progress + (at.number - at.direction - of_layer) : nullptr;

@@ -16,7 +16,7 @@ constexpr Index kGradientRows = 256;
 // Backward goes through the positions in chunks of whole steps, last first: this is the one that ends before
 // `last`. Chunks follow from the shape alone, so that sums are cut alike under every plan.
 RNNFUSED_HD Range chunk_before(const SequenceShape& shape, Index last) {
-  const Stream stream{shape, 0, shape.batch};
+  const Stream stream(shape);
   if (last == 0) return {0, 0};
   Index first = last - 1, rows = stream.active(first);
   while (first > 0 && rows + stream.active(first - 1) <= kGradientRows) rows += stream.active(--first);
@@ -78,7 +78,7 @@ class History {
   // One thread does it; all meet after it.
   void find() {
     const SequenceShape& shape = args_->shape;
-    const Stream stream{shape, 0, shape.batch};
+    const Stream stream(shape);
     for (Index s = 0; s < shape.steps; ++s) {
       for (Index b = 0; b < stream.active(s); ++b) {
         const Index before = stream.previous(s, b);

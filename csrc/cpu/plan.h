@@ -52,7 +52,4 @@ Plan make_plan(const PlanInput& input);
 // whatever their members) or "wavefront".
 const char* mode_of(const Plan& plan);
 
-// Rows of shard s are [first, last) of every step's batch.
-RNNFUSED_HD Index shard_first(Index batch, int shards, int s) { return batch * s / shards; }
-
 }  // namespace rnnfused

@@ -17,7 +17,7 @@ RNNFUSED_HD Range rows_of(const SequenceShape& shape, Range positions) {
 // The first position whose gates are kept.
 RNNFUSED_HD Index first_kept(const SequenceShape& shape, bool recompute) {
   if (!recompute) return 0;
-  const Stream stream{shape, 0, shape.batch};
+  const Stream stream(shape);
   const Index most = most_kept_rows(shape.rows());
   Index first = shape.steps, rows = 0;
   while (first > 0 && rows + stream.active(first - 1) <= most) rows += stream.active(--first);

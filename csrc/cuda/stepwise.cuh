@@ -102,7 +102,7 @@ class Stepwise {
   }
 
   Positions positions(int direction) const {
-    Positions all{shape_, 0, shape_.batch};
+    Positions all(shape_);
     all.shape.reverse = direction == 1;
     return all;
   }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "torch/gpu.h"
 #include "torch/memory.h"
@@ -41,10 +42,7 @@ Sequences::Sequences(const Arguments& a, const Form& form, bool on_device) {
     place(a, form);
     return;
   }
-  steps = form.steps.expect_int();
-  batch = callers_batch;
-  offsets.reserve(size_t(steps) + 1);
-  for (Index t = 0; t <= steps; ++t) offsets.push_back(t * batch);
+  pad(form.steps.expect_int());
 }
 
 void Sequences::read_batch_sizes(const Arguments& a, const Form& form) {
@@ -92,43 +90,60 @@ void Sequences::place(const Arguments& a, const Form& form) {
     if (!concatenated) start = by_sequence ? b * most : b;
     TORCH_CHECK(!concatenated || start + length <= rows, "lengths: expected a sum of ", rows,
                 " (the rows of input), got more");
+    const bool* const cut = reset ? reset + start : nullptr;
     if (length == 0) empty.push_back(b);
     for (Index t = 0; t < length;) {
       Index end = t + 1;
-      while (end < length && !(reset && reset[start + end * stride])) ++end;
-      parts.push_back({b, start + t * stride, end - t, t == 0 && !(reset && reset[start]), end == length});
+      while (end < length && !(cut && cut[end * stride])) ++end;
+      parts.push_back({b, start + t * stride, end - t, t == 0 && !(cut && cut[0]), end == length});
       t = end;
     }
-    if (!concatenated) {
-      for (Index t = length; t < most; ++t) beyond.push_back(start + t * stride);
-    } else {
-      start += length;
-    }
+    for (Index t = length; !concatenated && t < most; ++t) beyond.push_back(start + t * stride);
+    if (concatenated) start += length;
   }
   TORCH_CHECK(!concatenated || start == rows, "lengths: expected a sum of ", rows,
               " (the rows of input), got ", start);
-  std::stable_sort(parts.begin(), parts.end(),
-                   [](const Part& x, const Part& y) { return x.steps > y.steps; });
-
   batch = Index(parts.size());
-  steps = batch > 0 ? parts[0].steps : 1;
-  const bool whole = batch == B && std::all_of(parts.begin(), parts.end(), [&](const Part& part) {
-                       return part.steps == most && part.first && part.last;
-                     });
-  placed = by_sequence || !whole;
-  offsets.reserve(size_t(steps) + 1);
-  places.reserve(size_t(rows) - beyond.size());
-  for (Index t = 0, active = batch; t < steps; ++t) {
-    offsets.push_back(Index(places.size()));
-    while (active > 0 && parts[size_t(active) - 1].steps <= t) --active;
-    for (Index i = 0; i < active; ++i) places.push_back(parts[size_t(i)].place + t * stride);
-  }
-  offsets.push_back(Index(places.size()));
+  placed = by_sequence || batch != B || !std::all_of(parts.begin(), parts.end(), [&](const Part& part) {
+             return part.steps == most && part.first && part.last;
+           });
+  if (!placed) return pad(most);
+
+  // Longest first, and else in the order in which they came: how many have so many steps, and then where the
+  // first of them goes.
+  std::vector<Index> place_of(size_t(most) + 1);
+  for (const Part& part : parts) ++place_of[size_t(part.steps)];
+  for (Index steps_of = most, before = 0; steps_of >= 0; --steps_of)
+    before += std::exchange(place_of[size_t(steps_of)], before);
+  std::vector<Index> first_rows(parts.size());
+  const bool both = a.options.directions > 1;
+  for (int d = 0; d <= int(both); ++d) initial[d].resize(parts.size()), final[d].resize(parts.size());
+  steps = 1;
   for (const Part& part : parts) {
+    const size_t at = size_t(place_of[size_t(part.steps)]++);
     const Index first = part.first ? part.sequence : -1, last = part.last ? part.sequence : -1;
-    initial[0].push_back(first), final[0].push_back(last);
-    initial[1].push_back(last), final[1].push_back(first);
+    first_rows[at] = part.place;
+    initial[0][at] = first, final[0][at] = last;
+    if (both) initial[1][at] = last, final[1][at] = first;
+    steps = std::max(steps, part.steps);
   }
+  // By now place_of says how many have at least so many steps.
+  places.resize(size_t(rows) - beyond.size());
+  offsets.reserve(size_t(steps) + 1);
+  Index* next = places.data();
+  for (Index t = 0; t < steps; ++t) {
+    offsets.push_back(next - places.data());
+    const Index active = t < most ? place_of[size_t(t) + 1] : 0;
+    for (Index i = 0; i < active; ++i) *next++ = first_rows[size_t(i)] + t * stride;
+  }
+  offsets.push_back(next - places.data());
+}
+
+void Sequences::pad(Index most) {
+  steps = most;
+  batch = callers_batch;
+  offsets.reserve(size_t(steps) + 1);
+  for (Index t = 0; t <= steps; ++t) offsets.push_back(t * batch);
 }
 
 at::Tensor dense(const at::Tensor& t, const char* name, bool on_gpu) {

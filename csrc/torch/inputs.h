@@ -37,6 +37,7 @@ struct Sequences {
  private:
   void read_batch_sizes(const Arguments& arguments, const Form& form);
   void place(const Arguments& arguments, const Form& form);
+  void pad(Index steps);
 };
 
 // A tensor as the kernels of a back end read it: in memory as it looks, without strides and without torch's

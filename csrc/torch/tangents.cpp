@@ -105,7 +105,7 @@ class DirectionPass {
   DirectionPass(const Inputs& in, int direction, const at::Tensor& y, const LayerTensors* along)
       : in_(in),
         direction_(direction),
-        stream_{in.shape, 0, in.shape.batch},
+        stream_(in.shape),
         copies_(along ? 2 : 1),
         threads_(threads_allowed()) {
     const SequenceShape& shape = in.shape;

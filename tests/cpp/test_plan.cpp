@@ -1,6 +1,7 @@
 // make_plan over a grid of sizes: what every plan keeps to, whatever the cost model says.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <string>
 
@@ -108,18 +109,31 @@ TEST_CASE("layers follow each other where one alone does not keep two threads bu
   CHECK(std::string(mode_of(layers(8, 1, 16, 1, 1))) == "serial");
 }
 
-TEST_CASE("shards cover the batch in order, without gaps") {
-  for (const Index batch : {0, 1, 5, 64}) {
-    for (const int shards : {1, 2, 3, 7}) {
-      CHECK(shard_first(batch, shards, 0) == 0);
-      CHECK(shard_first(batch, shards, shards) == batch);
+// That the shards have every row once, and at every step as many as each other, but for one.
+void check_shards(Index batch, const std::vector<Index>& sizes) {
+  std::vector<Index> offsets{0};
+  for (const Index size : sizes) offsets.push_back(offsets.back() + size);
+  const SequenceShape shape{Index(sizes.size()), batch, 1, 1, 1, offsets.data(), false};
+  for (const int shards : {1, 2, 3, 7}) {
+    std::vector<int> held(size_t(shape.rows()));
+    for (Index t = 0; t < shape.steps; ++t) {
       for (int s = 0; s < shards; ++s) {
-        const Index size = shard_first(batch, shards, s + 1) - shard_first(batch, shards, s);
-        CHECK(size >= batch / shards);
-        CHECK(size <= batch / shards + 1);
+        const Stream stream(shape, shard_of(shape, shards, s));
+        const Index active = stream.active(t);
+        CHECK(active >= sizes[size_t(t)] / shards);
+        CHECK(active <= sizes[size_t(t)] / shards + 1);
+        for (Index b = 0; b < active; ++b) ++held[size_t(stream.row(t, b))];
       }
     }
+    CHECK(std::all_of(held.begin(), held.end(), [](int times) { return times == 1; }));
   }
+}
+
+TEST_CASE("shards have every row once, and as many at every step") {
+  for (const Index batch : {0, 1, 5, 64}) check_shards(batch, {batch, batch, batch});
+  check_shards(9, {9, 8, 8, 5, 2, 1, 1});
+  check_shards(4, {3, 1});
+  check_shards(3, {0});
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ from rnnfused._convert import to_torch as to_torch
 from rnnfused._load import build_info as _build_info
 from rnnfused._packed import Frozen as Frozen
 from rnnfused._packed import Stepper as Stepper
+from rnnfused._sequences import detach as detach
 from rnnfused.modules import GRU as GRU
 from rnnfused.modules import LSTM as LSTM
 from rnnfused.modules import RNN as RNN

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from rnnfused import _decomposed
-from rnnfused._layer import LayerConfig
+from rnnfused._layer import LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused.onnx import register_symbolic
 
-__all__ = ["recurrent"]
+__all__ = ["leading_sizes", "recurrent"]
 
 OptionalTensors = Sequence[Tensor | None]
 
@@ -50,28 +50,25 @@ def recurrent(
                 input, hx, params, batch_sizes, lengths, resets, layer.text, False
             )
     if len(hx) == 0:
-        hx = _zeros(layer, input, params, batch_sizes, lengths)
+        # What native code takes for granted: packed rows do not tell their number without memory, and
+        # compiled packages (AOTInductor) have no empty lists.
+        leading = leading_sizes(layer, input, Layout(batch_sizes, lengths, resets))
+        hx = [input.new_zeros(*leading, size) for size in layer.state_sizes(params[1].shape)]
     return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, lengths, resets, layer.text, False)
 
 
-def _zeros(
-    layer: LayerConfig,
-    input: Tensor,
-    params: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-) -> list[Tensor]:
-    """The initial states that native code takes for granted. Packed rows do not tell their number without
-    memory, and compiled packages (AOTInductor) have no empty lists.
+def leading_sizes(layer: LayerConfig, input: Tensor, layout: Layout) -> list[Any]:
+    """The sizes of the initial states without their units: layers and directions, and the batch if there is
+    one.
     """
     leading: list[Any] = [] if layer.step else [layer.num_layers * layer.directions]
-    if batch_sizes is not None:
-        leading.append(batch_sizes[0].item())  # not int(): exported programs keep it a symbol
-    elif lengths is not None:
-        leading.append(lengths.size(0))
+    if layout.batch_sizes is not None:
+        leading.append(layout.batch_sizes[0].item())  # not int(): exported programs keep it a symbol
+    elif layout.lengths is not None:
+        leading.append(layout.lengths.size(0))
     elif input.dim() == (2 if layer.step else 3):
         leading.append(input.size(0 if layer.step or layer.batch_first else 1))
-    return [input.new_zeros(*leading, size) for size in layer.state_sizes(params[1].shape)]
+    return leading
 
 
 def _tangent(

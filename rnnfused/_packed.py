@@ -12,7 +12,7 @@ from torch import Tensor
 from rnnfused._layer import Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
-from rnnfused.modules import GRU, LSTM, RNN
+from rnnfused.modules import GRU, LSTM, RNN, expanded
 
 __all__ = ["Frozen", "Stepper"]
 
@@ -26,6 +26,7 @@ class _Snapshot:
     """
 
     _native: Any
+    _learned: Sequence[Tensor] = ()
 
     def __init__(self, module: Module) -> None:
         if not isinstance(module, (RNN, LSTM, GRU)):
@@ -36,6 +37,7 @@ class _Snapshot:
         """Takes the module's weights as they are now."""
         with torch.no_grad():
             self._weights = [parameter.detach().clone() for parameter in self._module._params()]
+            self._learned = [state.detach() for state in self._module._learned()]
         self._native = self._pack()
 
     def _pack(self) -> Any:
@@ -89,6 +91,8 @@ class Frozen(_Snapshot):
         return _C.Frozen(self._module._config().text, self._weights)
 
     def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+        if self._learned and not hx:
+            hx = expanded(self._module._config(), self._learned, input, layout)
         if not torch.compiler.is_compiling():
             outputs = self._native.forward(input, hx, *layout)
             if outputs is not None:
@@ -107,7 +111,7 @@ class Stepper(_Snapshot):
 
     module: an rnnfused.RNN, LSTM or GRU of any number of layers, in one direction, float32 or float64, on the
     CPU. It is run as in eval mode, without dropout. batch_size: sequences that go on side by side. The state
-    is zero at first.
+    is zero at first, or the module's learned one.
 
     Weights are those that the module has when the Stepper is made, whatever becomes of the module's: after a
     change, call `refresh`. A Stepper can be copied and pickled, its state with it, and be an attribute of a
@@ -128,14 +132,18 @@ class Stepper(_Snapshot):
             for size in module._state_sizes()
         )
         self.refresh()
+        self.reset()
 
-    def __call__(self, input: Tensor) -> Tensor:
+    def __call__(self, input: Tensor, active: Tensor | None = None) -> Tensor:
         """One step: input [B, I], of the module's dtype; returns the last layer's output [B, P], which later
         calls leave alone.
 
+        active, bool [B]: which sequences take the step. The others' states stand still, their outputs are
+        zero, and their input is not read; nor do they take time.
+
         Raises RuntimeError for another size, dtype or device, and for an input that requires a gradient.
         """
-        return self._native.step(input)
+        return self._native.step(input, active)
 
     def __repr__(self) -> str:
         return f"Stepper({self._module!r}, batch_size={self._states[0].shape[1]})"
@@ -158,10 +166,42 @@ class Stepper(_Snapshot):
                 own.copy_(new)
 
     def reset(self) -> None:
-        """Sets the state to zero."""
-        for state in self._states:
-            state.zero_()
+        """Sets the state to zero, or to the module's learned one."""
+        self.reset_rows(slice(None))
+
+    def reset_rows(self, rows: Any) -> None:
+        """Sets the state of some sequences to zero, or to the module's learned one: where their episode, file
+        or speaker ends.
+
+        rows: a bool mask [B], or whatever else indexes a tensor of B. Raises IndexError for what does not.
+        """
+        index = _as_index(rows)
+        for place, state in enumerate(self._states):
+            state[:, index] = self._learned[place].unsqueeze(1) if self._learned else 0
+
+    def get_rows(self, rows: Any) -> Any:
+        """The state of some sequences, as `state` has it of all: a copy. rows: as in `reset_rows`."""
+        with torch.no_grad():
+            return self._module._hx(tuple(state[:, _as_index(rows)].clone() for state in self._states))
+
+    def set_rows(self, rows: Any, hx: Any) -> None:
+        """Sets the state of some sequences to what `get_rows` or the module gave for as many.
+
+        Raises ValueError for states of another size, before anything is changed.
+        """
+        index, given = _as_index(rows), self._module._states(hx)
+        for own, new in zip(self._states, given, strict=True):
+            if new.shape != own[:, index].shape:
+                raise ValueError(f"hx: expected size {list(own[:, index].shape)}, got {list(new.shape)}")
+        with torch.no_grad():
+            for own, new in zip(self._states, given, strict=True):
+                own[:, index] = new
 
     def _pack(self) -> Any:
         layer = dataclasses.replace(self._module._config(), batch_first=False)
         return _C.Stepper(layer.text, self._weights, self._states)
+
+
+def _as_index(rows: Any) -> Any:
+    """One sequence keeps its dimension."""
+    return [rows] if isinstance(rows, int) else rows

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rnnfused._layer import Layout
 
-__all__ = ["Sequences"]
+__all__ = ["Sequences", "detach"]
 
 
 class Sequences:
@@ -72,3 +72,17 @@ def _lengths_of(offsets: Tensor) -> Tensor:
             f"cu_seqlens: expected size [sequences + 1], beginning with 0, got {list(offsets.shape)}"
         )
     return offsets.diff()
+
+
+def detach(hx: Any) -> Any:
+    """States to carry over to the next part of a sequence, cut off from the graph of this one: truncated
+    back-propagation through time (Williams & Peng 1990).
+
+    hx: a tensor, a tuple or list of them, nested or not, or None; what a layer returned. Returns the same of
+    detached tensors. Raises TypeError for anything else.
+    """
+    if hx is None or isinstance(hx, Tensor):
+        return None if hx is None else hx.detach()
+    if isinstance(hx, (tuple, list)):
+        return type(hx)(detach(state) for state in hx)
+    raise TypeError(f"hx: expected a tensor, or tuples or lists of them, got {type(hx).__name__}")

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnfused import functional
 from rnnfused._compiler import admit
 from rnnfused._layer import PADDED, LayerConfig, Layout
-from rnnfused._ops import recurrent
+from rnnfused._ops import leading_sizes, recurrent
 from rnnfused._sequences import Sequences
 from rnnfused._weights import Weights
 from rnnfused.cells import CELLS
@@ -122,18 +122,53 @@ class _Sequence(_Described, Weights):
 
     hx is one tensor, or a pair for LSTM; `_states` and `_hx` say which. recompute=True keeps only the output,
     c and the last few gates for backward, which rebuilds the others: less memory, more time, the same
-    gradients.
+    gradients. learn_initial_state=True: the states of a call without hx are parameters, `initial_h_l0` [P]
+    and `initial_c_l0` [H], for each layer and direction as the weights are named; zero at first.
     """
 
-    recompute = False  # also of a module that an older version pickled, and of a converted one
-    _beyond_torch = (*_Described._beyond_torch, "recompute")
+    # Also of a module that an older version pickled, and of a converted one.
+    recompute = False
+    learn_initial_state = False
+    _beyond_torch = (*_Described._beyond_torch, "recompute", "learn_initial_state")
 
-    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, recompute: bool = False, learn_initial_state: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.recompute = recompute
+        self.learn_initial_state = learn_initial_state
+        if learn_initial_state:
+            like = self._parameters["weight_ih_l0"]
+            assert like is not None
+            for names, size in zip(self._initial_names(), self._state_sizes(), strict=True):
+                for name in names:
+                    self.register_parameter(name, torch.nn.Parameter(like.new_zeros(size)))
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (", recompute=True" if self.recompute else "")
+        options = [f", {name}=True" for name in ("recompute", "learn_initial_state") if getattr(self, name)]
+        return super().extra_repr() + "".join(options)
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's; learned initial states become zero."""
+        super().reset_parameters()
+        if self.learn_initial_state:
+            for names in self._initial_names():
+                for name in names:
+                    torch.nn.init.zeros_(getattr(self, name))
+
+    def _initial_names(self) -> list[list[str]]:
+        """Of each state: the parameters, in the order of hx, that it begins with."""
+        suffixes = ("", "_reverse") if self.bidirectional else ("",)
+        return [
+            [f"initial_{state}_l{layer}{suffix}" for layer in range(self.num_layers) for suffix in suffixes]
+            for state in ("h", "c")[: len(self._state_sizes())]
+        ]
+
+    def _learned(self) -> list[Tensor]:
+        """The learned initial states [L D, units]; none where they are not learned."""
+        if not self.learn_initial_state:
+            return []
+        return [torch.stack([getattr(self, name) for name in names]) for names in self._initial_names()]
 
     def _describe(self) -> LayerConfig:
         return LayerConfig(
@@ -151,6 +186,8 @@ class _Sequence(_Described, Weights):
 
     def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
         dropout = self.dropout if self.training else 0.0
+        if self.learn_initial_state and not hx:
+            hx = expanded(self._config(), self._learned(), input, layout)
         return functional.stack(self._config(), input, hx, self._params(), layout, dropout)
 
     def forward(
@@ -165,7 +202,7 @@ class _Sequence(_Described, Weights):
 
         input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, a PackedSequence, rows [rows, I] with
         cu_seqlens, or a nested jagged tensor of [T_b, I]. hx: the initial states, never batch-first: h
-        [L D, B, P], for LSTM (h, c) with c [L D, B, H]; zeros if None.
+        [L D, B, P], for LSTM (h, c) with c [L D, B, H]; if None zeros, or the learned ones.
 
         lengths [B], integers in any order, on any device: how many of its steps each sequence has. Beyond
         them the output is zero, and nothing is read. The final states are those at each sequence's own end
@@ -214,6 +251,12 @@ class _Sequence(_Described, Weights):
         )
 
 
+def expanded(layer: LayerConfig, learned: Sequence[Tensor], input: Tensor, layout: Layout) -> list[Tensor]:
+    """Initial states [L D, units] for every sequence of the input."""
+    leading = leading_sizes(layer, input, layout)
+    return [s if len(leading) == 1 else s.unsqueeze(1).expand(*leading, s.size(-1)) for s in learned]
+
+
 def _reordered(state: Tensor, indices: Tensor | None) -> Tensor:
     return state if indices is None else state.index_select(1, indices)
 
@@ -222,8 +265,8 @@ class RNN(_OneState, _Sequence, torch.nn.RNN):
     """torch.nn.RNN: h' = act(W_ih x + b_ih + W_hh h + b_hh) (Elman 1990).
 
     RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None, recompute=False): recompute changes nothing, since an RNN
-    keeps nothing beside its output. Shapes and dtypes: see `forward`.
+    bidirectional=False, device=None, dtype=None, recompute=False, learn_initial_state=False): recompute
+    changes nothing, since an RNN keeps nothing beside its output. Shapes and dtypes: see `forward`.
     """
 
 
@@ -232,8 +275,8 @@ class GRU(_OneState, _Sequence, torch.nn.GRU):
     product.
 
     GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
-    device=None, dtype=None, recompute=False): recompute keeps few gates for backward, which rebuilds the
-    others. Shapes and dtypes: see `forward`.
+    device=None, dtype=None, recompute=False, learn_initial_state=False): recompute keeps few gates for
+    backward, which rebuilds the others. Shapes and dtypes: see `forward`.
     """
 
 
@@ -242,7 +285,8 @@ class LSTM(_TwoStates, _Sequence, torch.nn.LSTM):
     et al. 2014).
 
     LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, proj_size=0, device=None, dtype=None, recompute=False): recompute keeps only the
+    bidirectional=False, proj_size=0, device=None, dtype=None, recompute=False,
+    learn_initial_state=False): recompute keeps only the
     output, c and the last few gates for backward, which rebuilds the others. Shapes and dtypes: see
     `forward`.
     """

@@ -163,14 +163,12 @@ template <class T>
 void PackedStack::forward(CellId cell, Stack<T> stack, int threads) {
   const CellKernels<T>& k = cell_kernels<T>(cell);
   const Plan chosen = plan_stack("packed", cell, stack, threads);
-  const bool few = few_rows(chosen, stack.shape().batch);
-  if (memory_.size() == 0 || members_ != chosen.members || few_rows_ != few) {
-    memory_.clear();
-    stack.packed = memory_.at_least(std::max<Index>(64, k.packed_bytes(stack, chosen)));
+  Scratch& memory = memory_[{chosen.members, few_rows(chosen, stack.shape().batch)}];
+  if (memory.size() == 0) {
+    stack.packed = memory.at_least(std::max<Index>(64, k.packed_bytes(stack, chosen)));
     run_team(k.pack, stack, chosen, 0, nullptr);
-    members_ = chosen.members, few_rows_ = few;
   }
-  stack.packed = memory_.data();
+  stack.packed = memory.data();
   run_stack(k, stack, chosen);
 }
 

@@ -1,7 +1,9 @@
 // The CPU back end as its callers see it: sizes, one forward, one backward, and which machine code runs.
 #pragma once
 
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -26,8 +28,8 @@ Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, i
 template <class T>
 void forward(CellId cell, const Stack<T>& stack, int threads);
 
-// Packed weights of one stack, for calls of any shape. They are packed again where a call's plan has other
-// members, or few rows in place of many.
+// Packed weights of one stack, for calls of any shape. Calls whose plans have other members, or few rows in
+// place of many, have copies of their own.
 class PackedStack {
  public:
   // As forward(), with the same cell and the same weights every time.
@@ -35,9 +37,8 @@ class PackedStack {
   void forward(CellId cell, Stack<T> stack, int threads);
 
  private:
-  int members_ = 0;
-  bool few_rows_ = false;
-  Scratch memory_;
+  using Kind = std::pair<int, bool>;  // members, few rows
+  std::map<Kind, Scratch> memory_;
 };
 
 template <class T>

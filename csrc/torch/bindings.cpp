@@ -150,7 +150,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<rnnfused::Stepper>(m, "Stepper")
       .def(py::init<const std::string&, Tensors, Tensors>(), py::arg("layer"), py::arg("params"),
            py::arg("hx"))
-      .def("step", &rnnfused::Stepper::step, release(), py::arg("x"));
+      .def("step", &rnnfused::Stepper::step, release(), py::arg("x"), py::arg("active") = py::none());
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);
   m.def("available_isas", &rnnfused::available_isas);

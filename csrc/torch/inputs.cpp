@@ -153,6 +153,8 @@ at::Tensor dense(const at::Tensor& t, const char* name, bool on_gpu) {
   return on_gpu || compute_type(type) == type ? plain : plain.to(compute_type(type));
 }
 
+at::Tensor dense_mask(const at::Tensor& t, const char* name) { return on_host(t, name); }
+
 Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Sequences> of, int64_t index,
                const at::Tensor& input)
     : cell(a.options.cell),

@@ -44,6 +44,9 @@ struct Sequences {
 // lazy negation, and on the CPU in the type that it computes in. Throws RuntimeError for one without memory.
 at::Tensor dense(const at::Tensor& t, const char* name, bool on_gpu);
 
+// A mask on the CPU, in memory as it looks. Throws RuntimeError for one without memory.
+at::Tensor dense_mask(const at::Tensor& t, const char* name);
+
 struct Inputs {
   CellId cell;
   CellInfo info;

@@ -55,7 +55,7 @@ Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx) {
   }
 }
 
-at::Tensor Stepper::step(const at::Tensor& x) {
+at::Tensor Stepper::step(const at::Tensor& x, const OptionalTensor& active) {
   const Inputs& first = layers_[0];
   const c10::SymInt sizes[] = {first.shape.batch, first.shape.input};
   check_tensor(x, "input", first.x.device(), first.x.scalar_type(), sizes);
@@ -65,20 +65,39 @@ at::Tensor Stepper::step(const at::Tensor& x) {
       is_plain(in) && !thread_is_watched(),
       "Stepper: a step changes its state in place, which traces, transforms and modes cannot see: call "
       "the module itself");
-  at::Tensor y = first.empty({first.shape.batch, first.shape.output});
-  for_dtype(x, [&](auto type) { run<decltype(type)>(in, y); });
+  at::Tensor y = first.empty({first.shape.batch, layers_.back().shape.output});
+  std::vector<Index> rows;
+  if (active) {
+    check_tensor(*active, "active", first.x.device(), at::kBool, {first.shape.batch});
+    const at::Tensor takes_part = dense_mask(*active, "active");
+    for (Index b = 0; b < first.shape.batch; ++b) {
+      if (takes_part.const_data_ptr<bool>()[b]) rows.push_back(b);
+    }
+    y.zero_();
+    if (rows.empty()) return y;
+  }
+  for_dtype(x, [&](auto type) { run<decltype(type)>(in, y, active ? &rows : nullptr); });
   return y;
 }
 
 template <class T>
-void Stepper::run(const at::Tensor& x, const at::Tensor& y) {
+void Stepper::run(const at::Tensor& x, const at::Tensor& y, const std::vector<Index>* rows) {
   const std::lock_guard<std::mutex> lock(one_at_a_time_);
   c10::SmallVector<Layer<T>, 2> stack;
+  const Index offsets[] = {0, rows ? Index(rows->size()) : 0};
   for (size_t l = 0; l < layers_.size(); ++l) {
     const Inputs& in = layers_[l];
     // The state is written where it was read.
     Layer<T> layer = forward_layer<T>(in, {l < outputs_.size() ? outputs_[l] : y, in.h0, in.c0, {}}, false);
-    if (l == 0) layer.forward[0].x.data = x.const_data_ptr<T>();
+    ForwardArgs<T>& args = layer.forward[0];
+    if (l == 0) args.x.data = x.const_data_ptr<T>();
+    if (rows) {
+      args.shape.batch = offsets[1];
+      args.shape.offsets = offsets;
+      for (int s = 0; s < kMaxStates; ++s) args.initial[s].places = args.final[s].places = rows->data();
+      if (l == 0) args.x.places = rows->data();
+      if (l + 1 == layers_.size()) args.y.places = rows->data();
+    }
     stack.push_back(layer);
   }
   packed_.forward(layers_[0].cell, Stack<T>{int(stack.size()), stack.data()}, threads_allowed());

@@ -35,14 +35,16 @@ class RNNFUSED_API Stepper {
   // place. Throws what the operator throws, and RuntimeError for tensors on a GPU.
   Stepper(const std::string& layer, Tensors params, Tensors hx);
 
-  // x [B, I]; y [B, P], which the next call does not touch. Calls of several threads wait for each other.
-  // Throws RuntimeError, naming the argument, for another device, dtype or size, and for an input through
-  // which a derivative is to be taken.
-  at::Tensor step(const at::Tensor& x);
+  // x [B, I]; y [B, P], which the next call does not touch. active: bool [B], or none for all: the others'
+  // states stand still, and their y is zero. Calls of several threads wait for each other. Throws
+  // RuntimeError, naming the argument, for another device, dtype or size, and for an input through which a
+  // derivative is to be taken.
+  at::Tensor step(const at::Tensor& x, const OptionalTensor& active);
 
  private:
+  // `rows`: those that take part, or null for all.
   template <class T>
-  void run(const at::Tensor& x, const at::Tensor& y);
+  void run(const at::Tensor& x, const at::Tensor& y, const std::vector<Index>* rows);
 
   std::mutex one_at_a_time_;
   Tensors outputs_;             // of every layer but the last

@@ -9,11 +9,15 @@ from rnnfused import onnx as onnx
 from rnnfused._config import empty_cache as empty_cache
 from rnnfused._config import library_path as library_path
 from rnnfused._config import show_config as show_config
+from rnnfused._convert import Conversion as Conversion
+from rnnfused._convert import conversions as conversions
 from rnnfused._convert import convert as convert
 from rnnfused._convert import to_torch as to_torch
 from rnnfused._load import build_info as _build_info
 from rnnfused._packed import Frozen as Frozen
 from rnnfused._packed import Stepper as Stepper
+from rnnfused._patch import Patch as Patch
+from rnnfused._patch import patch as patch
 from rnnfused._sequences import detach as detach
 from rnnfused.modules import GRU as GRU
 from rnnfused.modules import LSTM as LSTM

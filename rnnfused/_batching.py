@@ -98,20 +98,20 @@ class _Fold:
 
     def of_inputs(self, tensors: Sequence[Tensor | None], dims: Sequence[Dims]) -> list[Tensor | None]:
         """What is shaped as the input and hx."""
-        return self._all(tensors, dims, 1)
+        return self._all(tensors, dims, lambda index: index == 0)
 
     def of_outputs(self, tensors: Sequence[Tensor | None], dims: Sequence[Dims]) -> list[Any]:
-        """What is shaped as the output, if there is one, and the final states."""
-        return self._all(tensors, dims, 0 if self._layer.step else 1)
+        """What is shaped as the operator's outputs."""
+        return self._all(tensors, dims, self._layer.is_sequence)
 
     def _all(
-        self, tensors: Sequence[Tensor | None], dims: Sequence[Dims], sequences: int
+        self, tensors: Sequence[Tensor | None], dims: Sequence[Dims], is_sequence: Callable[[int], bool]
     ) -> list[Tensor | None]:
         return [
             t
             if t is None
             else self.sequence(t, d)
-            if index < sequences
+            if is_sequence(index)
             else self._joined(t, d, self._state_axis)
             for index, (t, d) in enumerate(zip(tensors, dims, strict=True))
         ]
@@ -142,7 +142,7 @@ class _Fold:
         for index, t in enumerate(results):
             if index >= self._layer.outputs:
                 parted.append((t, None))  # the tape of all
-            elif index == 0 and not self._layer.step:
+            elif self._layer.is_sequence(index):
                 parted.append(self.unfolded_sequence(t))
             else:
                 parted.append(self.unfolded_state(t))

@@ -71,12 +71,15 @@ def recurrent(
     if not states:
         batch = int(batch_sizes[0]) if batch_sizes is not None else x.size(1)
         states = [x.new_zeros(layer.directions, batch, size) for size in layer.state_sizes(params[1].shape)]
-    y, final = _layer(layer, x, tuple(states), params, batch_sizes, lengths, resets)
+    y, final, cells = _layer(layer, x, tuple(states), params, batch_sizes, lengths, resets)
     if layer.step:
         return [s[0, 0] if missing else s[0] for s in final]
-    if missing:
-        return [y.squeeze(1), *(s.squeeze(1) for s in final)]
-    return [y.transpose(0, 1) if layer.batch_first and not packed else y, *final]
+
+    def given(t: Tensor) -> Tensor:
+        return t.squeeze(1) if missing else t.transpose(0, 1) if layer.batch_first and not packed else t
+
+    final = tuple(s.squeeze(1) for s in final) if missing else final
+    return [given(y), *final, *([given(cells)] if layer.cells else [])]
 
 
 def _concatenated(
@@ -97,8 +100,11 @@ def _concatenated(
     if resets is not None:
         resets = torch.cat((resets, resets.new_zeros(1))).index_select(0, places).view(there.shape)
     by_sequence = dataclasses.replace(layer, batch_first=True)
-    y, *final = recurrent(by_sequence, padded, hx, params, None, lengths, resets)
-    return [y.flatten(0, 1).index_select(0, there.flatten().nonzero().squeeze(1)), *final]
+    rows_there = there.flatten().nonzero().squeeze(1)
+    return [
+        t.flatten(0, 1).index_select(0, rows_there) if layer.is_sequence(index) else t
+        for index, t in enumerate(recurrent(by_sequence, padded, hx, params, None, lengths, resets))
+    ]
 
 
 def _layer(
@@ -109,21 +115,25 @@ def _layer(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     resets: Tensor | None,
-) -> tuple[Tensor, States]:
-    """x: [T, B, I] or packed rows; initial: h [D, B, P], c [D, B, H]. Returns y and the final states."""
-    outputs, finals = [], []
+) -> tuple[Tensor, States, Tensor]:
+    """x: [T, B, I] or packed rows; initial: h [D, B, P], c [D, B, H]. Returns y, the final states, and the
+    last state (c, if there is one) of every row.
+    """
+    outputs, finals, lasts = [], [], []
     for direction in range(layer.directions):
         w_ih, w_hh, *others = params[direction * layer.params_each :][: layer.params_each]
         b_ih, b_hh = others[:2] if layer.bias else (None, None)
         weights = (w_ih, w_hh, b_ih, b_hh, others[-1] if layer.projected else None)
         step, own = STEPS[layer.cell], tuple(s[direction] for s in initial)
         if lengths is None and resets is None:
-            y, final = _sequence(step, x, own, weights, batch_sizes, direction == 1)
+            y, final, last = _sequence(step, x, own, weights, batch_sizes, direction == 1)
         else:
-            y, final = _masked_sequence(step, x, own, weights, lengths, resets, direction == 1)
+            y, final, last = _masked_sequence(step, x, own, weights, lengths, resets, direction == 1)
+        lasts.append(last)
         outputs.append(y)
         finals.append(final)
-    return torch.cat(outputs, -1), tuple(torch.stack(states) for states in zip(*finals, strict=True))
+    final = tuple(torch.stack(states) for states in zip(*finals, strict=True))
+    return torch.cat(outputs, -1), final, torch.cat(lasts, -1)
 
 
 def _masked_sequence(
@@ -134,7 +144,7 @@ def _masked_sequence(
     lengths: Tensor | None,
     resets: Tensor | None,
     reverse: bool,
-) -> tuple[Tensor, States]:
+) -> tuple[Tensor, States, Tensor]:
     """Of padded input: beyond a sequence's length its state stands still and its output is zero."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     assert w_ih is not None and w_hh is not None
@@ -150,18 +160,21 @@ def _masked_sequence(
         return states if resets is None else tuple(s.masked_fill(cuts[t].unsqueeze(1), 0) for s in states)
 
     outputs: list[Tensor] = []
+    lasts: list[Tensor] = []
     for t in reversed(range(len(x))) if reverse else range(len(x)):
         before = states if reverse else kept(t, states)
         after = step(gates[t], linear(before[0], w_hh, b_hh), before)
         if w_hr is not None:
             after = (linear(after[0], w_hr), *after[1:])
         outputs.append(after[0].masked_fill(~there[t].unsqueeze(1), 0))
+        lasts.append(after[-1].masked_fill(~there[t].unsqueeze(1), 0))
         if reverse:
             after = kept(t, after)
         states = tuple(torch.where(there[t].unsqueeze(1), a, s) for a, s in zip(after, states, strict=True))
     if reverse:
         outputs.reverse()
-    return torch.stack(outputs), states
+        lasts.reverse()
+    return torch.stack(outputs), states, torch.stack(lasts)
 
 
 def _sequence(
@@ -171,14 +184,14 @@ def _sequence(
     weights: Sequence[Tensor | None],
     batch_sizes: Tensor | None,
     reverse: bool,
-) -> tuple[Tensor, States]:
+) -> tuple[Tensor, States, Tensor]:
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     assert w_ih is not None and w_hh is not None
     gates = linear(x, w_ih, b_ih)
     inputs = list(gates.unbind(0) if batch_sizes is None else gates.split(batch_sizes.tolist()))
     ended: list[States] = []  # rows that stopped before the current ones, the last of the batch first
     states = tuple(s[: len(inputs[-1])] for s in initial) if reverse else initial
-    outputs = []
+    outputs, lasts = [], []
     for x_t in reversed(inputs) if reverse else inputs:
         active, rows = len(x_t), len(states[0])
         if active < rows:
@@ -192,7 +205,10 @@ def _sequence(
         if w_hr is not None:
             states = (linear(states[0], w_hr), *states[1:])
         outputs.append(states[0])
+        lasts.append(states[-1])
     final = tuple(torch.cat(parts) for parts in zip(states, *reversed(ended), strict=True))
     if reverse:
         outputs.reverse()
-    return (torch.stack(outputs) if batch_sizes is None else torch.cat(outputs)), final
+        lasts.reverse()
+    joined = torch.stack if batch_sizes is None else torch.cat
+    return joined(outputs), final, joined(lasts)

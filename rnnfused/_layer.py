@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,8 @@ class LayerConfig:
     """A layer, layers over one another, or (`step`) one step of a cell.
 
     cell: the registry's name. num_layers, bidirectional, batch_first, bias: as torch.nn's. projected: whether
-    each direction's params end with weight_hr. recompute: whether backward rebuilds the gates. step: whether
+    each direction's params end with weight_hr. recompute: whether backward rebuilds the gates. cells: whether c
+    of every step, of the last layer, is returned too. step: whether
     input and states come without a time dimension.
 
     `text` is what the operators take, and with it traced and exported graphs: the cell's name and the options
@@ -45,6 +47,7 @@ class LayerConfig:
     bias: bool = True
     projected: bool = False
     recompute: bool = False
+    cells: bool = False
     step: bool = False
 
     text: str = field(init=False, repr=False, compare=False)
@@ -82,6 +85,11 @@ class LayerConfig:
         return LayerConfig(self.cell, **options)
 
     @property
+    def inner(self) -> LayerConfig:
+        """The same of one layer that is not the last."""
+        return dataclasses.replace(self.single, cells=False)
+
+    @property
     def spec(self) -> CellSpec:
         return CELLS[self.cell]
 
@@ -101,8 +109,14 @@ class LayerConfig:
 
     @property
     def outputs(self) -> int:
-        """Tensors that the operator returns beside a tape: the output (of a step none) and the states."""
-        return (not self.step) + len(self.spec.states)
+        """Tensors that the operator returns beside a tape: the output (of a step none), the states, and c of
+        every step.
+        """
+        return (not self.step) + len(self.spec.states) + self.cells
+
+    def is_sequence(self, output: int) -> bool:
+        """Whether one of these is laid out as the input, a row for each of its rows."""
+        return not self.step and (output == 0 or (self.cells and output == self.outputs - 1))
 
 
-_FLAGS = ("bidirectional", "batch_first", "projected", "recompute", "step")
+_FLAGS = ("bidirectional", "batch_first", "projected", "recompute", "cells", "step")

@@ -81,7 +81,7 @@ class Frozen(_Snapshot):
         lengths: Any = None,
         resets: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Any, ...]:
         return self._module._forward(self._run, input, hx, lengths, resets, cu_seqlens)
 
     def __repr__(self) -> str:
@@ -198,7 +198,7 @@ class Stepper(_Snapshot):
                 own[:, index] = new
 
     def _pack(self) -> Any:
-        layer = dataclasses.replace(self._module._config(), batch_first=False)
+        layer = dataclasses.replace(self._module._config(), batch_first=False, cells=False)
         return _C.Stepper(layer.text, self._weights, self._states)
 
 

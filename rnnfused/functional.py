@@ -69,15 +69,20 @@ def rnn(
 
 
 def lstm(
-    input: Tensor, hx: tuple[Tensor, Tensor], params: Sequence[Tensor], **options: Unpack[Options]
-) -> tuple[Tensor, Tensor, Tensor]:
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    params: Sequence[Tensor],
+    *,
+    return_cells: bool = False,
+    **options: Unpack[Options],
+) -> tuple[Tensor, ...]:
     """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers et al. 2000; projection of Sak et al. 2014).
 
     As `rnn`, with hx = (h_0 [L D, B, P], c_0 [L D, B, H]); P is H, or the projection's size where h_0 is
-    narrower than c_0, and then params hold weight_hr [P, H]. Returns output [T, B, D P], h_n and c_n.
+    narrower than c_0, and then params hold weight_hr [P, H]. Returns output [T, B, D P], h_n and c_n, and
+    with return_cells c of every step of the last layer [T, B, D H], laid out as the output.
     """
-    output, h_n, c_n = _sequence("lstm", input, _pair("lstm", hx), params, **options)
-    return output, h_n, c_n
+    return tuple(_sequence("lstm", input, _pair("lstm", hx), params, return_cells=return_cells, **options))
 
 
 def gru(
@@ -168,11 +173,14 @@ def _sequence(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     recompute: bool = False,
+    return_cells: bool = False,
 ) -> list[Tensor]:
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout: expected a probability in [0, 1], got {dropout}")
     projected = len(hx) > 1 and hx[0].shape[-1] != hx[1].shape[-1]
-    layer = LayerConfig(cell, num_layers, bidirectional, batch_first, has_biases, projected, recompute)
+    layer = LayerConfig(
+        cell, num_layers, bidirectional, batch_first, has_biases, projected, recompute, return_cells
+    )
     layout = Layout(batch_sizes, lengths, resets)
     return stack(layer, input, hx, params, layout, dropout if training else 0.0)
 
@@ -185,18 +193,20 @@ def stack(
     layout: Layout = PADDED,
     dropout: float = 0.0,
 ) -> list[Tensor]:
-    """Layer over layer, with dropout between them as in torch: the output and the final states."""
+    """Layer over layer, with dropout between them as in torch: what the operator returns of all of them."""
     if dropout == 0 or layer.num_layers == 1:
         return recurrent(layer, input, hx, params, *layout)
     if not torch.compiler.is_compiling():
         _C.check(layer.text, input, hx, params, *layout)  # what no layer sees by itself
     each, directions = layer.params_each * layer.directions, layer.directions
-    finals = []
+    finals, cells = [], []
     for index in range(layer.num_layers):
         if index > 0:
             input = torch.nn.functional.dropout(input, dropout, training=True)
         states = [s[index * directions : (index + 1) * directions] for s in hx]
         own = params[index * each : (index + 1) * each]
-        input, *final = recurrent(layer.single, input, states, own, *layout)
-        finals.append(final)
-    return [input, *(torch.cat(states) for states in zip(*finals, strict=True))]
+        one = layer.inner if index + 1 < layer.num_layers else layer.single
+        input, *final = recurrent(one, input, states, own, *layout)
+        finals.append(final[: len(layer.spec.states)])
+        cells = final[len(layer.spec.states) :]
+    return [input, *(torch.cat(states) for states in zip(*finals, strict=True)), *cells]

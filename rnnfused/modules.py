@@ -33,7 +33,10 @@ CELLS_OF_MODE = {spec.mode: spec.name for spec in CELLS.values()}
 
 # Attributes that LayerConfig is made from; they may be changed after construction, as torch.nn's may.
 _DESCRIBED = frozenset(
-    ("mode", "num_layers", "bias", "batch_first", "bidirectional", "proj_size", "recompute", "nonlinearity")
+    (
+        *("mode", "num_layers", "bias", "batch_first", "bidirectional", "proj_size", "nonlinearity"),
+        *("recompute", "return_cells"),
+    )
 )
 
 
@@ -129,7 +132,8 @@ class _Sequence(_Described, Weights):
     # Also of a module that an older version pickled, and of a converted one.
     recompute = False
     learn_initial_state = False
-    _beyond_torch = (*_Described._beyond_torch, "recompute", "learn_initial_state")
+    return_cells = False
+    _beyond_torch = (*_Described._beyond_torch, "recompute", "learn_initial_state", "return_cells")
 
     def __init__(
         self, *args: Any, recompute: bool = False, learn_initial_state: bool = False, **kwargs: Any
@@ -145,7 +149,7 @@ class _Sequence(_Described, Weights):
                     self.register_parameter(name, torch.nn.Parameter(like.new_zeros(size)))
 
     def extra_repr(self) -> str:
-        options = [f", {name}=True" for name in ("recompute", "learn_initial_state") if getattr(self, name)]
+        options = [f", {name}=True" for name in self._beyond_torch[1:] if getattr(self, name)]
         return super().extra_repr() + "".join(options)
 
     def reset_parameters(self) -> None:
@@ -179,6 +183,7 @@ class _Sequence(_Described, Weights):
             bool(self.bias),
             self.proj_size > 0,
             bool(self.recompute),
+            bool(self.return_cells),
         )
 
     def _state_sizes(self) -> tuple[int, ...]:
@@ -197,7 +202,7 @@ class _Sequence(_Described, Weights):
         lengths: Any = None,  # no keyword-only ones: torch's older ONNX exporter gives all by position
         resets: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Any, ...]:
         """Runs the layers over a batch of sequences.
 
         input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, a PackedSequence, rows [rows, I] with
@@ -212,31 +217,38 @@ class _Sequence(_Described, Weights):
         passes; as if the sequence were cut there.
         cu_seqlens [B + 1], integers: sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1] of the input.
 
-        Returns the output, laid out as the input with D P features, and the final states. float32, float64,
-        float16 and bfloat16. Raises torch.nn's exceptions with torch.nn's messages, and RuntimeError or
+        Returns the output, laid out as the input with D P features, and the final states; of an LSTM with
+        return_cells also c of every step, laid out as the input with D H features. float32, float64, float16
+        and bfloat16. Raises torch.nn's exceptions with torch.nn's messages, and RuntimeError or
         TypeError for lengths, resets and cu_seqlens that do not fit.
         """
         return self._forward(self._run, input, hx, lengths, resets, cu_seqlens)
 
     def _forward(
         self, run: Run, input: Any, hx: Any, lengths: Any, resets: Tensor | None, cu_seqlens: Tensor | None
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Any, ...]:
         """From any form of input to what `run` takes, and back."""
         if isinstance(input, Tensor):
             if lengths is None and resets is None and cu_seqlens is None and not input.is_nested:
-                output, *states = run(input, () if hx is None else self._states(hx), PADDED)
-                return output, self._hx(states)
+                return self._result(run(input, () if hx is None else self._states(hx), PADDED))
         elif isinstance(input, PackedSequence):
             return self._forward_packed(run, input, hx, lengths, resets, cu_seqlens)
         elif isinstance(input, Proxy):
             return self._leaf(input, hx, lengths=lengths, resets=resets, cu_seqlens=cu_seqlens)
         sequences = Sequences(input, lengths, resets, cu_seqlens)
-        output, *states = run(sequences.input, () if hx is None else self._states(hx), sequences.layout)
-        return sequences.like_input(output), self._hx(states)
+        results = run(sequences.input, () if hx is None else self._states(hx), sequences.layout)
+        return self._result(results, sequences.like_input)
 
-    def _forward_packed(
-        self, run: Run, packed: PackedSequence, hx: Any, *others: Any
-    ) -> tuple[PackedSequence, Any]:
+    def _result(
+        self, results: list[Tensor], like_input: Callable[[Tensor], Any] | None = None
+    ) -> tuple[Any, ...]:
+        """What forward returns, from what the operator does."""
+        output, *states = results
+        if like_input is not None:
+            output = like_input(output)
+        return output, self._hx(states)
+
+    def _forward_packed(self, run: Run, packed: PackedSequence, hx: Any, *others: Any) -> tuple[Any, ...]:
         for name, given in zip(("lengths", "resets", "cu_seqlens"), others, strict=True):
             if given is not None:
                 raise ValueError(f"{name}: expected none with a PackedSequence, whose batch_sizes say it")
@@ -244,10 +256,11 @@ class _Sequence(_Described, Weights):
         states: Sequence[Tensor] = ()
         if hx is not None:
             states = [_reordered(s, sorted_indices) for s in self._states(hx)]
-        output, *final = run(data, states, Layout(batch_sizes))
-        return (
-            PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices),
-            self._hx([_reordered(s, unsorted_indices) for s in final]),
+        results = run(data, states, Layout(batch_sizes))
+        for index in range(1, 1 + len(self._state_sizes())):
+            results[index] = _reordered(results[index], unsorted_indices)
+        return self._result(
+            results, lambda rows: PackedSequence(rows, batch_sizes, sorted_indices, unsorted_indices)
         )
 
 
@@ -285,11 +298,24 @@ class LSTM(_TwoStates, _Sequence, torch.nn.LSTM):
     et al. 2014).
 
     LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, proj_size=0, device=None, dtype=None, recompute=False,
-    learn_initial_state=False): recompute keeps only the
+    bidirectional=False, proj_size=0, device=None, dtype=None, recompute=False, learn_initial_state=False,
+    return_cells=False): return_cells gives c of every step of the last layer as a third result; recompute
+    keeps only the
     output, c and the last few gates for backward, which rebuilds the others. Shapes and dtypes: see
     `forward`.
     """
+
+    def __init__(self, *args: Any, return_cells: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.return_cells = return_cells
+
+    def _result(
+        self, results: list[Tensor], like_input: Callable[[Tensor], Any] | None = None
+    ) -> tuple[Any, ...]:
+        if not self.return_cells:
+            return super()._result(results, like_input)
+        *others, cells = results
+        return *super()._result(others, like_input), cells if like_input is None else like_input(cells)
 
     def _odd_states(self, hx: Any) -> Sequence[Tensor]:
         pair = hx[0], hx[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,9 @@ def pieces_of(length: int, resets: Sequence[bool]) -> list[tuple[int, int]]:
 def split_by_hand(
     module: Any, x: Tensor, hx: Sequence[Tensor], lengths: Sequence[int], resets: Tensor
 ) -> list[Tensor]:
-    """The output [T, B, D P] and the final states for x [T, B, I], resets [T, B]."""
+    """For x [T, B, I], resets [T, B]: the output [T, B, D P], the final states and, with return_cells, c of
+    every step.
+    """
     layer: LayerConfig = module._config()
     params = module._params()
     each, directions = layer.params_each * layer.directions, layer.directions
@@ -37,10 +40,14 @@ def split_by_hand(
             _sequence(layer.single, sequence, [s[:, b] for s in states], own, resets[:, b].tolist())
             for b, sequence in enumerate(sequences)
         ]
-        sequences = [y for y, _ in results]
-        finals.append([torch.stack(parts, 1) for parts in zip(*(f for _, f in results), strict=True)])
-    output = torch.stack([torch.cat((y, y.new_zeros(len(x) - len(y), y.size(1)))) for y in sequences], 1)
-    return [output, *(torch.cat(parts) for parts in zip(*finals, strict=True))]
+        sequences = [y for y, _, _ in results]
+        finals.append([torch.stack(parts, 1) for parts in zip(*(f for _, f, _ in results), strict=True)])
+
+    def padded(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack([torch.cat((y, y.new_zeros(len(x) - len(y), y.size(1)))) for y in parts], 1)
+
+    cells = [padded([c for _, _, c in results])] if layer.cells else []
+    return [padded(sequences), *(torch.cat(parts) for parts in zip(*finals, strict=True)), *cells]
 
 
 def _sequence(
@@ -49,14 +56,15 @@ def _sequence(
     states: Sequence[Tensor],
     params: Sequence[Tensor],
     resets: Sequence[bool],
-) -> tuple[Tensor, list[Tensor]]:
-    """Of one sequence [T, I] with states [D, units]."""
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Of one sequence [T, I] with states [D, units]: output, final states, and c of every step or nothing."""
     pieces = pieces_of(len(x), resets)
     if not pieces:
-        return x.new_zeros(0, layer.directions * states[0].size(-1)), list(states)
-    batched = LayerConfig(layer.cell, 1, layer.bidirectional, False, layer.bias, layer.projected)
+        first_units, last_units = (layer.directions * states[place].size(-1) for place in (0, -1))
+        return x.new_zeros(0, first_units), list(states), x.new_zeros(0, last_units)
+    batched = dataclasses.replace(layer, batch_first=False, recompute=False)
     first, last = not resets[0], len(pieces) - 1
-    outputs, ends = [], []
+    outputs, cells, ends = [], [], []
     for index, (start, end) in enumerate(pieces):
         begins = [index == 0 and first, index == last][: layer.directions]
         hx = [
@@ -65,6 +73,8 @@ def _sequence(
         ]
         y, *final = recurrent(batched, x[start:end].unsqueeze(1), [s.unsqueeze(1) for s in hx], params)
         outputs.append(y.squeeze(1))
+        if layer.cells:
+            cells.append(final.pop().squeeze(1))
         ends.append([s.squeeze(1) for s in final])
     # Forward ends at the end of the sequence, the backward direction at its beginning.
     final = []
@@ -73,4 +83,4 @@ def _sequence(
         if layer.bidirectional:
             parts.append(ends[0][k][1] if first else torch.zeros_like(parts[0]))
         final.append(torch.stack(parts))
-    return torch.cat(outputs), final
+    return torch.cat(outputs), final, torch.cat(cells or [x.new_zeros(0, 0)])

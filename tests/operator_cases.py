@@ -31,6 +31,8 @@ LAYOUTS = (
     "unbatched_resets",
     "concatenated",
     "concatenated_resets",
+    "cells",
+    "batch_first_lengths_cells",
     "step",
     "unbatched_step",
 )
@@ -96,6 +98,7 @@ class Case:
             batch_first=self.layout.startswith("batch_first"),
             bias=self.biases,
             projected=self.projected,
+            cells="cells" in self.layout,
             step=self.step,
         )
 
@@ -205,11 +208,15 @@ def cases(layouts: Sequence[str] = LAYOUTS, **sizes: Any) -> list[Case]:
     for cell, projected in VARIANTS:
         for layout in layouts:
             one_step = layout.endswith("step")
-            if one_step and projected:
+            if not _has(layout, cell, projected):
                 continue
             for directions in (1,) if one_step else (1, 2):
                 found += [Case(cell, projected, layout, directions, b, **sizes) for b in (True, False)]
     return found
+
+
+def _has(layout: str, cell: str, projected: bool) -> bool:
+    return not (projected if layout.endswith("step") else "cells" in layout and cell != "lstm")
 
 
 def one_of_each(**sizes: Any) -> list[Case]:
@@ -218,7 +225,7 @@ def one_of_each(**sizes: Any) -> list[Case]:
     for row, (cell, projected) in enumerate(VARIANTS):
         for column, layout in enumerate(LAYOUTS):
             one_step = layout.endswith("step")
-            if one_step and projected:
+            if not _has(layout, cell, projected):
                 continue
             turn = row + column
             found.append(

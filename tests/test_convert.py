@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import abc
+import ast
 import copy
+import functools
 import gc
+import inspect
 import io
 import pickle
+import textwrap
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +21,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import swa_utils
 
 import rnnfused
-from rnnfused import _decomposed, reference
+from rnnfused import _convert, _decomposed, reference
 from rnnfused._load import _C, build_info
 from rnnfused.cells import CELLS
 
@@ -325,7 +331,7 @@ def test_code_that_chooses_by_type() -> None:
 def test_types(name: str) -> None:
     ours, theirs = getattr(rnnfused, name), getattr(torch.nn, name)
     assert issubclass(ours, theirs)
-    assert set(vars(ours(3, 4))) - set(vars(theirs(3, 4))) <= {"recompute"}
+    assert set(vars(ours(3, 4))) - set(vars(theirs(3, 4))) <= set(ours._beyond_torch)
     assert str(ours(3, 4)) == str(theirs(3, 4))
 
 
@@ -337,12 +343,361 @@ def test_a_whole_model_is_saved() -> None:
     assert torch.equal(loaded(x)[0], model(x)[0])
 
 
-def test_subclasses_are_left_alone() -> None:
-    class Mine(torch.nn.LSTM):
+# Subclasses as packages write them.
+class Flexible(abc.ABC, torch.nn.RNNBase):
+    """A forward for all kinds, over torch.nn's."""
+
+    @abc.abstractmethod
+    def first(self, state: Any) -> torch.Tensor: ...
+
+    def forward(self, x: Any, hx: Any = None, scale: float = 2.0) -> tuple[Any, Any]:
+        output, state = super().forward(x, hx=hx)
+        return (output * scale if isinstance(output, torch.Tensor) else output), state
+
+
+class FlexibleLSTM(Flexible, torch.nn.LSTM):
+    def first(self, state: Any) -> torch.Tensor:
+        return state[0]
+
+
+class Wide(torch.nn.GRU):
+    """Another constructor, more methods and attributes, no forward; copied by constructing."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, 2 * size, num_layers=2, bidirectional=True)
+        self.scale = torch.nn.Linear(1, 1)
+
+    def width(self) -> int:
+        return 2 * self.hidden_size
+
+    def flatten_parameters(self) -> None:
+        self.flattened = True
+
+    def another(self) -> Wide:
+        return type(self)(self.input_size)
+
+
+def noted(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def wrapper(self: Any, *args: Any) -> Any:
+        return forward(self, *args)
+
+    return wrapper
+
+
+class Decorated(torch.nn.RNN):
+    @noted
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        return [super(Decorated, self).forward(x, hx)[0] for x in (input, -input)]
+
+
+class Reduced(torch.nn.LSTM):
+    """Says itself how it is pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.input_size, self.hidden_size), self.__getstate__()
+
+
+class ShiftedCell(torch.nn.LSTMCell):
+    def forward(self, input: torch.Tensor, hx: Any = None) -> torch.Tensor:
+        return super().forward(input, hx)[0] + 1
+
+
+class PlainCell(torch.nn.GRUCell):
+    pass
+
+
+class Further(ShiftedCell):
+    pass
+
+
+SUBCLASSES: list[Callable[[], torch.nn.Module]] = [
+    lambda: FlexibleLSTM(4, 4, 2),
+    lambda: Wide(4),
+    lambda: Decorated(4, 4),
+    lambda: Reduced(4, 4),
+    lambda: ShiftedCell(4, 4),
+    lambda: PlainCell(4, 4),
+    lambda: Further(4, 4),
+]
+each_subclass = pytest.mark.parametrize("make", SUBCLASSES, ids=lambda make: type(make()).__name__)
+
+
+def example(layer: torch.nn.Module) -> torch.Tensor:
+    return torch.linspace(-1, 1, 24).reshape((6, 4) if isinstance(layer, torch.nn.RNNCellBase) else (3, 2, 4))
+
+
+def ours_of(kind: type) -> type:
+    return next(
+        getattr(rnnfused, cls.__name__) for cls in kind.__mro__ if cls.__module__ == "torch.nn.modules.rnn"
+    )
+
+
+@each_subclass
+def test_a_subclass_there_and_back(make: Callable[[], torch.nn.Module]) -> None:
+    layer = make()
+    kind, attributes = type(layer), dict(vars(layer))
+    parameters, text = dict(layer.named_parameters()), str(layer)
+    x = example(layer)
+    want = layer(x)
+    met: list[object] = []
+    layer.register_forward_hook(lambda module, *_: met.append(module))
+    model = torch.nn.ModuleList([layer])
+
+    assert rnnfused.convert(model)[0] is layer
+    assert isinstance(layer, kind) and isinstance(layer, ours_of(kind)) and type(layer) is not kind
+    assert type(rnnfused.convert(make())) is type(layer)
+    assert str(layer) == text and list(model.state_dict()) == [f"0.{name}" for name in parameters]
+    assert all(p is parameters[name] for name, p in layer.named_parameters())
+    torch.testing.assert_close(layer(x), want)
+    assert met == [layer]
+
+    rnnfused.to_torch(model)
+    assert type(layer) is kind and set(vars(layer)) == set(attributes)
+    torch.testing.assert_close(layer(x), want)
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_a_subclass_runs_our_forward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type("Scaled", (getattr(torch.nn, name),), {})
+
+    def forward(self: torch.nn.Module, *args: Any) -> Any:
+        return "theirs", super(kind, self).forward(*args)
+
+    kind.forward = forward
+    layer = rnnfused.convert(kind(4, 4))
+    monkeypatch.setattr(getattr(rnnfused, name), "forward", lambda self, *args: "ours")
+    assert layer(torch.ones(1, 4)) == ("theirs", "ours")
+
+
+def test_a_subclass_keeps_its_methods() -> None:
+    layer = rnnfused.convert(Wide(4))
+    assert layer.width() == 16 and layer.flattened
+    another = layer.another()
+    assert type(another) is type(layer) and another(example(layer))[0].shape == (3, 2, 16)
+    another.recompute = True
+    assert not rnnfused.to_torch(another).__dict__.get("recompute")
+    state = torch.ones(1)
+    assert rnnfused.convert(FlexibleLSTM(4, 4)).first((state, None)) is state
+
+
+@each_subclass
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, copy.copy, pickled, saved], ids=lambda copied: copied.__name__
+)
+def test_copies_of_a_converted_subclass(copied: Copy, make: Callable[[], torch.nn.Module]) -> None:
+    layer = rnnfused.convert(make())
+    clone = copied(layer)
+    assert clone is not layer and type(clone) is type(layer)
+    torch.testing.assert_close(clone(example(layer)), layer(example(layer)))
+    assert type(rnnfused.to_torch(clone)) is type(make())
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_protocol(protocol: int) -> None:
+    layer = rnnfused.convert(Wide(4))
+    assert type(pickle.loads(pickle.dumps(layer, protocol))) is type(layer)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_parametrised_layer_of_a_subclass(order: str) -> None:
+    layer = FlexibleLSTM(4, 4)
+    if order == "before":
+        rnnfused.convert(layer)
+    weight_norm(layer)
+    want = layer(example(layer))
+    rnnfused.convert(layer)
+    assert isinstance(layer, rnnfused.LSTM) and isinstance(layer, FlexibleLSTM)
+    assert type(layer).__name__ == "ParametrizedFlexibleLSTM"
+    torch.testing.assert_close(layer(example(layer)), want)
+    torch.testing.assert_close(copy.deepcopy(layer)(example(layer)), want)
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(layer)
+    rnnfused.to_torch(layer)
+    parametrize.remove_parametrizations(layer, "weight_hh_l0")
+    assert type(layer) is FlexibleLSTM
+    torch.testing.assert_close(layer(example(layer)), want)
+
+
+@each_subclass
+def test_a_converted_subclass_is_one_graph(make: Callable[[], torch.nn.Module]) -> None:
+    torch._dynamo.reset()
+    layer = rnnfused.convert(make())
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(example(layer)), layer(example(layer)))
+
+
+def test_a_converted_subclass_in_a_symbolic_trace() -> None:
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(rnnfused.convert(PlainCell(4, 4))))
+    assert torch.equal(graph(torch.ones(2, 4)), graph.get_submodule("0")(torch.ones(2, 4)))
+    # A leaf inside of the layer's own forward would be that forward once more.
+    with pytest.raises(
+        torch.fx.proxy.TraceError, match=r"ShiftedCell\.forward cannot be traced symbolically"
+    ):
+        torch.fx.symbolic_trace(torch.nn.Sequential(rnnfused.convert(ShiftedCell(4, 4))))
+
+
+def test_a_class_lives_as_long_as_its_layers() -> None:
+    kind = type("Passing", (torch.nn.LSTM,), {})
+    gone = weakref.ref(type(rnnfused.convert(kind(2, 2)))), weakref.ref(kind)
+    del kind
+    gc.collect()  # the class that was made
+    gc.collect()  # the one that it was made for
+    assert [ref() for ref in gone] == [None, None]
+
+
+# Subclasses whose forward ours cannot stand in for.
+class OwnMaths(torch.nn.LSTMCell):
+    def forward(self, input: torch.Tensor, hx: Any = None) -> torch.Tensor:
+        return input @ self.weight_ih.t()
+
+
+class OwnForwardBelow(OwnMaths):
+    def forward(self, input: torch.Tensor, hx: Any = None) -> torch.Tensor:
+        return super().forward(input) + 1
+
+
+class BaseByName(torch.nn.LSTM):
+    def forward(self, input: torch.Tensor, hx: Any = None) -> Any:
+        return torch.nn.LSTM.forward(self, input, hx)
+
+
+class AnotherSuper(torch.nn.GRU):
+    def forward(self, input: torch.Tensor) -> Any:
+        super().flatten_parameters()
+        return self.head.forward(input)
+
+
+class NoFunction(torch.nn.GRU):
+    forward = functools.partial(torch.nn.GRU.forward)
+
+
+class OwnCall(torch.nn.GRU):
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
+        return input
+
+
+class Checked(torch.nn.LSTM):
+    def check_forward_args(self, *args: Any) -> None:
         pass
 
-    model = torch.nn.Sequential(Mine(2, 2))
-    assert type(rnnfused.convert(model)[0]) is Mine
+
+class Computed(torch.nn.RNN):
+    @property
+    def _flat_weights(self) -> list[torch.Tensor]:
+        return list(self.parameters())
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[torch.Tensor]) -> None:
+        pass
+
+
+class SameName(torch.nn.LSTM):
+    def _config(self) -> dict[str, int]:
+        return {}
+
+
+class SameAttribute(torch.nn.LSTM):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self._layer = torch.nn.Linear(2, 2)
+
+
+class Direct(torch.nn.RNNBase):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__("LSTM", *sizes)
+
+
+class Registered(torch.nn.GRU):
+    def __init_subclass__(cls) -> None:
+        raise KeyError("name")
+
+
+def shadowed() -> torch.nn.Module:
+    layer = torch.nn.GRU(2, 2)
+    layer.forward = layer.forward  # type: ignore[method-assign]
+    return layer
+
+
+LEFT_ALONE: list[tuple[Callable[[], torch.nn.Module], str]] = [
+    (lambda: OwnMaths(2, 2), "OwnMaths.forward does not call super().forward"),
+    (lambda: OwnForwardBelow(2, 2), "OwnMaths.forward does not call super().forward"),
+    (lambda: BaseByName(2, 2), "BaseByName.forward does not call super().forward"),
+    (lambda: AnotherSuper(2, 2), "AnotherSuper.forward does not call super().forward"),
+    (lambda: NoFunction(2, 2), "NoFunction.forward does not call super().forward"),
+    (lambda: OwnCall(2, 2), "OwnCall.__call__ does not call super().__call__"),
+    (lambda: Checked(2, 2), "Checked replaces check_forward_args"),
+    (lambda: Computed(2, 2), "Computed replaces _flat_weights"),
+    (lambda: SameName(2, 2), "SameName._config has the name of an attribute of rnnfused's"),
+    (lambda: SameAttribute(2, 2), "its attribute _layer has the name of one of rnnfused's"),
+    (lambda: Direct(2, 2), "it derives from none of torch.nn.RNN, LSTM, GRU and the cells"),
+    (lambda: Registered(2, 2), "no class can be derived from its own: KeyError: 'name'"),
+    (shadowed, "it has a forward of its own, set on the layer itself"),
+    (lambda: torch.jit.script(torch.nn.GRU(2, 2)), "a ScriptModule runs what torch has compiled"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize(("make", "reason"), LEFT_ALONE, ids=[reason for _, reason in LEFT_ALONE])
+def test_what_is_left_alone(
+    make: Callable[[], torch.nn.Module], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = make()
+    kind, attributes = type(layer), set(vars(layer))
+    model = torch.nn.ModuleDict({"encoder": layer})
+    (found,) = rnnfused.conversions(model)
+    assert found[:3] == ("encoder", kind, False) and found.reason.endswith(reason)
+
+    rnnfused.convert(model)
+    assert type(layer) is kind and set(vars(layer)) == attributes
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("rnnfused", "WARNING")
+    assert record.getMessage().startswith("encoder (") and record.getMessage().endswith(reason)
+
+
+def test_conversions(caplog: pytest.LogCaptureFixture) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.LSTM(2, 2), torch.nn.Linear(2, 2), OwnMaths(2, 2), rnnfused.GRU(2, 2)
+    )
+    types = [type(layer) for layer in model]
+    want = [("0", torch.nn.LSTM, True), ("2", OwnMaths, False), ("3", rnnfused.GRU, True)]
+    assert [found[:3] for found in rnnfused.conversions(model)] == want
+    assert [type(layer) for layer in model] == types and not caplog.records
+
+    with caplog.at_level("INFO", logger="rnnfused"):
+        rnnfused.convert(model)
+    texts = [(record.levelname, record.getMessage().split(":")[0]) for record in caplog.records]
+    assert texts == [
+        ("INFO", "0 (torch.nn.modules.rnn.LSTM) is converted"),
+        ("WARNING", f"2 ({__name__}.OwnMaths) is left alone"),
+    ]
+    want[0] = ("0", rnnfused.LSTM, True)
+    assert [found[:3] for found in rnnfused.conversions(model)] == want
+    assert rnnfused.conversions(torch.nn.LSTM(2, 2)) == [("", torch.nn.LSTM, True, "")]
+    with pytest.raises(TypeError, match=r"module: expected a torch\.nn\.Module, got int"):
+        rnnfused.conversions(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_all_that_torchs_forward_asks_is_known(name: str) -> None:
+    """What a subclass may not replace: whatever torch.nn's forward asks its layer, at any depth."""
+    kind = getattr(torch.nn, name)
+    asked: set[str] = set()
+    pending = ["forward"]
+    while pending:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(getattr(kind, pending.pop()))))
+        names = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        }
+        pending += [n for n in names - asked if inspect.isfunction(getattr(kind, n, None))]
+        asked |= names
+    # Laid out for cuDNN; weights, which ours asks in the same way.
+    asked -= {"flatten_parameters", "weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+    assert asked and asked <= _convert._ASKED
 
 
 def test_not_a_module() -> None:
@@ -362,3 +717,11 @@ def test_show_config_names_what_runs() -> None:
         assert word in text
     built = build_info.cuda
     assert (f"nvcc {built}" if built else "not built") in text
+
+
+@pytest.mark.parametrize("option", ["learn_initial_state", "return_cells"])
+def test_what_torch_has_not_stays(option: str) -> None:
+    model = torch.nn.ModuleDict({"a": rnnfused.GRU(2, 3), "b": rnnfused.LSTM(2, 3, **{option: True})})
+    with pytest.raises(ValueError, match=f"torch.nn has no layer with {option}, as 'b' is"):
+        rnnfused.to_torch(model)
+    assert type(model["a"]) is rnnfused.GRU

@@ -65,27 +65,32 @@ class Batch:
         lengths = torch.tensor(self.lengths, dtype=torch.int32)
         if self.form == "padded":
             first = self.module.batch_first
-            y, final = self.module(
+            y, final, *cells = self.module(
                 x.transpose(0, 1) if first else x,
                 hx,
                 lengths=lengths,
                 resets=self.resets.t() if first else self.resets,
             )
-            return [y.transpose(0, 1) if first else y, *tensors(final)]
+            y, *cells = (t.transpose(0, 1) if first else t for t in (y, *cells))
+            return [y, *tensors(final), *cells]
         rows, resets = self.rows(x), self.rows(self.resets)
         ends = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
         if self.form == "concatenated":
-            y, final = self.module(rows, hx, cu_seqlens=ends, resets=resets)
+            y, final, *cells = self.module(rows, hx, cu_seqlens=ends, resets=resets)
         else:
             offsets = ends.to(rows.device)
             nested = torch.nested.nested_tensor_from_jagged(rows, offsets)
-            y, final = self.module(nested, hx, resets=resets)
-            assert y.is_nested and torch.equal(y.offsets(), offsets)
-            y = y.values()
-        padded = y.new_zeros(*self.x.shape[:2], y.size(-1))
-        for b, (start, length) in enumerate(zip(ends.tolist(), self.lengths, strict=False)):
-            padded[:length, b] = y[start : start + length]
-        return [padded, *tensors(final)]
+            y, final, *cells = self.module(nested, hx, resets=resets)
+            assert all(t.is_nested and torch.equal(t.offsets(), offsets) for t in (y, *cells))
+            y, *cells = (t.values() for t in (y, *cells))
+
+        def padded(t: Tensor) -> Tensor:
+            out = t.new_zeros(*self.x.shape[:2], t.size(-1))
+            for b, (start, length) in enumerate(zip(ends.tolist(), self.lengths, strict=False)):
+                out[:length, b] = t[start : start + length]
+            return out
+
+        return [padded(y), *tensors(final), *map(padded, cells)]
 
     def by_hand(self) -> list[Tensor]:
         return split_by_hand(self.module, self.x, self.hx, self.lengths, self.resets)
@@ -104,6 +109,8 @@ def batches(draw: Any) -> Batch:
     }
     if kind == "LSTM" and draw(st.booleans()):
         options["proj_size"] = draw(st.integers(1, hidden - 1))
+    if kind == "LSTM":
+        options["return_cells"] = draw(st.booleans())
     torch.manual_seed(draw(st.integers(0, 1000)))
     module = getattr(rnnfused, kind)(draw(st.integers(1, 5)), hidden, dtype=torch.float64, **options)
     steps, batch = draw(st.integers(1, 9)), draw(st.integers(1, 6))

@@ -115,17 +115,17 @@ RNNFUSED_HD void forward_piece(const TangentForward<T>& step, const Piece<T>& pi
 
 template <class Cell, class V, class T>
 RNNFUSED_HD void backward_piece(const TangentBackward<T>& step, const Piece<T>& piece) {
-  V tape[Cell::accumulators], prev[Cell::states], next[Cell::states], dnext[Cell::states], outer;
-  V dacc[Cell::accumulators], dprev[Cell::states];
+  V tape[Cell::accumulators], prev[Cell::states], next[Cell::states], dnext[Cell::states];
+  V dacc[Cell::accumulators], dprev[Cell::states], outer;
   for (int a = 0; a < Cell::taped; ++a)
     load_piece(step.gates, of_accumulator(piece, a, step.hidden), tape[a]);
   load_previous(step.previous, piece, prev);
   for (int s = 0; s < Cell::states; ++s) {
     load_piece(step.next[s], piece, next[s]);
     load_piece(step.dstates[s], piece, dnext[s]);
+    load_piece(step.outer[s], piece, outer);
+    dnext[s] = dnext[s] + outer;
   }
-  load_piece(step.outer, piece, outer);
-  dnext[0] = dnext[0] + outer;
   Cell::backward(tape, prev, next, dnext, dacc, dprev);
   for (int a = 0; a < Cell::accumulators; ++a)
     store_piece(step.gates, of_accumulator(piece, a, step.hidden), dacc[a]);

@@ -62,6 +62,7 @@ struct ForwardArgs {
   Rows<const T> x;                    // [rows, I]
   Rows<const T> initial[kMaxStates];  // h [B, P], c [B, H]; zeros where not there
   Rows<T> y;                          // [rows, P]
+  Rows<T> cells;                      // c of every row [rows, H]; null data means not wanted
   Rows<T> final[kMaxStates];          // h [B, P], c [B, H]; not wanted where not there
   T* tape;                            // for backward, as large as TapeSize says; null for inference
   bool recompute;                     // whether the tape goes without most gates, and backward rebuilds them
@@ -77,6 +78,7 @@ struct BackwardArgs {
   const T* tape;
   bool recompute;                    // as in forward
   Rows<const T> dy;                  // [rows, P]; null data means zeros
+  Rows<const T> dcells;              // gradient of c [rows, H]; null data means zeros
   Rows<const T> dfinal[kMaxStates];  // zeros where not there
   Rows<T> dx;                        // [rows, I]; this and all below: null data means not wanted
   bool accumulate_dx;                // add to dx: the other direction has written it

@@ -45,8 +45,9 @@ struct TangentBackward {
   DualRows<T> gates;  // [rows, accumulators * H]: what the cell taped before, its gradients after
   PreviousStates<T> previous;
   DualRows<const T> next[kMaxStates];  // [rows, H]
-  DualRows<const T> outer;             // [rows, H]: a part of the gradient of the next h
-  // [rows, H]: gradients of the next states before (of h what `outer` lacks), of the previous states after,
+  // [rows, H]: a part of the gradients of the next states, of which `dstates` lack it.
+  DualRows<const T> outer[kMaxStates];
+  // [rows, H]: gradients of the next states before (what `outer` lacks), of the previous states after,
   // without the recurrent product.
   DualRows<T> dstates[kMaxStates];
   // On the CPU, packed weights with which the kernel itself adds the product of the gates' gradients `after`,

@@ -203,6 +203,7 @@ class BackwardStream {
         prev[1] = load<V>(c_prev + at, lanes);
         next[1] = load<V>(tape_.cell_of(row) + at);
         dnext[1] = load<V>(carry_c + at);
+        if (args_.dcells.data) dnext[1] = dnext[1] + load<V>(args_.dcells[row] + at, lanes);
       }
       Cell::backward(taped, prev, next, dnext, dgates, dprev);
       // Lanes beyond the last unit are zero whatever the padding held: the product of the next step sums over

@@ -134,7 +134,7 @@ Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, i
   const Plan wanted = make_plan(in);
   if (wanted.threads() == 1) return wanted;
   // Only now the system is asked: a short call on one thread need not wait for the answer.
-  in.threads = std::min(threads, usable_threads());
+  in.threads = Scarcity::threads(std::min(threads, usable_threads()));
   return in.threads == threads ? wanted : make_plan(in);
 }
 

@@ -341,7 +341,10 @@ class ForwardStream {
         for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
       }
       store(h + at, next[0], shape.projected() ? L : lanes);
-      if constexpr (has_cell_state) store(c + at, next[1]);
+      if constexpr (has_cell_state) {
+        store(c + at, next[1]);
+        if (args_.cells.data) store(args_.cells[row] + at, next[1], lanes);
+      }
     }
   }
 
@@ -501,7 +504,7 @@ void forward(const Stack<T>& stack, const Team& team, int thread) {
     ForwardStream<Cell, T> stream(stack.layer[at.layer].forward[at.direction], at.shard, member,
                                   manner_of(stack, plan), stack.packed ? packed : arena, arena);
     // Both directions of a shard are its input, and of a reversed one the first steps come last.
-    const Progress* below = at.layer > 0 ? team.progress + (at.number - at.direction - of_layer) : nullptr;
+    Progress* below = at.layer > 0 ? team.progress + (at.number - at.direction - of_layer) : nullptr;
     const Index steps = stack.shape().steps;
     stream.run(
         team.group[group],

@@ -79,11 +79,15 @@ struct TeamCall {
 // Runs the kernel, with so many streams that others wait for, on the plan's threads.
 template <class Args>
 void run_team(TeamKernel<Args> kernel, const Args& args, const Plan& plan, int streams, void* scratch) {
-  Barrier all(plan.threads());
-  std::vector<Barrier> group(size_t(plan.groups), Barrier(plan.members));
-  std::vector<Progress> progress(static_cast<size_t>(streams));
+  Asleep asleep{0};
+  Barrier all(plan.threads(), &asleep);
+  std::vector<Barrier> group(size_t(plan.groups), Barrier(plan.members, &asleep));
+  std::vector<Progress> progress(static_cast<size_t>(streams), Progress(&asleep));
   TeamCall<Args> call{kernel, args, {plan, &all, group.data(), progress.data(), scratch}};
+  if (plan.threads() == 1) return parallel(1, &TeamCall<Args>::body, &call);
+  const auto start = Scarcity::Clock::now();
   parallel(plan.threads(), &TeamCall<Args>::body, &call);
+  Scarcity::report(plan.step_us, Scarcity::Clock::now() - start, std::chrono::nanoseconds(asleep.load()));
 }
 
 template <class T>

@@ -1,9 +1,13 @@
 #include "cpu/threads.h"
 
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <climits>
 #include <thread>
 #include <vector>
 
@@ -22,15 +26,10 @@ inline void pause_cpu() {
 #endif
 }
 
-template <class Condition>
-void spin_until(Condition holds) {
-  for (int spins = 0; !holds(); ++spins) {
-    if (spins < kSpins) {
-      pause_cpu();
-    } else {
-      sched_yield();
-    }
-  }
+void futex(std::atomic<unsigned>& word, int operation, unsigned value) {
+  static_assert(sizeof word == sizeof(unsigned));
+  syscall(SYS_futex, reinterpret_cast<unsigned*>(&word), operation | FUTEX_PRIVATE_FLAG, value, nullptr,
+          nullptr, 0);
 }
 
 int processors() {
@@ -50,19 +49,77 @@ std::atomic<bool> forked{false};
 
 }  // namespace
 
-void Barrier::wait() {
-  if (members_ == 1) return;
-  const unsigned epoch = epoch_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members_ - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    epoch_.store(epoch + 1, std::memory_order_release);
-    return;
-  }
-  spin_until([&] { return epoch_.load(std::memory_order_acquire) != epoch; });
+void Awaited::set(unsigned value) {
+  // In one order with the sleepers' registration: either they see the value, or they are seen here.
+  value_.store(value, std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst) > 0) futex(value_, FUTEX_WAKE, INT_MAX);
 }
 
-void Progress::wait_for(Index steps) const {
-  spin_until([&] { return done_.load(std::memory_order_acquire) >= steps; });
+void Awaited::wait_past(unsigned before) {
+  const auto is_past = [&](unsigned value) { return int(value - before) > 0; };
+  for (int spins = 0; spins < kSpins; ++spins) {
+    if (is_past(value_.load(std::memory_order_acquire))) return;
+    pause_cpu();
+  }
+  const auto start = Scarcity::Clock::now();
+  sleepers_.fetch_add(1, std::memory_order_seq_cst);
+  for (unsigned value; !is_past(value = value_.load(std::memory_order_seq_cst));)
+    futex(value_, FUTEX_WAIT, value);
+  sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  if (asleep_) {
+    const std::chrono::nanoseconds slept = Scarcity::Clock::now() - start;
+    asleep_->fetch_add(slept.count(), std::memory_order_relaxed);
+  }
+}
+
+void Barrier::wait() {
+  if (members_ == 1) return;
+  const unsigned epoch = epoch_.value();
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    epoch_.set(epoch + 1);
+    return;
+  }
+  epoch_.wait_past(epoch);
+}
+
+namespace {
+
+// Steps of more than this are longer than it takes to fall asleep and to wake up: with them to share the
+// processors is the better way.
+constexpr double kShortStep = 200;  // microseconds
+// Of a call's time, that its threads may sleep.
+constexpr double kMostAsleep = 0.25;
+// How long calls run on one thread after one that lost its time, and at most, where all that are tried do.
+constexpr std::chrono::milliseconds kLeastPause{20}, kMostPause{500};
+
+std::atomic<Scarcity::Clock::rep> scarce_until{0};
+std::atomic<int> scarce_in_a_row{0};
+std::atomic<Index> scarce_calls{0};
+
+}  // namespace
+
+bool Scarcity::is_now() {
+  const Clock::rep until = scarce_until.load(std::memory_order_relaxed);
+  return until != 0 && Clock::now().time_since_epoch().count() < until;
+}
+
+int Scarcity::threads(int wanted) { return wanted > 1 && is_now() ? 1 : wanted; }
+
+Index Scarcity::losses() { return scarce_calls.load(std::memory_order_relaxed); }
+
+void Scarcity::report(double step_us, std::chrono::nanoseconds took, std::chrono::nanoseconds asleep) {
+  const bool lost = step_us<kShortStep&& double(asleep.count())> kMostAsleep * double(took.count());
+  if (!lost) {
+    if (scarce_in_a_row.load(std::memory_order_relaxed) != 0) scarce_in_a_row = 0, scarce_until = 0;
+    return;
+  }
+  ++scarce_calls;
+  const int before = std::min(scarce_in_a_row++, 10);
+  const std::chrono::nanoseconds pause = std::min<std::chrono::nanoseconds>(
+      std::max<std::chrono::nanoseconds>(kLeastPause * (1 << before), 10 * took),
+      std::max<std::chrono::nanoseconds>(kMostPause, 10 * took));
+  scarce_until = (Clock::now() + pause).time_since_epoch().count();
 }
 
 #ifdef RNNFUSED_STD_THREADS
@@ -96,10 +153,19 @@ void parallel(int threads, void (*body)(void*, int), void* context) {
   // The members wait for each other, so that a smaller team than asked for would never finish.
   const int dynamic = omp_get_dynamic();
   omp_set_dynamic(0);
+  // The caller joins the others by itself before it comes to OpenMP's own end of a region, which waits awake.
+  std::atomic<int> others{threads - 1};
+  Awaited joined;
 #pragma omp parallel num_threads(threads)
   {
     if (omp_get_num_threads() == threads) {
-      body(context, omp_get_thread_num());
+      const int thread = omp_get_thread_num();
+      body(context, thread);
+      if (thread == 0) {
+        joined.wait_past(0);
+      } else if (others.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        joined.set(1);
+      }
     } else if (omp_get_thread_num() == 0) {
       __builtin_trap();
     }

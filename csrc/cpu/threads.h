@@ -1,7 +1,8 @@
-// One parallel region per call and the barriers inside it.
+// One parallel region per call, the barriers inside it, and what becomes of both where processors are scarce.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 
 #include "core/sequence.h"
 
@@ -17,28 +18,69 @@ int usable_threads();
 // Runs body(context, thread) for every thread in [0, threads), the caller being thread 0.
 void parallel(int threads, void (*body)(void* context, int thread), void* context);
 
+// Time that threads have spent asleep.
+using Asleep = std::atomic<std::chrono::nanoseconds::rep>;
+
+// A number that only grows, for which threads wait: awake for a short time, then asleep, so that whoever they
+// wait for finds a processor. Where every thread has a processor of its own nobody ever sleeps.
+class Awaited {
+ public:
+  // `asleep`, or null, is told how long the sleepers slept.
+  explicit Awaited(Asleep* asleep = nullptr) : asleep_(asleep) {}
+  Awaited(const Awaited& other) : asleep_(other.asleep_) {}  // a fresh one
+
+  unsigned value() const { return value_.load(std::memory_order_relaxed); }
+  // Whatever was written before is seen by all who wait for the value.
+  void set(unsigned value);
+  // Until it is beyond `before`; both may wrap around.
+  void wait_past(unsigned before);
+
+ private:
+  alignas(64) std::atomic<unsigned> value_{0};
+  std::atomic<int> sleepers_{0};
+  Asleep* asleep_;
+};
+
 // All members meet; what any of them wrote before is seen by all of them after.
 class Barrier {
  public:
-  explicit Barrier(int members) : members_(members) {}
+  explicit Barrier(int members, Asleep* asleep = nullptr) : epoch_(asleep), members_(members) {}
   // A copy is a fresh barrier for as many members.
-  Barrier(const Barrier& other) : members_(other.members_) {}
+  Barrier(const Barrier& other) : epoch_(other.epoch_), members_(other.members_) {}
   void wait();
 
  private:
   alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> epoch_{0};
+  Awaited epoch_;
   int members_;
 };
 
 // How many steps a stream has done, for those who read what it writes.
 class Progress {
  public:
-  void set(Index steps) { done_.store(steps, std::memory_order_release); }
-  void wait_for(Index steps) const;
+  explicit Progress(Asleep* asleep = nullptr) : done_(asleep) {}
+  void set(Index steps) { done_.set(unsigned(steps)); }
+  void wait_for(Index steps) { done_.wait_past(unsigned(steps) - 1); }
 
  private:
-  alignas(64) std::atomic<Index> done_{0};
+  Awaited done_;
+};
+
+// Whether this process has the processors that it counts on. A thread that shares its processor with another
+// process makes all those wait that meet it at every step: a call of short steps, which lost much of its time
+// so, makes the next ones run on one thread, for a while that grows as long as it is so. Results do not
+// depend on it.
+class Scarcity {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // As many threads as wanted, or one.
+  static int threads(int wanted);
+  // What became of a call of steps of so many microseconds on several threads.
+  static void report(double step_us, std::chrono::nanoseconds took, std::chrono::nanoseconds asleep);
+  // Calls that were found to have lost their time, and whether calls run on one thread now.
+  static Index losses();
+  static bool is_now();
 };
 
 }  // namespace rnnfused

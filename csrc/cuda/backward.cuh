@@ -41,7 +41,7 @@ template <class T>
 struct BackwardStep {
   BackwardRows at[kMaxDirections];
   Mask mask;
-  Index batch, hidden;
+  Index batch, hidden, directions;
   const Compute<T>* gates;  // what the cell taped, or would have [D, rows, A, H]
   Index gates_stride;       // of a direction
   const Compute<T>* cell;   // c of every row [D, rows, H]
@@ -51,6 +51,7 @@ struct BackwardStep {
   const T* h0;                  // [D, B, H]
   const Compute<T>* c0;         // [D, B, H]
   const T* dy;                  // [rows, y_stride] or null
+  const T* dcells;              // [rows, D * H] or null
   const Compute<T>* recurrent;  // [D, B, H]
   // Without a projection null; else the gradient of the cell's output [D, B, H], which takes the place of
   // `recurrent`, dy and dh.
@@ -108,6 +109,7 @@ __global__ void __launch_bounds__(kBlockThreads) backward_step(BackwardStep<T> s
       load(cell + (at.row + b) * H, next[1]);
       if (goes_on) load(previous ? cell + (at.row_before + b) * H : s.c0 + state, prev[1]);
       if (!zeroed) load(s.dc + state, dnext[1]);
+      if (s.dcells) add_outer(s.dcells + (at.row + b) * s.directions * H + d * H + unit, dnext[1]);
     }
     const C* tape = s.gates + d * s.gates_stride + (at.gates_row + b) * A * H + unit;
     RNNFUSED_UNROLL

@@ -19,7 +19,7 @@ struct ForwardStep {
   ForwardRows at[kMaxDirections];
   Mask mask;
   Biases<T> biases[kMaxDirections];
-  Index batch, hidden;
+  Index batch, hidden, directions;
   Compute<T>* gates;            // [D, rows of the chunk, A, H]: the input's projection, then what is taped
   Index gates_stride;           // of a direction
   bool tapes_gates;             // whether what the cell tapes is kept
@@ -29,7 +29,8 @@ struct ForwardStep {
   Compute<T>* c;                // [D, B, H]
   T* y;                         // [rows, y_stride]
   Index y_stride;
-  Compute<T>* cell;  // c of every row, [D, rows, H], or null
+  T* cells;          // c of every row, as it is given out [rows, D * H], or null
+  Compute<T>* cell;  // the same as backward reads it [D, rows, H], or null
   Index cell_stride;
   T* output;       // [D, B, H]: what is projected, or null without a projection
   T* unprojected;  // the same of every row [D, rows, H], or null
@@ -53,6 +54,7 @@ __global__ void __launch_bounds__(kBlockThreads) forward_step(ForwardStep<T> s) 
     T* const y = s.y + (at.row + b) * s.y_stride + d * H + unit;
     if (!s.mask.is_there(at.step, b)) {
       if (!s.output) store_zeros<T, N>(y);
+      if (s.cells) store_zeros<T, N>(s.cells + (at.row + b) * s.directions * H + d * H + unit);
       // Backward's products take these rows along.
       if (s.unprojected)
         store_zeros<T, N>(s.unprojected + d * s.unprojected_stride + (at.row + b) * H + unit);
@@ -73,6 +75,7 @@ __global__ void __launch_bounds__(kBlockThreads) forward_step(ForwardStep<T> s) 
     if (s.tapes_gates) cell.store_taped(gates, H);
     if constexpr (Cell::states > 1) {
       store_if(!zeroed, s.c + state, cell.next[1]);
+      if (s.cells) store(s.cells + (at.row + b) * s.directions * H + d * H + unit, cell.next[1]);
       if (s.cell) store(s.cell + d * s.cell_stride + (at.row + b) * H + unit, cell.next[1]);
     }
     if (s.output) {

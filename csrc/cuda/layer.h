@@ -38,10 +38,11 @@ struct Layer {
 };
 
 struct ForwardLayer : Layer {
-  void* h;     // [D, B, P]: h_0 before, h_n after
-  void* c;     // compute [D, B, H]: c_0 before, c_n after; null for cells without c
-  void* y;     // [rows, D * P]
-  void* tape;  // as many bytes as the driver asks for; null for inference
+  void* h;      // [D, B, P]: h_0 before, h_n after
+  void* c;      // compute [D, B, H]: c_0 before, c_n after; null for cells without c
+  void* y;      // [rows, D * P]
+  void* cells;  // c of every row [rows, D * H], or null
+  void* tape;   // as many bytes as the driver asks for; null for inference
 };
 
 struct BackwardLayer : Layer {
@@ -50,6 +51,7 @@ struct BackwardLayer : Layer {
   const void* y;                      // [rows, D * P]
   void* tape;                         // is only read
   const void* dy;                     // [rows, D * P] or null
+  const void* dcells;                 // gradient of c of every row [rows, D * H], or null
   void* dh;                           // compute [D, B, P]: gradient of h_n before, of h_0 after
   void* dc;                           // compute [D, B, H]: likewise of c
   void* dx;                           // [rows, I]; this and all below: null where not wanted

@@ -192,7 +192,7 @@ class StepwiseForward : Stepwise<Cell, T> {
         tape_(layer.shape, layer.tape ? layer.directions : 0, layer.recompute, layer.tape) {
     const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
     this->choose_plan(tape_.gates ? Gates::taped : Gates::passing, layer.input_bias[0], layer.input_bias[1],
-                      layer.bias[0], layer.bias[1]);
+                      layer.bias[0], layer.bias[1], layer.cells);
     Arena arena(layer.scratch);
     gates_ = tape_.gates;
     gates_stride_ = tape_.gates_stride;
@@ -277,6 +277,8 @@ class StepwiseForward : Stepwise<Cell, T> {
     args.c = static_cast<C*>(layer_forward_.c);
     args.y = typed(layer_forward_.y);
     args.y_stride = this->output_stride();
+    args.directions = layer_.directions;
+    args.cells = typed(layer_forward_.cells);
     args.cell = tape_.cell;
     args.cell_stride = tape_.cell_stride;
     args.output = output_;
@@ -320,7 +322,7 @@ class StepwiseBackward : Stepwise<Cell, T> {
     const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
     const Index rows = shape_.rows();
     this->choose_plan(rebuilds_ ? Gates::rebuilt : Gates::taped, layer.input_bias[0], layer.input_bias[1],
-                      layer.bias[0], layer.bias[1], layer.y, layer.dy, layer.h0, layer.c0);
+                      layer.bias[0], layer.bias[1], layer.y, layer.dy, layer.dcells, layer.h0, layer.c0);
     Arena arena(layer.scratch);
     gates_ = tape_.gates;
     recurrent_ = arena.take<C>(D * B * P);
@@ -497,7 +499,9 @@ class StepwiseBackward : Stepwise<Cell, T> {
     args.y_stride = this->output_stride();
     args.h0 = typed(layer_backward_.h0);
     args.c0 = static_cast<const C*>(layer_backward_.c0);
+    args.directions = layer_.directions;
     args.dy = typed(layer_backward_.dy);
+    args.dcells = typed(layer_backward_.dcells);
     args.recurrent = recurrent_;
     args.output = output_;
     args.dh = static_cast<C*>(layer_backward_.dh);

@@ -299,6 +299,7 @@ std::vector<c10::SymDimVector> output_sizes(const Arguments& a, const Form& form
   if (form.batched) states.push_back(form.batch);
   with_features(states, form.output);
   if (o.states() > 1) with_features(states, form.hidden);
+  if (o.cells) with_features(rows, o.directions * form.hidden);
   return sizes;
 }
 

@@ -83,7 +83,7 @@ void check_tensor(const at::Tensor& t, const char* name, const c10::Device& devi
 // Throws RuntimeError unless a kernel may read all of the tensor: sizes alone are no memory.
 void check_memory(const at::Tensor& t, const char* name);
 
-// Sizes of what the operator returns, in its order: the output and the final states.
+// Sizes of what the operator returns, in its order: the output, the final states and c of every step.
 std::vector<c10::SymDimVector> output_sizes(const Arguments& arguments, const Form& form);
 
 // Of the tape that it returns with `save`, in scalars of compute_type.

@@ -403,10 +403,11 @@ Tensors differentiated(const Arguments& a, bool save, bool moved, const Below& b
 // What is differentiated runs layer by layer, each an operator of its own.
 template <class Run>
 Tensors by_layers(const Arguments& a, const Run& run) {
-  const LayerOptions& single = *a.options.single;
-  at::Tensor x = a.input;
-  std::vector<Tensors> finals(single.states());
+  const LayerOptions& last = *a.options.single;
+  at::Tensor x = a.input, cells;
+  std::vector<Tensors> finals(last.states());
   for (int64_t l = 0; l < a.options.layers; ++l) {
+    const LayerOptions& single = l + 1 < a.options.layers ? *a.options.inner : last;
     Tensors hx;
     for (const at::Tensor& state : a.hx)
       hx.push_back(state.narrow(0, l * single.directions, single.directions));
@@ -416,9 +417,11 @@ Tensors by_layers(const Arguments& a, const Run& run) {
     Tensors outputs = run(Arguments{single, x, hx, a.params.slice(size_t(l) * each, each), a.layout});
     x = outputs[0];
     for (size_t s = 0; s < finals.size(); ++s) finals[s].push_back(outputs[1 + s]);
+    if (single.cells) cells = outputs.back();
   }
   Tensors results{x};
   for (const Tensors& of_state : finals) results.push_back(at::cat(of_state));
+  if (cells.defined()) results.push_back(cells);
   return results;
 }
 

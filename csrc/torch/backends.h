@@ -9,7 +9,7 @@ namespace rnnfused {
 using OptionalTensors = std::vector<std::optional<at::Tensor>>;
 
 struct ForwardTensors {
-  at::Tensor y, hn, cn, tape;  // cn and tape may be undefined
+  at::Tensor y, hn, cn, cells, tape;  // all but the first two may be undefined
 };
 
 // Of a layer's tape, in scalars of the type that is computed in.
@@ -17,7 +17,7 @@ at::DimVector tape_sizes(const Inputs& in, bool recompute);
 
 struct BackwardTensors {
   at::Tensor y, tape;
-  at::Tensor dy, dh, dc;  // undefined means zeros
+  at::Tensor dy, dh, dc, dcells;  // undefined means zeros
   // Of x, h0, c0 and every weight; absent where not wanted.
   OptionalTensors& gradients;
 
@@ -26,8 +26,9 @@ struct BackwardTensors {
 
 // Memory for what a layer gives beside its final states. A stack's layers have theirs before any of them
 // runs, since each one's y is the next one's x.
-ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool save,
-                              bool recompute);
+// `cells`: whether c of every step is wanted.
+ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool cells,
+                              bool save, bool recompute);
 template <class T>
 Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompute);
 // `packed`: the layers' weights, kept from call to call; null packs them anew.
@@ -35,7 +36,7 @@ void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> 
                     cpu::PackedStack* packed = nullptr);
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
-ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute);
+ForwardTensors forward_on_gpu(const Inputs& in, bool cells, bool save, bool recompute);
 void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
 // Calls body with a scalar of the tensor's type, one of the CPU's.

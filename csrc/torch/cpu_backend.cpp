@@ -65,11 +65,15 @@ at::DimVector tape_sizes(const Inputs& in, bool recompute) {
   return {in.directions, size.scalars(in.rows, in.shape.hidden, recompute, scalar_bytes)};
 }
 
-ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool save,
-                              bool recompute) {
-  const at::Tensor y = in.empty(in.output_sizes());
-  clear_beyond(y, in);
-  return {y, hn, cn, save ? in.empty(tape_sizes(in, recompute)) : at::Tensor()};
+ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool cells,
+                              bool save, bool recompute) {
+  const auto rows_of_all = [&](Index units) {
+    const at::Tensor rows = in.empty(in.output_sizes(units));
+    clear_beyond(rows, in);
+    return rows;
+  };
+  return {rows_of_all(in.shape.output), hn, cn, cells ? rows_of_all(in.shape.hidden) : at::Tensor(),
+          save ? in.empty(tape_sizes(in, recompute)) : at::Tensor()};
 }
 
 template <class T>
@@ -82,6 +86,8 @@ Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompu
     args.weights = weights_of<T>(in, d);
     args.x = rows_of(in.x.const_data_ptr<T>(), in, in.shape.input);
     args.y = rows_of(out.y.mutable_data_ptr<T>(), in, in.directions * in.shape.output, d * in.shape.output);
+    args.cells =
+        rows_of(mutable_data_or_null<T>(out.cells), in, in.directions * in.shape.hidden, d * in.shape.hidden);
     args.initial[0] = states_of(data_or_null<T>(in.h0), in, d, in.shape.output, true);
     args.initial[1] = states_of(data_or_null<T>(in.c0), in, d, in.shape.hidden, true);
     args.final[0] = states_of(mutable_data_or_null<T>(out.hn), in, d, in.shape.output, false);
@@ -132,6 +138,8 @@ void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool reco
       args.tape = tensors.tape.const_data_ptr<T>() + d * tape_size;
       args.recompute = recompute;
       args.dy = output_rows(data_or_null<T>(tensors.dy));
+      args.dcells =
+          rows_of(data_or_null<T>(tensors.dcells), in, in.directions * in.shape.hidden, d * in.shape.hidden);
       args.dfinal[0] = states_of(data_or_null<T>(tensors.dh), in, d, in.shape.output, false);
       args.dfinal[1] = states_of(data_or_null<T>(tensors.dc), in, d, in.shape.hidden, false);
       args.dx = rows_of(data(0), in, in.shape.input);

@@ -124,11 +124,12 @@ at::Tensor finite_input(const Inputs& in) {
 
 }  // namespace
 
-ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute) {
+ForwardTensors forward_on_gpu(const Inputs& in, bool cells, bool save, bool recompute) {
   Call call(in);
   const at::ScalarType compute = compute_type(in.x.scalar_type());
   ForwardTensors out;
-  out.y = in.empty(in.output_sizes());
+  out.y = in.empty(in.output_sizes(in.shape.output));
+  if (cells) out.cells = in.empty(in.output_sizes(in.shape.hidden));
   out.hn = call.running(in.h0, in.state_sizes(0), in.h0.scalar_type());
   if (in.c0.defined()) out.cn = call.running(in.c0, in.state_sizes(1), compute);
   if (save) out.tape = at::empty(tape_sizes(in, recompute), in.x.options().dtype(compute));
@@ -138,6 +139,7 @@ ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute) {
   layer.h = mutable_data(out.hn);
   layer.c = mutable_data(out.cn);
   layer.y = mutable_data(out.y);
+  layer.cells = mutable_data(out.cells);
   layer.tape = save ? call.tape_data(out.tape, recompute) : nullptr;
   layer.scratch = call.take_scratch("forward", call.drivers.forward_work(layer));
   call.drivers.forward(layer, *call.matmul, call.stream);
@@ -168,6 +170,7 @@ void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool reco
   layer.y = data(tensors.y);
   layer.tape = call.tape_data(tape, recompute);
   layer.dy = data(tensors.dy);
+  layer.dcells = data(tensors.dcells);
   layer.dh = mutable_data(dh);
   layer.dc = mutable_data(dc);
   layer.dx = gradient(0);

@@ -161,6 +161,7 @@ Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Seque
       info(a.options.info),
       on_gpu(gpu::serves(a.input.device())),
       directions(a.options.directions),
+      cells(a.options.cells),
       sequences(std::move(of)),
       rows(form.rows.expect_int()) {
   shape = {};
@@ -212,9 +213,9 @@ at::Tensor Inputs::empty(at::IntArrayRef sizes) const {
   return result;
 }
 
-at::DimVector Inputs::output_sizes() const {
+at::DimVector Inputs::output_sizes(Index units) const {
   at::DimVector sizes(x.sizes());
-  sizes.back() = directions * shape.output;
+  sizes.back() = directions * units;
   return sizes;
 }
 

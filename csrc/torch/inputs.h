@@ -52,6 +52,7 @@ struct Inputs {
   CellInfo info;
   bool on_gpu;  // which back end runs the call
   int directions;
+  bool cells;                       // whether c of every step is asked for
   at::Tensor x, h0, c0;             // [T, B, I] or rows; h0 and c0 may be undefined: zeros
   std::vector<at::Tensor> weights;  // [directions * kSlots], undefined where absent
   std::shared_ptr<const Sequences> sequences;
@@ -70,7 +71,8 @@ struct Inputs {
   }
   // A result of the type that is computed in, uninitialised.
   at::Tensor empty(at::IntArrayRef sizes) const;
-  at::DimVector output_sizes() const;
+  // Of something with so many units a direction, for every row of the input.
+  at::DimVector output_sizes(Index units) const;
   at::DimVector state_sizes(int state) const;
 };
 

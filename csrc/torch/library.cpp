@@ -93,9 +93,9 @@ Tensors recurrent_meta(const at::Tensor& input, at::TensorList hx, at::TensorLis
   const at::TensorOptions options = input.options().dtype(state_type(a));
   Tensors results;
   for (c10::SymDimVector& sizes : output_sizes(a, form)) {
-    const bool is_output = results.empty() && !a.options.step;
-    results.push_back(is_output ? empty_sequence(a.options, form, std::move(sizes), options)
-                                : at::empty_symint(sizes, options));
+    results.push_back(a.options.is_sequence(results.size())
+                          ? empty_sequence(a.options, form, std::move(sizes), options)
+                          : at::empty_symint(sizes, options));
   }
   if (save) {
     const at::ScalarType type = compute_type(input.scalar_type());

@@ -98,15 +98,16 @@ class PackedCall {
   Tensors outputs(at::TensorList all) const {
     Tensors found;
     for (size_t i = 0; i < all.size(); ++i) {
-      found.push_back(i == 0 ? rows(all[i])
-                             : gathered_.final(by_part(a_, sequences_, all[i]), a_.options.directions));
+      found.push_back(a_.options.is_sequence(i)
+                          ? rows(all[i])
+                          : gathered_.final(by_part(a_, sequences_, all[i]), a_.options.directions));
     }
     return found;
   }
 
   // Of one output; states that go straight through are those of `through`.
   at::Tensor output_back(const at::Tensor& t, size_t index, const at::Tensor& through) const {
-    if (index == 0) {
+    if (a_.options.is_sequence(index)) {
       at::DimVector sizes(a_.input.sizes());
       sizes.back() = t.size(-1);
       return gathered_.rows_back(t, sizes);
@@ -174,9 +175,10 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
   for (int64_t l = 0; l < o.layers; ++l) {
     stack.emplace_back(a, form, sequences, l, x);
     const Inputs& in = stack.back();
+    const bool cells = o.cells && l + 1 == o.layers;
     TORCH_CHECK(!(packed && in.on_gpu), "input: expected a tensor on the CPU, got ", x.device());
     if (in.on_gpu) {
-      out.push_back(forward_on_gpu(in, save, o.recompute));
+      out.push_back(forward_on_gpu(in, cells, save, o.recompute));
     } else {
       if (l == 0) {
         hn = in.empty(final_sizes(a, form, *sequences, 0));
@@ -184,7 +186,7 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
         pass_through(a, *sequences, hn, of_state(a.hx, 0));
         pass_through(a, *sequences, cn, of_state(a.hx, 1));
       }
-      out.push_back(outputs_on_cpu(in, part_of(hn, o, l), part_of(cn, o, l), save, o.recompute));
+      out.push_back(outputs_on_cpu(in, part_of(hn, o, l), part_of(cn, o, l), cells, save, o.recompute));
     }
     x = out.back().y;
   }
@@ -205,6 +207,7 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
   if (!o.step) results.push_back(as(order.back(out.back().y), type));
   results.push_back(as(hn, type));
   if (o.states() > 1) results.push_back(as(cn, type));
+  if (o.cells) results.push_back(as(order.back(out.back().cells), type));
   if (save) results.push_back(out[0].tape);
   return results;
 }
@@ -235,7 +238,7 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
   };
   const size_t first_state = o.step ? 0 : 1;
   if (form.order == RowOrder::packed && a.hx.empty()) {
-    for (size_t s = first_state; s < sizes.size(); ++s) sizes[s][1] = sequences->callers_batch;
+    for (size_t s = first_state; s < first_state + o.states(); ++s) sizes[s][1] = sequences->callers_batch;
   }
   TORCH_CHECK(kept.output.defined(), "output: expected a tensor, got none");
   const at::ScalarType computed = compute_type(a.input.scalar_type());
@@ -250,6 +253,7 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
       o.step ? at::Tensor() : read(outer[0], "grad_output", 0, true),
       read(outer[first_state], "grad_h_n", first_state, false),
       o.states() > 1 ? read(outer[first_state + 1], "grad_c_n", first_state + 1, false) : at::Tensor(),
+      o.cells ? read(outer.back(), "grad_cells", outer.size() - 1, true) : at::Tensor(),
       gradients};
   std::vector<size_t> places;
   for (const int64_t index : wanted) {
@@ -331,6 +335,7 @@ struct Canonical {
     if (!options.step) out.y = wide(sequence(all[0]));
     out.hn = wide(states(all[first_state]));
     if (options.states() > 1) out.cn = wide(states(all[first_state + 1]));
+    if (options.cells) out.cells = wide(sequence(all.back()));
     return out;
   }
   at::Tensor output(const at::Tensor& t) const {
@@ -389,22 +394,26 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Ten
                                   : at::zeros(sizes, a.input.options().dtype(as_type)));
   };
   // Laid out by steps, as all sequences are.
-  const auto give_sequence = [&](const at::Tensor& t, at::IntArrayRef sizes, at::ScalarType as_type) {
-    at::DimVector by_steps(sizes);
-    if (call.order.transposed) std::swap(by_steps[0], by_steps[1]);
-    give(t, by_steps, as_type);
+  const auto give_sequence = [&](const at::Tensor& t, at::DimVector sizes, at::ScalarType as_type) {
+    if (call.order.transposed) std::swap(sizes[0], sizes[1]);
+    give(t, sizes, as_type);
     results.back() = call.order(results.back());
   };
   if (outputs) {
-    if (!a.options.step) give_sequence(found.outputs.y, output.sizes(), type);
+    if (!a.options.step) give_sequence(found.outputs.y, at::DimVector(output.sizes()), type);
     give(found.outputs.hn, final_sizes(a, call.form, *call.sequences, 0), type);
     if (a.options.states() > 1) give(found.outputs.cn, final_sizes(a, call.form, *call.sequences, 1), type);
+    if (a.options.cells) {
+      at::DimVector sizes(a.input.sizes());
+      sizes.back() = a.options.directions * call.form.hidden;
+      give_sequence(found.outputs.cells, sizes, type);
+    }
   }
   for (const int64_t index : wanted) {
     const size_t place = place_of(a, index);
     const LayerTensors& g = found.gradients;
     if (place == 0) {
-      give_sequence(g.x, a.input.sizes(), a.input.scalar_type());
+      give_sequence(g.x, at::DimVector(a.input.sizes()), a.input.scalar_type());
     } else if (place < 3) {
       give(place == 1 ? g.h0 : g.c0, a.hx[place - 1].sizes(), type);
     } else {

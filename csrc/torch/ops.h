@@ -18,8 +18,9 @@ class PackedStack;
 
 using Tensors = std::vector<at::Tensor>;
 
-// The output (none of a step) and the final states; with `save`, which one layer can, also the tape for
-// backward. `packed`: the weights, kept from call to call on the CPU; null packs them anew.
+// The output (none of a step), the final states and, if asked for, c of every step; with `save`, which one
+// layer can, also the tape for backward. `packed`: the weights, kept from call to call on the CPU; null packs
+// them anew.
 Tensors recurrent(const Arguments& arguments, bool save, cpu::PackedStack* packed = nullptr);
 
 // What forward returned: its first output and the tape.

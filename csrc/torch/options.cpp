@@ -16,6 +16,7 @@ namespace {
 const std::map<std::string, bool LayerOptions::*> kFlags = {{"batch_first", &LayerOptions::batch_first},
                                                             {"projected", &LayerOptions::projected},
                                                             {"recompute", &LayerOptions::recompute},
+                                                            {"cells", &LayerOptions::cells},
                                                             {"step", &LayerOptions::step}};
 
 void read_word(LayerOptions& options, const std::string& word) {
@@ -50,20 +51,23 @@ LayerOptions parse(const std::string& text) {
   TORCH_CHECK_VALUE(!options.step || (options.layers == 1 && options.directions == 1 && !options.projected &&
                                       !options.batch_first),
                     "layer: a step has one layer in one direction, without a projection, got '", text, "'");
+  TORCH_CHECK_VALUE(!options.cells || (options.info.states > 1 && !options.step),
+                    "layer: cells needs a layer with a state beside h, got '", text, "'");
   TORCH_CHECK_VALUE(!options.projected || options.info.states > 1,
                     "layer: a projection needs a cell with a state beside h, got '", text, "'");
   return options;
 }
 
-std::string without_layers(const std::string& text) {
+// The text without the words that begin so.
+std::string without(const std::string& text, const std::string& beginning) {
   std::istringstream words(text);
-  std::string word, single;
+  std::string word, rest;
   while (words >> word) {
-    if (word.compare(0, 7, "layers=") == 0) continue;
-    if (!single.empty()) single += ' ';
-    single += word;
+    if (word.compare(0, beginning.size(), beginning) == 0) continue;
+    if (!rest.empty()) rest += ' ';
+    rest += word;
   }
-  return single;
+  return rest;
 }
 
 // Everything that was ever asked for.
@@ -79,7 +83,8 @@ class Known {
     const auto found = known_.find(text);
     if (found != known_.end()) return *found->second;
     auto made = std::make_unique<LayerOptions>(parse(text));
-    made->single = made->layers == 1 ? made.get() : &of(without_layers(text));
+    made->single = made->layers == 1 ? made.get() : &of(without(text, "layers="));
+    made->inner = made->cells ? of(without(text, "cells")).single : made->single;
     return *known_.emplace(text, std::move(made)).first->second;
   }
 

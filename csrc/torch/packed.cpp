@@ -50,7 +50,7 @@ Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx) {
   layers_.reserve(size_t(o.layers));
   for (int64_t l = 0; l < o.layers; ++l) {
     layers_.emplace_back(arguments, form, sequences, l, below);
-    below = at::empty(layers_.back().output_sizes(), h.options());
+    below = at::empty(layers_.back().output_sizes(layers_.back().shape.output), h.options());
     if (l + 1 < o.layers) outputs_.push_back(below);
   }
 }
@@ -88,7 +88,8 @@ void Stepper::run(const at::Tensor& x, const at::Tensor& y, const std::vector<In
   for (size_t l = 0; l < layers_.size(); ++l) {
     const Inputs& in = layers_[l];
     // The state is written where it was read.
-    Layer<T> layer = forward_layer<T>(in, {l < outputs_.size() ? outputs_[l] : y, in.h0, in.c0, {}}, false);
+    Layer<T> layer =
+        forward_layer<T>(in, {l < outputs_.size() ? outputs_[l] : y, in.h0, in.c0, {}, {}}, false);
     ForwardArgs<T>& args = layer.forward[0];
     if (l == 0) args.x.data = x.const_data_ptr<T>();
     if (rows) {

@@ -30,10 +30,12 @@ LayerTensors dense_all(const LayerTensors& t) {
 }
 
 OutputTensors dense_all(const OutputTensors& t) {
-  return {dense_if_defined(t.y), dense_if_defined(t.hn), dense_if_defined(t.cn)};
+  return {dense_if_defined(t.y), dense_if_defined(t.hn), dense_if_defined(t.cn), dense_if_defined(t.cells)};
 }
 
-bool any(const OutputTensors& t) { return t.y.defined() || t.hn.defined() || t.cn.defined(); }
+bool any(const OutputTensors& t) {
+  return t.y.defined() || t.hn.defined() || t.cn.defined() || t.cells.defined();
+}
 
 bool any(const LayerTensors& t) {
   return t.x.defined() || t.h0.defined() || t.c0.defined() ||
@@ -165,6 +167,7 @@ class DirectionPass {
     }
     if (out.hn.defined()) copy_final(dh_, out.hn);
     if (out.cn.defined()) copy_final(tangents(cells_), out.cn);
+    if (out.cells.defined()) of_direction(out.cells, shape.hidden).copy_(tangents(cells_));
   }
 
   // Turns the tape into gradients of the gates; those of the initial states are left in dstates.
@@ -175,6 +178,10 @@ class DirectionPass {
     if (in_.info.states > 1) start(outer.cn, along.cn, shape.hidden, dstates_[1]);
     at::Tensor dy = outer.y.defined() ? of_direction(outer.y) : at::Tensor();
     at::Tensor ddy = along.y.defined() ? of_direction(along.y) : at::Tensor();
+    const auto cells_of = [&](const OutputTensors& of) {
+      return of.cells.defined() ? of_direction(of.cells, shape.hidden) : at::Tensor();
+    };
+    const at::Tensor dcells = cells_of(outer), ddcells = cells_of(along);
     at::Tensor of_unprojected;
     if (shape.projected()) {
       projected_ = zeros({shape.rows(), copies_, shape.output});
@@ -193,7 +200,8 @@ class DirectionPass {
                               previous(s), {},           {},          {}};
       if (!shape.projected()) step.next[0] = read<T>(h_, dh_, row);
       step.next[1] = read<T>(cells_, row);
-      step.outer = read<T>(dy, ddy, row);
+      step.outer[0] = read<T>(dy, ddy, row);
+      step.outer[1] = read<T>(dcells, ddcells, row);
       step.dstates[0] = written<T>(shape.projected() ? of_unprojected : dstates_[0], 0);
       step.dstates[1] = written<T>(dstates_[1], 0);
       set_recurrent(step, packed, s + 1);
@@ -257,9 +265,9 @@ class DirectionPass {
 
  private:
   // This direction's columns of an output.
-  at::Tensor of_direction(const at::Tensor& y) const {
-    const Index P = in_.shape.output;
-    return y.view({in_.shape.rows(), in_.directions * P}).narrow(1, direction_ * P, P);
+  at::Tensor of_direction(const at::Tensor& y) const { return of_direction(y, in_.shape.output); }
+  at::Tensor of_direction(const at::Tensor& t, Index units) const {
+    return t.view({in_.shape.rows(), in_.directions * units}).narrow(1, direction_ * units, units);
   }
 
   at::Tensor zeros(at::IntArrayRef sizes) const { return at::zeros(sizes, in_.x.options()); }
@@ -467,11 +475,14 @@ class LayerPass {
   // The outputs' tangents.
   OutputTensors forward() {
     const SequenceShape& shape = in_.shape;
-    OutputTensors out{
-        in_.empty(in_.output_sizes()), in_.empty({in_.directions, shape.batch, shape.output}), {}};
+    OutputTensors out{in_.empty(in_.output_sizes(shape.output)),
+                      in_.empty({in_.directions, shape.batch, shape.output}),
+                      {},
+                      {}};
     if (in_.info.states > 1) out.cn = in_.empty({in_.directions, shape.batch, shape.hidden});
+    if (in_.cells) out.cells = in_.empty(in_.output_sizes(shape.hidden));
     for (int d = 0; d < in_.directions; ++d)
-      directions_[size_t(d)].forward({out.y, slice(out.hn, d), slice(out.cn, d)});
+      directions_[size_t(d)].forward({out.y, slice(out.hn, d), slice(out.cn, d), out.cells});
     return out;
   }
 

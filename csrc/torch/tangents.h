@@ -20,7 +20,7 @@ struct LayerTensors {
 
 // One for each of a layer's outputs; undefined means zeros.
 struct OutputTensors {
-  at::Tensor y, hn, cn;
+  at::Tensor y, hn, cn, cells;
 };
 
 // Which of the inputs results are wanted for: x, h0, c0, then every weight.

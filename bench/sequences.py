@@ -1,0 +1,255 @@
+"""`python -m bench.sequences`: ragged batches and episodes that end inside a sequence, as one argument and as
+what torch's users write today.
+
+`lengths`: a padded batch whose sequences have any length, forward and backward. `resets`: rollouts in which
+episodes end (sizes and shares of resets as in TorchRL's published comparison of its recurrent modules).
+Each way runs in a process of its own, and they take turns; medians, in ms. Before anything is timed, every
+way's outputs and gradients are compared with the first one's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Forward = Callable[[Any, Any, Any], Any]  # (module, x, lengths or resets) -> y
+
+
+@dataclass(frozen=True)
+class Row:
+    what: str  # lengths or resets
+    cell: str
+    steps: int
+    batch: int
+    input: int
+    hidden: int
+    resets: float = 0.0  # share of steps
+
+    def __str__(self) -> str:
+        share = f", {self.resets:.1%} resets" if self.what == "resets" else ""
+        return f"{self.cell} T{self.steps} B{self.batch} I{self.input} H{self.hidden}{share}"
+
+
+ROWS = [
+    Row("lengths", "LSTM", 24, 32, 4, 16),
+    Row("lengths", "GRU", 64, 16, 32, 64),
+    Row("lengths", "LSTM", 128, 32, 64, 128),
+    Row("lengths", "GRU", 128, 16, 32, 256),
+    Row("lengths", "LSTM", 64, 64, 32, 256),
+    Row("resets", "LSTM", 128, 256, 32, 512, 0.03),
+    Row("resets", "GRU", 16, 128, 32, 512, 0.001),
+    Row("resets", "GRU", 16, 128, 32, 512, 0.03),
+    Row("resets", "LSTM", 128, 8, 16, 64, 0.01),
+    Row("resets", "LSTM", 24, 512, 48, 256, 0.03),
+]
+# The first is what the others are held against; "alone" is the same call without lengths or resets.
+WAYS = {
+    "lengths": ("lengths=", "alone", "packed before", "pack and pad", "torch.nn: pack and pad"),
+    "resets": (
+        "resets=",
+        "alone",
+        "torch.nn: split, pack and pad",
+        "torch.nn: layer step by step",
+        "torch.nn: cell step by step",
+    ),
+}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.sequences", description=__doc__)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="of each way in each round, at least a call"
+    )
+    parser.add_argument("--rows", type=int, nargs="*", default=range(len(ROWS)), help="numbers of rows")
+    parser.add_argument("--output", type=Path, help="a JSON file for the times")
+    return parser.parse_args(arguments)
+
+
+# ---- In the process of one way
+
+
+def prepare(row: Row, way: str) -> tuple[Callable[[], None], Callable[[], list[np.ndarray]]]:
+    """What is timed, and its output and gradients."""
+    import torch
+
+    import rnnfused
+
+    torch.manual_seed(0)
+    module = getattr(torch.nn, row.cell)(row.input, row.hidden)
+    x = torch.randn(row.steps, row.batch, row.input)
+    outer = torch.randn(row.steps, row.batch, row.hidden)
+    where = torch.rand(row.steps, row.batch) < row.resets
+    there = torch.ones(row.steps, row.batch, 1)
+    if row.what == "lengths":
+        where = torch.randint(1, row.steps + 1, (row.batch,))
+        there = (torch.arange(row.steps).unsqueeze(1) < where).unsqueeze(-1).float()
+    if not way.startswith("torch.nn"):
+        rnnfused.convert(module)
+    forward, given = FORWARD[way], x
+    if way == "packed before":
+        given = torch.nn.utils.rnn.pack_padded_sequence(x, where, enforce_sorted=False)
+        outer = torch.nn.utils.rnn.pack_padded_sequence(outer, where, enforce_sorted=False).data
+    elif way != "alone":
+        outer = outer * there
+    y = torch.empty(0)
+
+    def run() -> None:
+        nonlocal y
+        module.zero_grad(set_to_none=True)
+        y = forward(module, given, where)
+        y.backward(outer)
+
+    def results() -> list[np.ndarray]:
+        return [t.detach().numpy() for t in (y, *(p.grad for p in module.parameters()))]
+
+    return run, results
+
+
+def _padded(module: Any, x: Any, lengths: Any) -> Any:
+    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+    y, _ = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    return pad_packed_sequence(y, total_length=len(x))[0]
+
+
+def _split(module: Any, x: Any, resets: Any) -> Any:
+    """Every episode a sequence of its own, and its output back where it was."""
+    import torch
+    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+    starts = resets.clone()
+    starts[0] = True
+    rows = x.transpose(0, 1).flatten(0, 1)
+    places = starts.t().flatten().nonzero().squeeze(1)
+    lengths = torch.diff(places, append=places.new_tensor([len(rows)]))
+    padded = pad_sequence(torch.split(rows, lengths.tolist()))
+    y, _ = module(pack_padded_sequence(padded, lengths, enforce_sorted=False))
+    y = pad_packed_sequence(y)[0].transpose(0, 1)
+    there = torch.arange(y.size(1)) < lengths.unsqueeze(1)
+    return y[there].view(x.size(1), len(x), -1).transpose(0, 1)
+
+
+def _by_steps(module: Any, x: Any, resets: Any) -> Any:
+    import torch
+
+    pair = isinstance(module, torch.nn.LSTM)
+    states = tuple(x.new_zeros(1, x.size(1), module.hidden_size) for _ in range(1 + pair))
+    keep, outputs = (~resets).float().unsqueeze(-1), []
+    for t in range(len(x)):
+        states = tuple(s * keep[t] for s in states)
+        y, after = module(x[t : t + 1], states if pair else states[0])
+        states = after if pair else (after,)
+        outputs.append(y)
+    return torch.cat(outputs)
+
+
+def _by_cells(module: Any, x: Any, resets: Any) -> Any:
+    import torch
+
+    pair = isinstance(module, torch.nn.LSTM)
+    cell = torch.lstm_cell if pair else torch.gru_cell
+    weights = [getattr(module, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    states = tuple(x.new_zeros(x.size(1), module.hidden_size) for _ in range(1 + pair))
+    keep, outputs = (~resets).float().unsqueeze(-1), []
+    for t in range(len(x)):
+        states = tuple(s * keep[t] for s in states)
+        after = cell(x[t], states if pair else states[0], *weights)
+        states = after if pair else (after,)
+        outputs.append(states[0])
+    return torch.stack(outputs)
+
+
+FORWARD: dict[str, Forward] = {
+    "alone": lambda module, x, _: module(x)[0],
+    "lengths=": lambda module, x, lengths: module(x, lengths=lengths)[0],
+    "packed before": lambda module, x, _: module(x)[0].data,
+    "pack and pad": _padded,
+    "torch.nn: pack and pad": _padded,
+    "resets=": lambda module, x, resets: module(x, resets=resets)[0],
+    "torch.nn: split, pack and pad": _split,
+    "torch.nn: layer step by step": _by_steps,
+    "torch.nn: cell step by step": _by_cells,
+}
+
+
+def work(row: Row, way: str, threads: int, parent: Connection) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    run, results = prepare(row, way)
+    run()
+    parent.send(results())
+    while seconds := parent.recv():
+        times: list[float] = []
+        time.sleep(0.01)  # the one before has threads that spin for a while
+        run()
+        end = time.perf_counter() + seconds
+        while not times or time.perf_counter() < end:
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        parent.send(statistics.median(times))
+
+
+# ---- In the parent
+
+
+def measure(row: Row, options: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds of each way. Raises RuntimeError where one's results are not the first one's."""
+    context = multiprocessing.get_context("spawn")
+    workers: dict[str, Connection] = {}
+    for way in WAYS[row.what]:
+        workers[way], other = context.Pipe()
+        context.Process(target=work, args=(row, way, options.threads, other), daemon=True).start()
+    results = {way: worker.recv() for way, worker in workers.items()}
+    first = next(iter(results.values()))
+    for way, found in results.items():
+        for index, (one, other) in enumerate(zip(found, first, strict=True)):
+            comparable = way != "alone" and one.shape == other.shape
+            if comparable and not np.abs(one - other).max() <= 2e-4 * np.abs(other).max():
+                raise RuntimeError(f"{row}, {way}: result {index} differs")
+    times: dict[str, list[float]] = {way: [] for way in workers}
+    for _ in range(options.rounds):
+        for way, worker in workers.items():
+            worker.send(options.seconds)
+            times[way].append(1e3 * worker.recv())
+    for worker in workers.values():
+        worker.send(0)
+    return {way: statistics.median(found) for way, found in times.items()}
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    print(f"forward and backward, float32, {options.threads} threads, ms\n")
+    found, before = [], ""
+    for row in (ROWS[index] for index in options.rows):
+        ways = WAYS[row.what]
+        if row.what != before:
+            print(f"\n| {row.what} | " + " | ".join(ways) + " |" + "\n|---" * 1 + "|---" * len(ways) + "|")
+            before = row.what
+        times = measure(row, options)
+        own = times[ways[0]]
+        cells = [f"{own:.2f}", *(f"{times[way]:.2f} ({times[way] / own:.2f} x)" for way in ways[1:])]
+        print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
+        found.append({"row": asdict(row), "threads": options.threads, "ms": times})
+    if options.output:
+        options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from rnnfused._layer import LayerConfig
 from rnnfused._ops import recurrent
 
-__all__ = ["pieces_of", "split_by_hand"]
+__all__ = ["pieces_of", "split_by_hand", "torch_on_pieces"]
 
 
 def pieces_of(length: int, resets: Sequence[bool]) -> list[tuple[int, int]]:
@@ -84,3 +85,62 @@ def _sequence(
             parts.append(ends[0][k][1] if first else torch.zeros_like(parts[0]))
         final.append(torch.stack(parts))
     return torch.cat(outputs), final, torch.cat(cells or [x.new_zeros(0, 0)])
+
+
+def torch_on_pieces(
+    module: torch.nn.RNNBase,
+    x: Tensor,
+    hx: Sequence[Tensor] | None,
+    lengths: Sequence[int],
+    resets: Tensor,
+) -> list[Tensor]:
+    """The same of torch.nn's layer, which runs all pieces as one PackedSequence: the output [T, B, D P] and
+    the final states.
+    """
+    pieces = [
+        (b, *ends) for b, length in enumerate(lengths) for ends in pieces_of(length, resets[:, b].tolist())
+    ]
+    sizes = (module.proj_size or module.hidden_size, module.hidden_size)
+    directions = 1 + module.bidirectional
+    if hx is None:
+        count = 2 if isinstance(module, torch.nn.LSTM) else 1
+        hx = [x.new_zeros(module.num_layers * directions, x.size(1), size) for size in sizes[:count]]
+    if not pieces:
+        nothing = sum(0 * t.sum() for t in (x, *module.parameters()))  # of which each has a gradient
+        return [x.new_zeros(*x.shape[:2], directions * sizes[0]) + nothing, *hx]
+    begins = [[start == 0 and not resets[0, b], end == lengths[b]] for b, start, end in pieces]
+    own = []
+    for state in hx:
+        of_pieces = state[:, [b for b, _, _ in pieces]]
+        keep = torch.tensor(begins).t()[:directions].repeat(module.num_layers, 1)
+        own.append(of_pieces.masked_fill(~keep.unsqueeze(-1), 0))
+    packed = pack_sequence([x[start:end, b] for b, start, end in pieces], enforce_sorted=False)
+    given: Any = tuple(own) if len(own) > 1 else own[0]
+    y, final = module(packed, given)
+    rows = pad_packed_sequence(y)[0]
+    columns: list[list[Tensor]] = [[] for _ in lengths]
+    for index, (b, start, end) in enumerate(pieces):
+        columns[b].append(rows[: end - start, index])
+    output = torch.stack(
+        [
+            torch.cat((*parts, rows.new_zeros(len(x) - length, rows.size(-1))))
+            for parts, length in zip(columns, lengths, strict=True)
+        ],
+        1,
+    )
+    finals = []
+    for state, ends in zip(hx, final if isinstance(final, tuple) else (final,), strict=True):
+        parts = []
+        for b in range(len(lengths)):
+            of_row = [index for index, piece in enumerate(pieces) if piece[0] == b]
+            if not of_row:
+                parts.append(state[:, b])
+                continue
+            last = ends[:, of_row[-1]]
+            if module.bidirectional:
+                back = ends[:, of_row[0]] * float(begins[of_row[0]][0])
+                is_back = torch.arange(len(last)) % 2 == 1
+                last = torch.where(is_back.unsqueeze(1), back, last)
+            parts.append(last)
+        finals.append(torch.stack(parts, 1))
+    return [output, *finals]

@@ -22,8 +22,10 @@ FILES = (
     "numerics",
     "tangents",
     "walk",
+    "layouts",
+    "states",
 )
-FEWER = {"RNNFUSED_WALK_CASES": "60"}  # an emulator is slow
+FEWER = {"RNNFUSED_WALK_CASES": "60", "RNNFUSED_LAYOUT_EXAMPLES": "60"}  # an emulator is slow
 
 
 @pytest.mark.long

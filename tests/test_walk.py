@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_hand import torch_on_pieces
 from results import tensors
 from test_sequence import check_errors
 from tolerances import FLOAT64, FLOOR_ULPS, eps
@@ -46,9 +47,11 @@ class Case:
     steps: int
     batch: int
     dtype: torch.dtype
-    form: str  # padded, unbatched, sorted or unsorted (packed); cells: padded or unbatched
+    # padded, unbatched, sorted or unsorted (packed), lengths, concatenated; cells: padded or unbatched
+    form: str
     strided: bool  # whether input and states are no contiguous tensors
-    lengths: tuple[int, ...]  # of packed input
+    lengths: tuple[int, ...]  # of packed, padded or concatenated input; () if all are the same
+    resets: float  # share of the steps
     states: str  # none, given, or followed: whether gradients of the initial states are wanted
     followed: bool  # whether that of the input is
     frozen: float  # share of the parameters that need no gradient
@@ -62,6 +65,11 @@ class Case:
     @property
     def is_cell(self) -> bool:
         return self.kind in CELLS
+
+    @property
+    def is_layout(self) -> bool:
+        """Whether lengths or resets say where the sequences are."""
+        return self.form in ("lengths", "concatenated") or self.resets > 0
 
     @property
     def layers(self) -> int:
@@ -88,11 +96,17 @@ def draw(index: int) -> Case:
             "bidirectional": chance(0.65),
             "batch_first": chance(0.4),
         }
-        form = pick.choice(("padded", "unbatched", "sorted", "sorted", "unsorted"))
+        form = pick.choice(
+            ("padded", "unbatched", "sorted", "sorted", "unsorted", "lengths", "lengths", "concatenated")
+        )
         if kind == "LSTM" and hidden > 1 and chance(0.3):
             options["proj_size"] = pick.randint(1, hidden - 1)
-        if dtype == torch.float64 and chance(0.2):  # which elements are dropped depends on the dtype
+        # Which elements are dropped depends on the dtype, and on where rows lie.
+        if dtype == torch.float64 and form in ("padded", "sorted", "unsorted") and chance(0.2):
             options["dropout"] = 0.3 if options["num_layers"] > 1 else 0.0
+    resets = 0.0
+    if kind in LAYERS and "sorted" not in form and "dropout" not in options:
+        resets = pick.choice((0.0, 0.0, 0.05, 0.3, 1.0))
     while True:
         steps, batch = pick.choice(STEPS), 1 if form == "unbatched" else pick.choice(BATCHES)
         rows = steps * batch * options.get("num_layers", 1)
@@ -101,6 +115,8 @@ def draw(index: int) -> Case:
     shortest = pick.choice((1, 1 + steps // 2))
     lengths = [pick.randint(min(shortest, steps), steps) for _ in range(batch)]
     lengths[0] = steps
+    if form in ("lengths", "concatenated"):
+        lengths = [0 if chance(0.1) else length for length in lengths]
     if form == "sorted":
         lengths.sort(reverse=True)
     outputs = OUTPUTS if kind.startswith("LSTM") else OUTPUTS[:2]
@@ -114,7 +130,8 @@ def draw(index: int) -> Case:
         dtype=dtype,
         form=form,
         strided=chance(0.3),
-        lengths=tuple(lengths) if "sorted" in form else (),
+        lengths=() if form in ("padded", "unbatched") else tuple(lengths),
+        resets=resets,
         states=pick.choice(("none", "given", "followed", "followed")),
         followed=chance(0.6),
         frozen=pick.choice((0.0, 0.0, 0.3, 1.0)),
@@ -155,6 +172,8 @@ def run(case: Case, module: Any, dtype: torch.dtype) -> dict[str, np.ndarray]:
     def values(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random_values, dtype=case.dtype)
 
+    if case.is_layout:
+        return run_layout(case, module, dtype, values)
     batch_first = case.options.get("batch_first", False)
     middle = () if case.form == "unbatched" else (case.batch,)
     sizes = (*middle, case.steps) if batch_first else (case.steps, *middle)
@@ -181,18 +200,77 @@ def run(case: Case, module: Any, dtype: torch.dtype) -> dict[str, np.ndarray]:
             found = tensors(module(packed, hx))
         else:
             found = tensors(module(leaves["x"], hx))
-        results = dict(zip(OUTPUTS, found, strict=False))
-        targets = leaves | dict(module.named_parameters())
-        targets = {name: t for name, t in targets.items() if t.requires_grad}
-        outer = {name: values(*results[name].shape).to(dtype) for name in results}
-        chosen = [name for name in case.outputs if results[name].requires_grad]
-        if chosen and targets:
-            loss = sum(results[n].sum() if case.summed else (results[n] * outer[n]).sum() for n in chosen)
-            gradients = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
-            for (name, target), gradient in zip(targets.items(), gradients, strict=True):
-                # What the loss does not depend on: torch gives nothing, or zeros where a kernel is at work.
-                results[f"d{name}"] = torch.zeros_like(target) if gradient is None else gradient
+        return results_of(case, module, leaves, found, values)
+
+
+def results_of(
+    case: Case, module: Any, leaves: dict[str, Tensor], found: list[Tensor], values: Any
+) -> dict[str, np.ndarray]:
+    """What was found, and the gradients of what is differentiated, by name."""
+    results = dict(zip(OUTPUTS, found, strict=False))
+    targets = leaves | dict(module.named_parameters())
+    targets = {name: t for name, t in targets.items() if t.requires_grad}
+    outer = {name: values(*results[name].shape).to(results[name].dtype) for name in results}
+    chosen = [name for name in case.outputs if results[name].requires_grad]
+    if chosen and targets:
+        loss = sum(results[n].sum() if case.summed else (results[n] * outer[n]).sum() for n in chosen)
+        gradients = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
+        for (name, target), gradient in zip(targets.items(), gradients, strict=True):
+            # What the loss does not depend on: torch gives nothing, or zeros where a kernel is at work.
+            results[f"d{name}"] = torch.zeros_like(target) if gradient is None else gradient
     return {name: t.detach().to(torch.float64).numpy() for name, t in results.items()}
+
+
+def run_layout(case: Case, module: Any, dtype: torch.dtype, values: Any) -> dict[str, np.ndarray]:
+    """As `run`; values are drawn for every step of every sequence, whatever the form."""
+    sizes = (case.options.get("proj_size") or case.hidden, case.hidden)
+    states = {"h_0": sizes[0], "c_0": sizes[1]} if case.kind == "LSTM" else {"h_0": sizes[0]}
+    leaves = {"x": leaf(case, values(case.steps, case.batch, case.input), dtype, case.followed)}
+    for name, size in states.items():
+        leaves[name] = leaf(case, values(case.layers, case.batch, size), dtype, case.states == "followed")
+    hx = [leaves[name] for name in states] if case.states != "none" else None
+    lengths = case.lengths or (case.steps,) * case.batch
+    resets = torch.rand(case.steps, case.batch, generator=torch.Generator().manual_seed(case.index))
+    cuts = resets < case.resets
+    with settings(case):
+        if isinstance(module, (rnnfused.RNN, rnnfused.GRU, rnnfused.LSTM)):
+            found = called(case, module, leaves["x"], hx, lengths, cuts)
+        else:
+            found = torch_on_pieces(module, leaves["x"], hx, lengths, cuts)
+        return results_of(case, module, leaves, found, values)
+
+
+def called(
+    case: Case, module: Any, x: Tensor, hx: list[Tensor] | None, lengths: tuple[int, ...], cuts: Tensor
+) -> list[Tensor]:
+    """Of the case's form, the output as padded [T, B, D P] and the final states."""
+    options: dict[str, Any] = {"resets": cuts} if case.resets else {}
+    if case.form == "unbatched":
+        given = None if hx is None else [s[:, 0] for s in hx]
+        if options:
+            options["resets"] = cuts[:, 0]
+        y, *final = tensors(module(x[:, 0], _as_hx(given), **options))
+        return [y.unsqueeze(1), *(s.unsqueeze(1) for s in final)]
+    if case.form == "concatenated":
+        rows = torch.cat([x[:length, b] for b, length in enumerate(lengths)])
+        if options:
+            options["resets"] = torch.cat([cuts[:length, b] for b, length in enumerate(lengths)])
+        ends = torch.tensor([0, *lengths]).cumsum(0)
+        y, *final = tensors(module(rows, _as_hx(hx), cu_seqlens=ends, **options))
+        parts = [y[ends[b] : ends[b + 1]] for b in range(case.batch)]
+        padded = [torch.cat((part, y.new_zeros(case.steps - len(part), y.size(1)))) for part in parts]
+        return [torch.stack(padded, 1), *final]
+    if case.form == "lengths":
+        options["lengths"] = torch.tensor(lengths)
+    if module.batch_first:
+        x = x.transpose(0, 1)
+        options = {name: t.t() if name == "resets" else t for name, t in options.items()}
+    y, *final = tensors(module(x, _as_hx(hx), **options))
+    return [y.transpose(0, 1) if module.batch_first else y, *final]
+
+
+def _as_hx(states: list[Tensor] | None) -> Any:
+    return None if states is None else tuple(states) if len(states) > 1 else states[0]
 
 
 def modules(case: Case) -> tuple[Any, Any]:
@@ -230,7 +308,8 @@ def test_the_walk_goes_everywhere() -> None:
     cases = [draw(index) for index in range(300)]
     for name, values in {
         "kind": LAYERS + CELLS,
-        "form": ("padded", "unbatched", "sorted", "unsorted"),
+        "form": ("padded", "unbatched", "sorted", "unsorted", "lengths", "concatenated"),
+        "resets": (0.0, 0.05, 0.3, 1.0),
         "states": ("none", "given", "followed"),
         "mode": ("grad", "no_grad", "inference"),
         "hidden": SIZES,

@@ -88,8 +88,10 @@ namespace {
 // Steps of more than this are longer than it takes to fall asleep and to wake up: with them to share the
 // processors is the better way.
 constexpr double kShortStep = 200;  // microseconds
-// Of a call's time, that its threads may sleep.
+// Of a call's time, that its threads may sleep; and what they may at any rate, since a thread that nobody
+// needed for a while takes some time to wake up. Who shares a processor waits for milliseconds.
 constexpr double kMostAsleep = 0.25;
+constexpr std::chrono::microseconds kAnyAsleep{500};
 // How long calls run on one thread after one that lost its time, and at most, where all that are tried do.
 constexpr std::chrono::milliseconds kLeastPause{20}, kMostPause{500};
 
@@ -109,8 +111,8 @@ int Scarcity::threads(int wanted) { return wanted > 1 && is_now() ? 1 : wanted; 
 Index Scarcity::losses() { return scarce_calls.load(std::memory_order_relaxed); }
 
 void Scarcity::report(double step_us, std::chrono::nanoseconds took, std::chrono::nanoseconds asleep) {
-  const bool lost = step_us<kShortStep&& double(asleep.count())> kMostAsleep * double(took.count());
-  if (!lost) {
+  const double most = std::max(std::chrono::nanoseconds(kAnyAsleep) * 1.0, took * kMostAsleep).count();
+  if (step_us >= kShortStep || double(asleep.count()) <= most) {
     if (scarce_in_a_row.load(std::memory_order_relaxed) != 0) scarce_in_a_row = 0, scarce_until = 0;
     return;
   }

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <memory>
 
 #include "torch/watchers.h"
 
@@ -114,15 +115,17 @@ class SavedArguments {
     input_ = SavedVariable(a.input, false);
     hx_ = saved(a.hx);
     params_ = saved(a.params);
+    if (!a.layout.batch_sizes && !a.layout.lengths && !a.layout.resets) return;
+    layout_ = std::make_unique<SavedLayout>();
     for (size_t i = 0; i < kLayoutTensors; ++i) {
-      if (const OptionalTensor& t = a.layout.all()[i]) layout_[i].emplace(*t, false);
+      if (const OptionalTensor& t = a.layout.all()[i]) (*layout_)[i].emplace(*t, false);
     }
   }
   void release() {
     input_.reset_data();
     for (SavedVariable& v : hx_) v.reset_data();
     for (SavedVariable& v : params_) v.reset_data();
-    for (auto& v : layout_) v.reset();
+    layout_.reset();
   }
 
   static std::vector<SavedVariable> saved(at::TensorList tensors) {
@@ -147,7 +150,8 @@ class SavedArguments {
   const LayerOptions* options_ = nullptr;
   SavedVariable input_;
   std::vector<SavedVariable> hx_, params_;
-  std::array<std::optional<SavedVariable>, kLayoutTensors> layout_;
+  using SavedLayout = std::array<std::optional<SavedVariable>, kLayoutTensors>;
+  std::unique_ptr<SavedLayout> layout_;  // of padded input none
 };
 
 // Tensors of which some may not be there.
@@ -186,8 +190,10 @@ struct UnpackedArguments {
         hx(SavedArguments::unpacked(saved.hx_)),
         params(SavedArguments::unpacked(saved.params_)),
         options(*saved.options_) {
+    if (!saved.layout_) return;
     const auto unpack = [&](size_t i) {
-      return saved.layout_[i] ? OptionalTensor(saved.layout_[i]->unpack()) : std::nullopt;
+      const auto& kept = (*saved.layout_)[i];
+      return kept ? OptionalTensor(kept->unpack()) : std::nullopt;
     };
     layout = {unpack(0), unpack(1), unpack(2)};
   }

@@ -134,7 +134,7 @@ void check_backward(Step<Cell, T> step, int threads) {
     args.next[s] = step.next[size_t(s)].template view<const T>();
     args.dstates[s] = step.dstates[size_t(s)].view();
   }
-  args.outer = step.outer.template view<const T>();
+  args.outer[0] = step.outer.template view<const T>();
   for (int t = 0; t < threads; ++t) tangent_kernels_of<Cell, T>().backward(args, threads, t);
   step.for_units([&](Index row, Index unit) {
     Dual<T> tape[A], prev[S], next[S], dnext[S], dacc[A], dprev[S];
@@ -274,7 +274,7 @@ void check_backward_product(Step<Cell, T> step, bool weights_have_tangents, Inde
       args.next[s] = on.next[size_t(s)].template view<const T>();
       args.dstates[s] = on.dstates[size_t(s)].view();
     }
-    args.outer = on.outer.template view<const T>();
+    args.outer[0] = on.outer.template view<const T>();
     args.recurrent = recurrent;
     args.weights_have_tangents = weights_have_tangents;
     args.after = after.template view<const T>();
@@ -334,11 +334,11 @@ TEST_CASE_TEMPLATE("a step's kernels go without what is absent", T, float, doubl
   args.dstates[1] = given.dstates[1].view();
   for (T& v : given.dstates[0].now) v = 0;
   for (T& v : given.outer.now) v = 0;
-  args.outer = given.outer.template view<const T>();
+  args.outer[0] = given.outer.template view<const T>();
   tangent_kernels_of<Lstm, T>().backward(args, 1, 0);
 
   args.gates = absent.gates.view();
-  args.outer = {};
+  args.outer[0] = {};
   args.dstates[0] = {};
   args.dstates[1] = absent.dstates[1].view();
   tangent_kernels_of<Lstm, T>().backward(args, 1, 0);

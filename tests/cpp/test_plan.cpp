@@ -4,11 +4,15 @@
 #include <algorithm>
 #include <initializer_list>
 #include <string>
+#include <vector>
 
+#include "core/stream.h"
 #include "cpu/plan.h"
 
 namespace rnnfused {
 namespace {
+
+using namespace RNNFUSED_ISA;
 
 template <class Body>
 void for_inputs(Body body) {

@@ -31,9 +31,9 @@ class LayerConfig:
     """A layer, layers over one another, or (`step`) one step of a cell.
 
     cell: the registry's name. num_layers, bidirectional, batch_first, bias: as torch.nn's. projected: whether
-    each direction's params end with weight_hr. recompute: whether backward rebuilds the gates. cells: whether c
-    of every step, of the last layer, is returned too. step: whether
-    input and states come without a time dimension.
+    each direction's params end with weight_hr. recompute: whether backward rebuilds the gates. cells: whether
+    c of every step, of the last layer, is returned too. step: whether input and states come without a time
+    dimension.
 
     `text` is what the operators take, and with it traced and exported graphs: the cell's name and the options
     that are not the default, in words that csrc/torch/options.cpp reads. A new option is a field here, a word

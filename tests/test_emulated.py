@@ -23,7 +23,6 @@ FILES = (
     "tangents",
     "walk",
     "layouts",
-    "states",
 )
 FEWER = {"RNNFUSED_WALK_CASES": "60", "RNNFUSED_LAYOUT_EXAMPLES": "60"}  # an emulator is slow
 

@@ -39,6 +39,14 @@ def _cuda() -> str:
     )
 
 
+def _processors() -> str:
+    losses, scarce = _C.scarcity()
+    if losses == 0:
+        return "enough so far (no call lost its time waiting for one)"
+    now = "; calls of short steps run on one thread now" if scarce else ""
+    return f"scarce: {losses} calls of short steps lost their time waiting for one{now}"
+
+
 def show_config() -> str:
     """Describes the build and the choices made at run time, one per line."""
     lines = {
@@ -46,6 +54,7 @@ def show_config() -> str:
         "torch": torch.__version__,
         "cpu isa": f"{_C.isa()} (usable: {', '.join(_C.available_isas())}; RNNFUSED_ISA chooses)",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads; at most one a processor, 1 if forked)",
+        "processors": _processors(),
         "cells": ", ".join(_C.cell_names()),
         "dtypes": "float32, float64, float16, bfloat16 (the last two in float32 on the CPU)",
         "cuda": _cuda(),

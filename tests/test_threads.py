@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -107,3 +108,26 @@ torch.set_num_threads(2)
 print(rnnfused._C.describe_plan("lstm", 20, 8, 256, 256, 256, 1, 1, False), bits())
 """
     assert script(code) == f"('serial', 1, 1, 1, 1) {serial}"
+
+
+def test_beside_busy_processes(serial: str) -> None:
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        code = "torch.set_num_threads(2); print(*{bits() for _ in range(20)})"
+        assert script(code) == serial
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def test_four_processes_at_once(serial: str) -> None:
+    code = "torch.set_num_threads(2); print(*{bits() for _ in range(10)})"
+    with ThreadPoolExecutor(4) as callers:
+        assert set(callers.map(script, [code] * 4)) == {serial}
+
+
+def test_a_quiet_process_has_the_processors_that_it_counts_on() -> None:
+    code = "torch.set_num_threads(1); bits(); print(rnnfused.show_config())"
+    (line,) = (line for line in script(code).splitlines() if line.startswith("processors"))
+    assert line.split(maxsplit=1)[1].startswith("enough so far")

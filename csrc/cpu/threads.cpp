@@ -8,8 +8,11 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstdio>
 #include <thread>
 #include <vector>
+
+#include "core/log.h"
 
 namespace rnnfused {
 namespace {
@@ -122,6 +125,11 @@ void Scarcity::report(double step_us, std::chrono::nanoseconds took, std::chrono
       std::max<std::chrono::nanoseconds>(kLeastPause * (1 << before), 10 * took),
       std::max<std::chrono::nanoseconds>(kMostPause, 10 * took));
   scarce_until = (Clock::now() + pause).time_since_epoch().count();
+  if (logs_plans()) {
+    std::fprintf(stderr, "rnnfused: processors are scarce: slept %lld us of %lld; one thread for %lld ms\n",
+                 (long long)(asleep.count() / 1000), (long long)(took.count() / 1000),
+                 (long long)(pause.count() / 1000000));
+  }
 }
 
 #ifdef RNNFUSED_STD_THREADS

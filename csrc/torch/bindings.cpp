@@ -154,6 +154,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);
   m.def("available_isas", &rnnfused::available_isas);
+  m.def("scarcity", &rnnfused::scarcity);
   m.def("kept_bytes", &rnnfused::kept_bytes);
   m.def("empty_cache", &rnnfused::empty_cache);
   m.def("describe_plan", &rnnfused::describe_plan, py::arg("cell"), py::arg("steps"), py::arg("batch"),

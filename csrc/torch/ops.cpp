@@ -467,6 +467,8 @@ std::vector<std::string> cell_names() {
 
 std::string isa() { return cpu::kernels().isa; }
 
+std::pair<int64_t, bool> scarcity() { return {Scarcity::losses(), Scarcity::is_now()}; }
+
 std::vector<std::string> available_isas() { return cpu::available_isas(); }
 
 std::tuple<std::string, int, int, int, int> describe_plan(const std::string& cell, int64_t steps,

@@ -55,6 +55,8 @@ RNNFUSED_API void check_call(const std::string& layer, const at::Tensor& input, 
 RNNFUSED_API std::vector<std::string> cell_names();
 RNNFUSED_API std::string isa();
 RNNFUSED_API std::vector<std::string> available_isas();
+// Calls that lost their time waiting for processors, and whether calls run on one thread now: cpu/threads.h.
+RNNFUSED_API std::pair<int64_t, bool> scarcity();
 // Mode, groups, members, shards, wave: cpu/plan.h.
 RNNFUSED_API std::tuple<std::string, int, int, int, int> describe_plan(const std::string& cell, int64_t steps,
                                                                        int64_t batch, int64_t input,

@@ -1,6 +1,7 @@
 // The parallel region and the barrier, also with more threads than processors.
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -76,6 +77,60 @@ TEST_CASE("two callers at once have regions of their own") {
   other.join();
   CHECK(sums[0] == 150);
   CHECK(sums[1] == 150);
+}
+
+TEST_CASE("who waits long falls asleep, is woken, and says how long it slept") {
+  using std::chrono::milliseconds;
+  Asleep asleep{0};
+  Barrier barrier(3, &asleep);
+  Progress progress(&asleep);
+  std::vector<int> rounds(3, 0);
+  run(3, [&](int thread) {
+    for (int round = 1; round <= 4; ++round) {
+      if (thread == round % 3) std::this_thread::sleep_for(milliseconds(3));
+      rounds[size_t(thread)] = round;
+      barrier.wait();
+      if (thread == 0) {
+        std::this_thread::sleep_for(milliseconds(1));
+        progress.set(round);
+      } else {
+        progress.wait_for(round);
+      }
+      for (const int other : rounds) CHECK(other >= round);
+      barrier.wait();
+    }
+  });
+  CHECK(asleep.load() > std::chrono::nanoseconds(milliseconds(4)).count());
+}
+
+TEST_CASE("what is awaited may have wrapped around") {
+  Awaited number;
+  number.set(unsigned(-2));
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    number.set(1);
+  });
+  number.wait_past(unsigned(-1));
+  CHECK(number.value() == 1);
+  other.join();
+}
+
+TEST_CASE("calls of short steps that lost their time make the next ones run on one thread, for a while") {
+  using std::chrono::milliseconds;
+  const Index before = Scarcity::losses();
+  Scarcity::report(10, milliseconds(4), milliseconds(0));
+  CHECK(Scarcity::threads(4) == 4);
+  Scarcity::report(1000, milliseconds(4), milliseconds(3));               // long steps
+  Scarcity::report(10, milliseconds(4), std::chrono::microseconds(400));  // hardly any time
+  CHECK(Scarcity::threads(4) == 4);
+  CHECK(Scarcity::losses() == before);
+  Scarcity::report(10, milliseconds(4), milliseconds(3));
+  CHECK(Scarcity::is_now());
+  CHECK(Scarcity::threads(4) == 1);
+  CHECK(Scarcity::losses() == before + 1);
+  std::this_thread::sleep_for(milliseconds(60));
+  CHECK(Scarcity::threads(4) == 4);
+  Scarcity::report(10, milliseconds(4), milliseconds(0));
 }
 
 TEST_CASE("a region can be had of one thread at least") {

@@ -260,11 +260,12 @@ class _Sequence(_Described, Weights):
         states: Sequence[Tensor] = ()
         if hx is not None:
             states = [_reordered(s, sorted_indices) for s in self._states(hx)]
-        results = run(data, states, Layout(batch_sizes))
-        for index in range(1, 1 + len(self._state_sizes())):
-            results[index] = _reordered(results[index], unsorted_indices)
+        output, *others = run(data, states, Layout(batch_sizes))
+        count = len(self._state_sizes())
+        final = [_reordered(state, unsorted_indices) for state in others[:count]]
         return self._result(
-            results, lambda rows: PackedSequence(rows, batch_sizes, sorted_indices, unsorted_indices)
+            [output, *final, *others[count:]],
+            lambda rows: PackedSequence(rows, batch_sizes, sorted_indices, unsorted_indices),
         )
 
 

@@ -210,6 +210,44 @@ def test_packed_sequences_of_other_lengths() -> None:
     assert counter.frame_count <= 2
 
 
+# ---- Lengths, resets, rows one after the other
+
+
+@BACKENDS
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_lengths_and_resets(kind: str, backend: str) -> None:
+    options = {"return_cells": True} if kind == "LSTM" else {}
+    layer = make(
+        kind, bidirectional=True, num_layers=2, batch_first=True, learn_initial_state=True, **options
+    )
+    x = draw(3, 5, 3).requires_grad_()
+    lengths, resets = torch.tensor([2, 5, 0]), torch.rand(3, 5) < 0.3
+    check(layer, lambda m: m(x, lengths=lengths, resets=resets), backend, [x])
+    check(layer, lambda m: m(x, lengths=[2, 5, 0]), backend, [x])
+    rows, ends = draw(7, 3).requires_grad_(), torch.tensor([0, 2, 7, 7])
+    check(layer, lambda m: m(rows, cu_seqlens=ends), backend, [rows])
+
+
+def test_lengths_of_any_batch() -> None:
+    """The graph of one is that of another: lengths and resets are data, T and B symbols."""
+    module, counter = make("LSTM", num_layers=2), CompileCounter()
+    compiled = torch.compile(module, fullgraph=True, backend=counter, dynamic=True)
+    for steps, lengths in ((5, [5, 3, 2]), (6, [1, 0, 6, 4]), (9, [9, 9])):
+        x, resets = draw(steps, len(lengths), 3), torch.rand(steps, len(lengths)) < 0.3
+        where = {"lengths": torch.tensor(lengths), "resets": resets}
+        assert_close(tree_leaves(compiled(x, **where)), tree_leaves(module(x, **where)))
+    assert counter.frame_count <= 2
+
+
+def test_nested_tensors() -> None:
+    layer = make("GRU")
+    rows, ends = draw(7, 3), torch.tensor([0, 2, 7, 7])
+    nested = torch.nested.nested_tensor_from_jagged(rows, ends)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    got, want = compiled(nested), layer(nested)
+    assert_close([got[0].values(), got[1]], [want[0].values(), want[1]])
+
+
 # ---- Graphs, and how many
 
 

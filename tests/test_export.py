@@ -107,6 +107,35 @@ def test_packed_rows_of_any_number(strict: bool) -> None:
             assert_same_bits(program.module()(*arguments), model(*arguments))
 
 
+class Ragged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = rnnfused.LSTM(INPUT, H, 2, bidirectional=True)
+
+    def forward(self, x: Tensor, lengths: Tensor, resets: Tensor) -> tuple[Tensor, ...]:
+        output, states = self.rnn(x, lengths=lengths, resets=resets)
+        return output, *states
+
+
+def ragged(steps: int, lengths: list[int]) -> tuple[Tensor, ...]:
+    x = torch.randn(steps, len(lengths), INPUT)
+    return x, torch.tensor(lengths), torch.rand(steps, len(lengths)) < 0.3
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_lengths_and_resets_of_any_batch(strict: bool) -> None:
+    model, batch, steps = Ragged(), Dim("batch"), Dim("steps")
+    shapes = ({0: steps, 1: batch}, {0: batch}, {0: steps, 1: batch})
+    with torch.no_grad():
+        program = export(model, ragged(6, [6, 2, 0]), dynamic_shapes=shapes, strict=strict)
+        assert len(calls(program)) == 1
+        for arguments in (ragged(6, [6, 2, 0]), ragged(9, [1, 9, 3, 0])):
+            assert_same_bits(program.module()(*arguments), model(*arguments))
+        traced = torch.jit.trace(model, ragged(6, [6, 2, 0]))
+        arguments = ragged(9, [1, 9, 3, 0])
+        assert_same_bits(traced(*arguments), model(*arguments))
+
+
 def test_a_trace_of_packed_rows_of_any_number() -> None:
     model = Packed()
     rows = pack_sequence([torch.randn(n, INPUT) for n in (5, 3, 3, 1)])

@@ -109,6 +109,26 @@ def assert_close(got: Sequence[Tensor], want: Sequence[Tensor], dtype: torch.dty
         assert (one - other).abs().max() <= bound
 
 
+class Lengths(nn.Module):
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        y, states = self.layer(x, lengths=lengths)
+        return y, *(states if isinstance(states, tuple) else (states,))
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_lengths(kind: str, exporter: str, tmp_path: Path) -> None:
+    layer = getattr(rnnfused, kind)(INPUT, H, 2, bidirectional=True, batch_first=True)
+    model, file = Lengths(layer), tmp_path / "model.onnx"
+    export(exporter, model, (torch.randn(3, 6, INPUT), torch.tensor([6, 2, 4])), file)
+    x, lengths = torch.randn(3, 6, INPUT), torch.tensor([1, 6, 5])
+    assert_close(run(file, (x, lengths)), model(x, lengths), torch.float32, ONNX_ULPS)
+
+
 def operators(model: Any) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
 
@@ -225,6 +245,15 @@ def cause(error: BaseException) -> BaseException:
     return error if error.__cause__ is None else cause(error.__cause__)
 
 
+class Resets(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = rnnfused.GRU(INPUT, H)
+
+    def forward(self, x: Tensor, resets: Tensor) -> Tensor:
+        return self.rnn(x, resets=resets)[0]
+
+
 class Packed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +265,12 @@ class Packed(nn.Module):
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize(
-    "what, words", [("projection", "to_torch"), ("packed", "padded input.*with lengths")]
+    "what, words",
+    [
+        ("projection", "to_torch"),
+        ("packed", "padded input.*with lengths"),
+        ("resets", "no resets inside"),
+    ],
 )
 def test_what_onnx_has_not(what: str, words: str, exporter: str, tmp_path: Path) -> None:
     model: nn.Module = Packed()
@@ -244,6 +278,8 @@ def test_what_onnx_has_not(what: str, words: str, exporter: str, tmp_path: Path)
     inputs = [packed.data, packed.batch_sizes]
     if what == "projection":
         model, inputs = Called(rnnfused.LSTM(INPUT, H, proj_size=2)), [torch.randn(6, 2, INPUT)]
+    if what == "resets":
+        model, inputs = Resets(), [torch.randn(6, 2, INPUT), torch.zeros(6, 2, dtype=torch.bool)]
     with pytest.raises(Exception) as raised:
         export(exporter, model, inputs, tmp_path / "model.onnx")
     with pytest.raises(NotImplementedError, match=words):

@@ -43,7 +43,7 @@ struct Shard {
 // The shard s of `shards` that share a batch. Where sequences end at different steps, each shard takes every
 // so many-th of them, so that all have as many rows at every step.
 inline Shard shard_of(const SequenceShape& shape, int shards, int s) {
-  if (shards > 1 && shape.active(shape.steps - 1) < shape.batch)
+  if (shards > 1 && shape.steps > 0 && shape.active(shape.steps - 1) < shape.batch)
     return {s, (shape.batch - s + shards - 1) / shards, shards};
   const Range even = share(shape.batch, shards, s);
   return {even.first, even.size(), 1};

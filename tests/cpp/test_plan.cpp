@@ -138,6 +138,7 @@ TEST_CASE("shards have every row once, and as many at every step") {
   check_shards(9, {9, 8, 8, 5, 2, 1, 1});
   check_shards(4, {3, 1});
   check_shards(3, {0});
+  check_shards(3, {});
 }
 
 }  // namespace

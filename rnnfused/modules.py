@@ -230,10 +230,10 @@ class _Sequence(_Described, Weights):
         """From any form of input to what `run` takes, and back."""
         if isinstance(input, Tensor):
             if lengths is None and resets is None and cu_seqlens is None and not input.is_nested:
-                results = run(input, () if hx is None else self._states(hx), PADDED)
+                found = run(input, () if hx is None else self._states(hx), PADDED)
                 if self.return_cells:
-                    return self._result(results)
-                output, *states = results  # a step of streaming input is a few microseconds in all
+                    return self._result(found)
+                output, *states = found  # without one more call: a step may take few microseconds in all
                 return output, self._hx(states)
         elif isinstance(input, PackedSequence):
             return self._forward_packed(run, input, hx, lengths, resets, cu_seqlens)

@@ -260,11 +260,11 @@ class _Sequence(_Described, Weights):
         states: Sequence[Tensor] = ()
         if hx is not None:
             states = [_reordered(s, sorted_indices) for s in self._states(hx)]
-        output, *others = run(data, states, Layout(batch_sizes))
+        output, *rest = run(data, states, Layout(batch_sizes))
         count = len(self._state_sizes())
-        final = [_reordered(state, unsorted_indices) for state in others[:count]]
+        final = [_reordered(state, unsorted_indices) for state in rest[:count]]
         return self._result(
-            [output, *final, *others[count:]],
+            [output, *final, *rest[count:]],
             lambda rows: PackedSequence(rows, batch_sizes, sorted_indices, unsorted_indices),
         )
 

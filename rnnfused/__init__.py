@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rnnfused import _batching as _batching
 from rnnfused import _flops as _flops
+from rnnfused import adapters as adapters
 from rnnfused import functional as functional
 from rnnfused import onnx as onnx
 from rnnfused._config import empty_cache as empty_cache

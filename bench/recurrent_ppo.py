@@ -1,4 +1,4 @@
-"""`python -m bench.recurrent_ppo`: sb3-contrib's RecurrentPPO as it is and with its adapter (rnnfused.adapters).
+"""`python -m bench.recurrent_ppo`: sb3-contrib's RecurrentPPO with rnnfused's adapter and without.
 
 Frames a second of learning (rollouts and updates) on CartPole, whose episodes are short: most sequences hold
 several. Each way has a process of its own, and they take turns; medians. Needs pip install sb3-contrib.

@@ -12,7 +12,7 @@ from torch import Tensor
 from rnnfused._layer import Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
-from rnnfused.modules import GRU, LSTM, RNN, expanded
+from rnnfused.modules import GRU, LSTM, RNN, _Sequence, expanded
 
 __all__ = ["Frozen", "Stepper"]
 
@@ -31,6 +31,10 @@ class _Snapshot:
     def __init__(self, module: Module) -> None:
         if not isinstance(module, (RNN, LSTM, GRU)):
             raise TypeError(f"module: expected an rnnfused.RNN, LSTM or GRU, got {type(module).__name__}")
+        if type(module).forward is not _Sequence.forward:
+            raise TypeError(
+                f"module: expected rnnfused's own forward, which {type(module).__name__} has replaced"
+            )
         self._module = module
 
     def refresh(self) -> None:

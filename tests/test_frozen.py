@@ -135,3 +135,13 @@ def test_a_trace_holds_the_weights_and_no_output() -> None:
     traced = torch.jit.trace(lambda x: frozen(x)[0], torch.randn(12, 2, INPUT), check_trace=False)
     other = torch.randn(15, 4, INPUT)
     torch.testing.assert_close(traced(other), frozen(other)[0])
+
+
+def test_a_forward_of_its_own_is_not_passed_over() -> None:
+    class First(rnnfused.GRU):
+        def forward(self, *given: Any, **options: Any) -> Any:
+            return super().forward(*given, **options)[0]
+
+    for packed in (rnnfused.Frozen, rnnfused.Stepper):
+        with pytest.raises(TypeError, match="expected rnnfused's own forward, which First has replaced"):
+            packed(First(2, 3))

@@ -12,6 +12,7 @@ __all__ = ["THEMES", "NotApplicable", "Probe", "load", "load_module", "probe"]
 # Files of this package, in the order of the table.
 THEMES = (
     "behaviour",
+    "sequences",
     "errors",
     "modules",
     "derivatives",

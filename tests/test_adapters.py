@@ -1,5 +1,5 @@
 """Reinforcement learning packages as they are, beside rnnfused in their place. Runs where they are installed
-(pip install sb3-contrib torchrl); bench/recurrent_ppo.py leaves what it measured in bench/results.
+(pip install sb3-contrib torchrl rsl-rl-lib tensorboard); bench/recurrent_ppo.py measures one of them.
 """
 
 from __future__ import annotations
@@ -96,3 +96,20 @@ def test_torchrl_means_the_same_by_is_init(kind: str) -> None:
         want = theirs(data)["y"]
     y, _ = ours(x, resets=is_init.squeeze(-1))
     torch.testing.assert_close(y, want)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_rsl_rl_splits_where_we_reset(kind: str) -> None:
+    """Its memory runs trajectories, cut out and padded; ours the rollout as it is."""
+    modules, utils = pytest.importorskip("rsl_rl.modules"), pytest.importorskip("rsl_rl.utils")
+    steps, batch = 9, 4
+    memory = modules.RNN(3, 5, num_layers=2, type=kind)
+    x, dones = torch.randn(steps, batch, 3), torch.rand(steps, batch) < 0.3
+    trajectories, masks = utils.split_and_pad_trajectories(x, dones)
+    zeros = torch.zeros(2, trajectories.shape[1], 5)
+    hidden = (zeros, zeros) if kind == "lstm" else zeros
+    want = memory(trajectories, masks, hidden)
+    ours = rnnfused.convert(copy.deepcopy(memory))
+    torch.testing.assert_close(ours(trajectories, masks, hidden), want)
+    resets = torch.cat((torch.zeros(1, batch, dtype=torch.bool), dones[:-1]))
+    torch.testing.assert_close(ours.rnn(x, resets=resets)[0], want)

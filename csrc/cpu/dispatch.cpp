@@ -134,7 +134,7 @@ Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, i
   const Plan wanted = make_plan(in);
   if (wanted.threads() == 1) return wanted;
   // Only now the system is asked: a short call on one thread need not wait for the answer.
-  in.threads = Scarcity::threads(std::min(threads, usable_threads()));
+  in.threads = std::min(threads, usable_threads());
   return in.threads == threads ? wanted : make_plan(in);
 }
 
@@ -142,7 +142,8 @@ namespace {
 
 template <class T>
 Plan plan_stack(const char* what, CellId cell, const Stack<T>& stack, int threads) {
-  const Plan chosen = plan<T>(cell, stack.shape(), stack.layers, stack.directions(), threads, false);
+  const int usable = Scarcity::threads(threads);
+  const Plan chosen = plan<T>(cell, stack.shape(), stack.layers, stack.directions(), usable, false);
   log_plan(what, cell, stack.shape(), stack.layers, stack.directions(), chosen);
   return chosen;
 }
@@ -175,7 +176,7 @@ void PackedStack::forward(CellId cell, Stack<T> stack, int threads) {
 template <class T>
 void backward(CellId cell, const LayerGradient<T>& layer, int threads) {
   const SequenceShape& shape = layer.backward[0].shape;
-  const Plan chosen = plan<T>(cell, shape, 1, layer.directions, threads, true);
+  const Plan chosen = plan<T>(cell, shape, 1, layer.directions, Scarcity::threads(threads), true);
   log_plan("backward", cell, shape, 1, layer.directions, chosen);
   const CellKernels<T>& k = cell_kernels<T>(cell);
   run(k.backward, layer, chosen, 0, k.backward_scratch(layer, chosen));

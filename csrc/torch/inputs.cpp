@@ -80,16 +80,25 @@ void Sequences::place(const Arguments& a, const Form& form) {
   // From a step of a sequence to the next.
   const Index stride = by_sequence ? 1 : B;
 
+  Index held = 0;
+  for (Index b = 0; b < B; ++b) {
+    const Index length = n ? n[b] : most;
+    TORCH_CHECK(length >= 0 && length <= most, "lengths: expected lengths from 0 to ", most, ", got ",
+                length);
+    TORCH_CHECK(held <= rows - length, "lengths: expected a sum of ", rows, " (the rows of input), got more");
+    held += length;
+  }
+  TORCH_CHECK(!concatenated || held == rows, "lengths: expected a sum of ", rows,
+              " (the rows of input), got ", held);
+  // At once, so that sizes beyond all memory fail before there is work on them.
+  beyond.reserve(size_t(rows - held));
+  places.reserve(size_t(held));
   std::vector<Part> parts;
   parts.reserve(size_t(B));
   Index start = 0;  // of the sequence's rows
   for (Index b = 0; b < B; ++b) {
     const Index length = n ? n[b] : most;
-    TORCH_CHECK(length >= 0 && length <= most, "lengths: expected lengths from 0 to ", most, ", got ",
-                length);
     if (!concatenated) start = by_sequence ? b * most : b;
-    TORCH_CHECK(!concatenated || start + length <= rows, "lengths: expected a sum of ", rows,
-                " (the rows of input), got more");
     const bool* const cut = reset ? reset + start : nullptr;
     if (length == 0) empty.push_back(b);
     for (Index t = 0; t < length;) {
@@ -101,8 +110,6 @@ void Sequences::place(const Arguments& a, const Form& form) {
     for (Index t = length; !concatenated && t < most; ++t) beyond.push_back(start + t * stride);
     if (concatenated) start += length;
   }
-  TORCH_CHECK(!concatenated || start == rows, "lengths: expected a sum of ", rows,
-              " (the rows of input), got ", start);
   batch = Index(parts.size());
   placed = by_sequence || batch != B || !std::all_of(parts.begin(), parts.end(), [&](const Part& part) {
              return part.steps == most && part.first && part.last;
@@ -128,7 +135,7 @@ void Sequences::place(const Arguments& a, const Form& form) {
     steps = std::max(steps, part.steps);
   }
   // By now place_of says how many have at least so many steps.
-  places.resize(size_t(rows) - beyond.size());
+  places.resize(size_t(held));
   offsets.reserve(size_t(steps) + 1);
   Index* next = places.data();
   for (Index t = 0; t < steps; ++t) {

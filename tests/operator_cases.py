@@ -20,6 +20,7 @@ __all__ = ["LAYOUTS", "VARIANTS", "Case", "cases", "one_of_each"]
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 VARIANTS = [("rnn_tanh", False), ("rnn_relu", False), ("lstm", False), ("lstm", True), ("gru", False)]
+PLAIN = ("padded", "batch_first", "unbatched", "batch_first_unbatched", "packed", "step", "unbatched_step")
 LAYOUTS = (
     "padded",
     "batch_first",
@@ -211,7 +212,9 @@ def cases(layouts: Sequence[str] = LAYOUTS, **sizes: Any) -> list[Case]:
             if not _has(layout, cell, projected):
                 continue
             for directions in (1,) if one_step else (1, 2):
-                found += [Case(cell, projected, layout, directions, b, **sizes) for b in (True, False)]
+                # Where the sequences are has nothing to do with the biases.
+                biases = (True, False) if layout in PLAIN else (directions == 2,)
+                found += [Case(cell, projected, layout, directions, b, **sizes) for b in biases]
     return found
 
 

@@ -333,6 +333,7 @@ def test_a_packed_sequence_has_its_own_lengths() -> None:
             rnnfused.GRU(3, 5)(packed, **other)
 
 
+@pytest.mark.skipif(not ON_CPU, reason="Frozen is for the CPU")
 def test_frozen_takes_them_too() -> None:
     module = rnnfused.LSTM(3, 33, num_layers=2)
     frozen = rnnfused.Frozen(module)

@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import rnnfused._load  # noqa: F401 (it registers the operators)
-from rnnfused._layer import LayerConfig
+from rnnfused._layer import LayerConfig, Layout
 
 __all__: list[str] = []
 
 Dims = int | None
-Layout = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def _forward(
@@ -35,7 +34,7 @@ def _forward(
     save: bool,
 ) -> tuple[list[Tensor], list[Dims]]:
     run = torch.ops.rnnfused.recurrent
-    layout = (batch_sizes, lengths, resets)
+    layout = Layout(batch_sizes, lengths, resets)
     dims = _Dims(*in_dims[:_OWN], input=input, lengths=lengths)
     if dims.each_alone or info.batch_size == 0:
         return _one_by_one(
@@ -75,7 +74,7 @@ class _Fold:
     """
 
     def __init__(self, layer: LayerConfig, size: int, input: Tensor, input_dim: Dims, layout: Layout) -> None:
-        self._layer, self._size, self._packed = layer, size, layout[0] is not None
+        self._layer, self._size, self._packed = layer, size, layout.batch_sizes is not None
         dimensions = input.dim() - (input_dim is not None)
         self._batched = self._packed or dimensions == (2 if layer.step else 3)
         # Without a batch dimension the new one goes where a batch of the layer's is.
@@ -90,7 +89,7 @@ class _Fold:
 
     def layout(self, layout: Layout, dims: Sequence[Dims]) -> Layout:
         sizes, lengths, resets = layout
-        return (
+        return Layout(
             None if sizes is None else sizes * self._size,
             None if lengths is None else self._joined(lengths, dims[1], 0),
             None if resets is None else self._joined(resets, dims[2], self._axis),
@@ -193,7 +192,7 @@ def _backward(
     wanted: Sequence[int],
 ) -> tuple[list[Tensor], list[Dims]]:
     run = torch.ops.rnnfused.recurrent_backward
-    layout = (batch_sizes, lengths, resets)
+    layout = Layout(batch_sizes, lengths, resets)
     grad_dims, *own_dims, output_dim, tape_dim = in_dims[: 3 + _OWN]
     dims = _Dims(*own_dims, input=input, lengths=lengths)
     if dims.each_alone or tape_dim is not None or info.batch_size == 0:
@@ -234,7 +233,7 @@ def _backward(
             )[0]
         else:
             gates = torch.ops.rnnfused.recurrent_gate_gradients(outer, x, states, params, *joined, y, layer)
-            all_parts = fold.weight_gradients(gates, x, joined[1])
+            all_parts = fold.weight_gradients(gates, x, joined.lengths)
             parts = [all_parts[index - 1 - len(hx)] for index in of_params]
         for index, t in zip(of_params, parts, strict=True):
             found[index] = t, 0
@@ -265,7 +264,7 @@ def _tangent(
     wanted: Sequence[int],
 ) -> tuple[list[Tensor], list[Dims]]:
     run = torch.ops.rnnfused.recurrent_tangent
-    layout = (batch_sizes, lengths, resets)
+    layout = Layout(batch_sizes, lengths, resets)
     along_dims, grad_dims, moved_dims, *own_dims, output_dim = in_dims[: 4 + _OWN]
     dims, data = _Dims(*own_dims, input=input, lengths=lengths), 1 + len(hx)
     of_weights = any(d is not None for d in along_dims[data:]) or any(index >= data for index in wanted)

@@ -157,17 +157,11 @@ class Stepper(_Snapshot):
         """The state as the module takes and returns it: h [L, B, P], for an LSTM (h, c) with c [L, B, H]. A
         copy; assign to set it, for instance to what the module returned for the beginning of a sequence.
         """
-        return self._module._hx(tuple(state.clone() for state in self._states))
+        return self.get_rows(slice(None))
 
     @state.setter
     def state(self, hx: Any) -> None:
-        given = self._module._states(hx)
-        for own, new in zip(self._states, given, strict=True):
-            if new.shape != own.shape:
-                raise ValueError(f"state: expected size {list(own.shape)}, got {list(new.shape)}")
-        with torch.no_grad():
-            for own, new in zip(self._states, given, strict=True):
-                own.copy_(new)
+        self._put("state", slice(None), hx)
 
     def reset(self) -> None:
         """Sets the state to zero, or to the module's learned one."""
@@ -193,10 +187,13 @@ class Stepper(_Snapshot):
 
         Raises ValueError for states of another size, before anything is changed.
         """
-        index, given = _as_index(rows), self._module._states(hx)
+        self._put("hx", _as_index(rows), hx)
+
+    def _put(self, name: str, index: Any, hx: Any) -> None:
+        given = self._module._states(hx)
         for own, new in zip(self._states, given, strict=True):
             if new.shape != own[:, index].shape:
-                raise ValueError(f"hx: expected size {list(own[:, index].shape)}, got {list(new.shape)}")
+                raise ValueError(f"{name}: expected size {list(own[:, index].shape)}, got {list(new.shape)}")
         with torch.no_grad():
             for own, new in zip(self._states, given, strict=True):
                 own[:, index] = new

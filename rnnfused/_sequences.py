@@ -81,8 +81,10 @@ def detach(hx: Any) -> Any:
     hx: a tensor, a tuple or list of them, nested or not, or None; what a layer returned. Returns the same of
     detached tensors. Raises TypeError for anything else.
     """
-    if hx is None or isinstance(hx, Tensor):
-        return None if hx is None else hx.detach()
+    if hx is None:
+        return None
+    if isinstance(hx, Tensor):
+        return hx.detach()
     if isinstance(hx, (tuple, list)):
         return type(hx)(detach(state) for state in hx)
     raise TypeError(f"hx: expected a tensor, or tuples or lists of them, got {type(hx).__name__}")

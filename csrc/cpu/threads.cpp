@@ -121,9 +121,8 @@ void Scarcity::report(double step_us, std::chrono::nanoseconds took, std::chrono
   }
   ++scarce_calls;
   const int before = std::min(scarce_in_a_row++, 10);
-  const std::chrono::nanoseconds pause = std::min<std::chrono::nanoseconds>(
-      std::max<std::chrono::nanoseconds>(kLeastPause * (1 << before), 10 * took),
-      std::max<std::chrono::nanoseconds>(kMostPause, 10 * took));
+  const std::chrono::nanoseconds most_pause = kMostPause, next = kLeastPause * (1 << before);
+  const std::chrono::nanoseconds pause = std::max(10 * took, std::min(next, most_pause));
   scarce_until = (Clock::now() + pause).time_since_epoch().count();
   if (logs_plans()) {
     std::fprintf(stderr, "rnnfused: processors are scarce: slept %lld us of %lld; one thread for %lld ms\n",

@@ -29,8 +29,9 @@ struct Layout {
   std::array<std::reference_wrapper<const OptionalTensor>, 3> all() const {
     return {batch_sizes, lengths, resets};
   }
+  // Whether none of them says anything.
+  bool padded() const { return !batch_sizes && !lengths && !resets; }
 };
-constexpr size_t kLayoutTensors = 3;
 
 // input: [T, B, I], [B, T, I] if batch_first, [T, I] without a batch, or rows [rows, I] with batch_sizes or
 // lengths; of a step [B, I] or [I]. hx: none (zeros), or h [L D, B, P] and, where the cell has one, c

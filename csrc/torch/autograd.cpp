@@ -10,9 +10,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <algorithm>
-#include <array>
 #include <functional>
-#include <memory>
 
 #include "torch/watchers.h"
 
@@ -107,53 +105,6 @@ bool any_tangent(at::TensorList tensors) {
   return std::any_of(tensors.begin(), tensors.end(), torch::autograd::isFwGradDefined);
 }
 
-// A layer's arguments, kept for backward.
-class SavedArguments {
- public:
-  void save(const Arguments& a) {
-    options_ = &a.options;
-    input_ = SavedVariable(a.input, false);
-    hx_ = saved(a.hx);
-    params_ = saved(a.params);
-    if (!a.layout.batch_sizes && !a.layout.lengths && !a.layout.resets) return;
-    layout_ = std::make_unique<SavedLayout>();
-    for (size_t i = 0; i < kLayoutTensors; ++i) {
-      if (const OptionalTensor& t = a.layout.all()[i]) (*layout_)[i].emplace(*t, false);
-    }
-  }
-  void release() {
-    input_.reset_data();
-    for (SavedVariable& v : hx_) v.reset_data();
-    for (SavedVariable& v : params_) v.reset_data();
-    layout_.reset();
-  }
-
-  static std::vector<SavedVariable> saved(at::TensorList tensors) {
-    std::vector<SavedVariable> found;
-    found.reserve(tensors.size());
-    for (const at::Tensor& t : tensors) found.emplace_back(t, false);
-    return found;
-  }
-  static Tensors unpacked(const std::vector<SavedVariable>& saved) {
-    Tensors found;
-    found.reserve(saved.size());
-    for (const SavedVariable& v : saved) found.push_back(v.unpack());
-    return found;
-  }
-
-  const LayerOptions& options() const { return *options_; }
-  size_t count() const { return 1 + hx_.size() + params_.size(); }
-
-  friend struct UnpackedArguments;
-
- private:
-  const LayerOptions* options_ = nullptr;
-  SavedVariable input_;
-  std::vector<SavedVariable> hx_, params_;
-  using SavedLayout = std::array<std::optional<SavedVariable>, kLayoutTensors>;
-  std::unique_ptr<SavedLayout> layout_;  // of padded input none
-};
-
 // Tensors of which some may not be there.
 class SavedList {
  public:
@@ -179,6 +130,51 @@ class SavedList {
   std::vector<bool> given_;
 };
 
+// A layer's arguments, kept for backward.
+class SavedArguments {
+ public:
+  void save(const Arguments& a) {
+    options_ = &a.options;
+    input_ = SavedVariable(a.input, false);
+    hx_ = saved(a.hx);
+    params_ = saved(a.params);
+    if (a.layout.padded()) return;
+    Tensors where;
+    for (const OptionalTensor& t : a.layout.all()) where.push_back(t.value_or(at::Tensor()));
+    layout_.save(where);
+  }
+  void release() {
+    input_.reset_data();
+    for (SavedVariable& v : hx_) v.reset_data();
+    for (SavedVariable& v : params_) v.reset_data();
+    layout_.release();
+  }
+
+  static std::vector<SavedVariable> saved(at::TensorList tensors) {
+    std::vector<SavedVariable> found;
+    found.reserve(tensors.size());
+    for (const at::Tensor& t : tensors) found.emplace_back(t, false);
+    return found;
+  }
+  static Tensors unpacked(const std::vector<SavedVariable>& saved) {
+    Tensors found;
+    found.reserve(saved.size());
+    for (const SavedVariable& v : saved) found.push_back(v.unpack());
+    return found;
+  }
+
+  const LayerOptions& options() const { return *options_; }
+  size_t count() const { return 1 + hx_.size() + params_.size(); }
+
+  friend struct UnpackedArguments;
+
+ private:
+  const LayerOptions* options_ = nullptr;
+  SavedVariable input_;
+  std::vector<SavedVariable> hx_, params_;
+  SavedList layout_;  // in the order of Layout::all(); of padded input nothing
+};
+
 struct UnpackedArguments {
   at::Tensor input;
   Tensors hx, params;
@@ -190,12 +186,9 @@ struct UnpackedArguments {
         hx(SavedArguments::unpacked(saved.hx_)),
         params(SavedArguments::unpacked(saved.params_)),
         options(*saved.options_) {
-    if (!saved.layout_) return;
-    const auto unpack = [&](size_t i) {
-      const auto& kept = (*saved.layout_)[i];
-      return kept ? OptionalTensor(kept->unpack()) : std::nullopt;
-    };
-    layout = {unpack(0), unpack(1), unpack(2)};
+    if (saved.layout_.size() == 0) return;
+    const OptionalList where = saved.layout_.unpacked();
+    layout = {where[0], where[1], where[2]};
   }
   Arguments view() const { return {options, input, hx, params, layout}; }
 };

@@ -26,9 +26,8 @@ struct BackwardTensors {
 
 // Memory for what a layer gives beside its final states. A stack's layers have theirs before any of them
 // runs, since each one's y is the next one's x.
-// `cells`: whether c of every step is wanted.
-ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool cells,
-                              bool save, bool recompute);
+ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool save,
+                              bool recompute);
 template <class T>
 Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompute);
 // `packed`: the layers' weights, kept from call to call; null packs them anew.
@@ -36,7 +35,7 @@ void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> 
                     cpu::PackedStack* packed = nullptr);
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
-ForwardTensors forward_on_gpu(const Inputs& in, bool cells, bool save, bool recompute);
+ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute);
 void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
 // Calls body with a scalar of the tensor's type, one of the CPU's.

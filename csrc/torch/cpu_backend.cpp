@@ -65,14 +65,14 @@ at::DimVector tape_sizes(const Inputs& in, bool recompute) {
   return {in.directions, size.scalars(in.rows, in.shape.hidden, recompute, scalar_bytes)};
 }
 
-ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool cells,
-                              bool save, bool recompute) {
+ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool save,
+                              bool recompute) {
   const auto rows_of_all = [&](Index units) {
     const at::Tensor rows = in.empty(in.output_sizes(units));
     clear_beyond(rows, in);
     return rows;
   };
-  return {rows_of_all(in.shape.output), hn, cn, cells ? rows_of_all(in.shape.hidden) : at::Tensor(),
+  return {rows_of_all(in.shape.output), hn, cn, in.cells ? rows_of_all(in.shape.hidden) : at::Tensor(),
           save ? in.empty(tape_sizes(in, recompute)) : at::Tensor()};
 }
 

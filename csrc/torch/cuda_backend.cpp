@@ -124,12 +124,12 @@ at::Tensor finite_input(const Inputs& in) {
 
 }  // namespace
 
-ForwardTensors forward_on_gpu(const Inputs& in, bool cells, bool save, bool recompute) {
+ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute) {
   Call call(in);
   const at::ScalarType compute = compute_type(in.x.scalar_type());
   ForwardTensors out;
   out.y = in.empty(in.output_sizes(in.shape.output));
-  if (cells) out.cells = in.empty(in.output_sizes(in.shape.hidden));
+  if (in.cells) out.cells = in.empty(in.output_sizes(in.shape.hidden));
   out.hn = call.running(in.h0, in.state_sizes(0), in.h0.scalar_type());
   if (in.c0.defined()) out.cn = call.running(in.c0, in.state_sizes(1), compute);
   if (save) out.tape = at::empty(tape_sizes(in, recompute), in.x.options().dtype(compute));

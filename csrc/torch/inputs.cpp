@@ -14,14 +14,13 @@
 
 namespace rnnfused {
 
-namespace {
-
-// On the host, contiguous, whatever it was. A copy from a device waits for it.
 at::Tensor on_host(const at::Tensor& t, const char* name) {
   if (!t.device().is_cpu()) return t.to(at::kCPU).contiguous();
   check_memory(t, name);
   return t.contiguous();
 }
+
+namespace {
 
 // A part of one of the caller's sequences, which the kernels run as one of theirs.
 struct Part {
@@ -48,8 +47,7 @@ Sequences::Sequences(const Arguments& a, const Form& form, bool on_device) {
 void Sequences::read_batch_sizes(const Arguments& a, const Form& form) {
   const at::Tensor& given = *a.layout.batch_sizes;
   TORCH_CHECK(given.device().is_cpu(), "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
-  check_memory(given, "batch_sizes");
-  const at::Tensor sizes = given.contiguous();
+  const at::Tensor sizes = on_host(given, "batch_sizes");
   const Index* n = sizes.const_data_ptr<Index>();
   steps = sizes.numel();
   TORCH_CHECK(steps > 0, "batch_sizes: expected at least one step, got none");
@@ -160,15 +158,13 @@ at::Tensor dense(const at::Tensor& t, const char* name, bool on_gpu) {
   return on_gpu || compute_type(type) == type ? plain : plain.to(compute_type(type));
 }
 
-at::Tensor dense_mask(const at::Tensor& t, const char* name) { return on_host(t, name); }
-
 Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Sequences> of, int64_t index,
                const at::Tensor& input)
     : cell(a.options.cell),
       info(a.options.info),
       on_gpu(gpu::serves(a.input.device())),
       directions(a.options.directions),
-      cells(a.options.cells),
+      cells(a.options.cells && index + 1 == a.options.layers),
       sequences(std::move(of)),
       rows(form.rows.expect_int()) {
   shape = {};

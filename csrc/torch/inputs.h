@@ -44,15 +44,16 @@ struct Sequences {
 // lazy negation, and on the CPU in the type that it computes in. Throws RuntimeError for one without memory.
 at::Tensor dense(const at::Tensor& t, const char* name, bool on_gpu);
 
-// A mask on the CPU, in memory as it looks. Throws RuntimeError for one without memory.
-at::Tensor dense_mask(const at::Tensor& t, const char* name);
+// A tensor of numbers that say where something is, on the host and contiguous; a copy from a device waits for
+// it. Throws RuntimeError for one without memory.
+at::Tensor on_host(const at::Tensor& t, const char* name);
 
 struct Inputs {
   CellId cell;
   CellInfo info;
   bool on_gpu;  // which back end runs the call
   int directions;
-  bool cells;                       // whether c of every step is asked for
+  bool cells;                       // whether this layer's c of every step is asked for
   at::Tensor x, h0, c0;             // [T, B, I] or rows; h0 and c0 may be undefined: zeros
   std::vector<at::Tensor> weights;  // [directions * kSlots], undefined where absent
   std::shared_ptr<const Sequences> sequences;

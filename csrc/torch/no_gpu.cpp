@@ -17,7 +17,7 @@ std::string places() {
 
 }  // namespace gpu
 
-ForwardTensors forward_on_gpu(const Inputs&, bool, bool, bool) { TORCH_INTERNAL_ASSERT(false); }
+ForwardTensors forward_on_gpu(const Inputs&, bool, bool) { TORCH_INTERNAL_ASSERT(false); }
 void backward_on_gpu(const Inputs&, const BackwardTensors&, bool) { TORCH_INTERNAL_ASSERT(false); }
 
 }  // namespace rnnfused

@@ -175,10 +175,9 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
   for (int64_t l = 0; l < o.layers; ++l) {
     stack.emplace_back(a, form, sequences, l, x);
     const Inputs& in = stack.back();
-    const bool cells = o.cells && l + 1 == o.layers;
     TORCH_CHECK(!(packed && in.on_gpu), "input: expected a tensor on the CPU, got ", x.device());
     if (in.on_gpu) {
-      out.push_back(forward_on_gpu(in, cells, save, o.recompute));
+      out.push_back(forward_on_gpu(in, save, o.recompute));
     } else {
       if (l == 0) {
         hn = in.empty(final_sizes(a, form, *sequences, 0));
@@ -186,7 +185,7 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
         pass_through(a, *sequences, hn, of_state(a.hx, 0));
         pass_through(a, *sequences, cn, of_state(a.hx, 1));
       }
-      out.push_back(outputs_on_cpu(in, part_of(hn, o, l), part_of(cn, o, l), cells, save, o.recompute));
+      out.push_back(outputs_on_cpu(in, part_of(hn, o, l), part_of(cn, o, l), save, o.recompute));
     }
     x = out.back().y;
   }

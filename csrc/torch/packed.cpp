@@ -69,7 +69,7 @@ at::Tensor Stepper::step(const at::Tensor& x, const OptionalTensor& active) {
   std::vector<Index> rows;
   if (active) {
     check_tensor(*active, "active", first.x.device(), at::kBool, {first.shape.batch});
-    const at::Tensor takes_part = dense_mask(*active, "active");
+    const at::Tensor takes_part = on_host(*active, "active");
     for (Index b = 0; b < first.shape.batch; ++b) {
       if (takes_part.const_data_ptr<bool>()[b]) rows.push_back(b);
     }

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import statistics
 import sys
 import time
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+from bench.turns import in_turns
 
 SIZES = [(8, 128, 64), (8, 128, 256)]  # environments, steps of a rollout, units
 WAYS = ("torch.nn", "rnnfused")
@@ -49,7 +49,7 @@ def work(way: str, size: tuple[int, int, int], parent: Connection) -> None:
     frames = environments * steps
     model.learn(frames)
     parent.send(None)
-    while parent.recv():
+    while parent.recv() is not None:
         start = time.perf_counter()
         model.learn(frames, reset_num_timesteps=False)
         parent.send(frames / (time.perf_counter() - start))
@@ -62,24 +62,14 @@ def main() -> int:
     print(
         "| environments, steps, units | torch.nn, frames/s | rnnfused, frames/s | ratio |\n|---|---|---|---|"
     )
-    context, found = multiprocessing.get_context("spawn"), []
+    found = []
     for size in SIZES:
-        workers: dict[str, Connection] = {}
-        for way in WAYS:
-            workers[way], other = context.Pipe()
-            context.Process(target=work, args=(way, size, other), daemon=True).start()
-        for worker in workers.values():
-            worker.recv()
-        rates: dict[str, list[float]] = {way: [] for way in WAYS}
-        for _ in range(options.rounds):
-            for way, worker in workers.items():
-                worker.send(True)
-                rates[way].append(worker.recv())
-        for worker in workers.values():
-            worker.send(False)
-        before, after = (statistics.median(rates[way]) for way in WAYS)
+        rates = in_turns(
+            work, {way: (way, size) for way in WAYS}, options.rounds, "a rollout and its updates"
+        )
+        before, after = (rates[way] for way in WAYS)
         print(f"| {size} | {before:.0f} | {after:.0f} | {after / before:.2f} |", flush=True)
-        found.append({"size": size, "frames_per_second": {"torch.nn": before, "rnnfused": after}})
+        found.append({"size": size, "frames_per_second": rates})
     if options.output:
         options.output.write_text(json.dumps({"versions": versions, "rows": found}, indent=1) + "\n")
     return 0

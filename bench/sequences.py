@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import sys
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from bench.turns import in_turns
 
 Forward = Callable[[Any, Any, Any], Any]  # (module, x, lengths or resets) -> y
 
@@ -193,7 +194,7 @@ def work(row: Row, way: str, threads: int, parent: Connection) -> None:
     run, results = prepare(row, way)
     run()
     parent.send(results())
-    while seconds := parent.recv():
+    while (seconds := parent.recv()) is not None:
         times: list[float] = []
         time.sleep(0.01)  # the one before has threads that spin for a while
         run()
@@ -202,7 +203,7 @@ def work(row: Row, way: str, threads: int, parent: Connection) -> None:
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
-        parent.send(statistics.median(times))
+        parent.send(1e3 * statistics.median(times))
 
 
 # ---- In the parent
@@ -210,26 +211,17 @@ def work(row: Row, way: str, threads: int, parent: Connection) -> None:
 
 def measure(row: Row, options: argparse.Namespace) -> dict[str, float]:
     """Milliseconds of each way. Raises RuntimeError where one's results are not the first one's."""
-    context = multiprocessing.get_context("spawn")
-    workers: dict[str, Connection] = {}
-    for way in WAYS[row.what]:
-        workers[way], other = context.Pipe()
-        context.Process(target=work, args=(row, way, options.threads, other), daemon=True).start()
-    results = {way: worker.recv() for way, worker in workers.items()}
-    first = next(iter(results.values()))
-    for way, found in results.items():
-        for index, (one, other) in enumerate(zip(found, first, strict=True)):
-            comparable = way != "alone" and one.shape == other.shape
-            if comparable and not np.abs(one - other).max() <= 2e-4 * np.abs(other).max():
-                raise RuntimeError(f"{row}, {way}: result {index} differs")
-    times: dict[str, list[float]] = {way: [] for way in workers}
-    for _ in range(options.rounds):
-        for way, worker in workers.items():
-            worker.send(options.seconds)
-            times[way].append(1e3 * worker.recv())
-    for worker in workers.values():
-        worker.send(0)
-    return {way: statistics.median(found) for way, found in times.items()}
+
+    def check(results: dict[str, list[np.ndarray]]) -> None:
+        first = next(iter(results.values()))
+        for way, found in results.items():
+            for index, (one, other) in enumerate(zip(found, first, strict=True)):
+                comparable = way != "alone" and one.shape == other.shape
+                if comparable and not np.abs(one - other).max() <= 2e-4 * np.abs(other).max():
+                    raise RuntimeError(f"{row}, {way}: result {index} differs")
+
+    ways = {way: (row, way, options.threads) for way in WAYS[row.what]}
+    return in_turns(work, ways, options.rounds, options.seconds, check)
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -170,6 +171,35 @@ def test_tangents_are_as_if_split_by_hand(batch: Batch) -> None:
     got = torch.func.jvp(function(batch.run), primals, tangents)
     want = torch.func.jvp(function(batch.by_hand), primals, tangents)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+# ---- 16 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_16_bits(kind: str, dtype: torch.dtype) -> None:
+    """Where h is kept unrounded beside what products read, a row that begins late or anew has no such h."""
+    options = {"return_cells": True} if kind == "LSTM" else {}
+    module = getattr(rnnfused, kind)(5, 8, 2, bidirectional=True, **options).to(dtype)
+    exact = copy.deepcopy(module).double()
+    x = torch.randn(9, 4, 5).to(dtype)
+    where = Batch(exact, x.double(), [9, 0, 4, 6], torch.rand(9, 4) < 0.2, "padded")
+    where.hx = [s.to(dtype).double() for s in where.hx]
+    want = where.by_hand()
+    hx = tuple(s.to(dtype) for s in where.hx)
+    leaves = [x.requires_grad_(), *module.parameters()]
+    y, final, *cells = module(x, hx if len(hx) > 1 else hx[0], lengths=where.lengths, resets=where.resets)
+    got = [y, *tensors(final), *cells]
+    wide = [where.x.requires_grad_(), *exact.parameters()]
+    gradients_of = [
+        torch.autograd.grad(sum(r.sum() for r in results), of)
+        for results, of in ((got, leaves), (where.by_hand(), wide))
+    ]
+    bound = 16 * torch.finfo(dtype).eps
+    for one, other in zip((*got, *gradients_of[0]), (*want, *gradients_of[1]), strict=True):
+        assert one.dtype == dtype
+        assert (one.double() - other).abs().max() <= bound * max(1.0, float(other.detach().abs().max()))
 
 
 # ---- The same bits as packed

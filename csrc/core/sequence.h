@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/platform.h"
+#include "core/scalars.h"
 
 namespace rnnfused {
 
@@ -29,13 +30,13 @@ struct SequenceShape {
 };
 
 // Weights of one layer in one direction, in torch's layout; every matrix is contiguous.
-template <class T>
+template <class S>
 struct Weights {
-  const T* input;       // W_ih [G * H, I]
-  const T* recurrent;   // W_hh [G * H, P]
-  const T* input_bias;  // b_ih [G * H] or null
-  const T* bias;        // b_hh [G * H] or null
-  const T* projection;  // W_hr [P, H] or null
+  const S* input;                // W_ih [G * H, I]
+  const S* recurrent;            // W_hh [G * H, P]
+  const Compute<S>* input_bias;  // b_ih [G * H] or null
+  const Compute<S>* bias;        // b_hh [G * H] or null
+  const S* projection;           // W_hr [P, H] or null
 };
 
 // A matrix whose rows are contiguous but need not touch, nor lie in order.
@@ -55,32 +56,36 @@ struct Rows {
 constexpr int kMaxStates = 2;
 constexpr int kMaxDirections = 2;
 
-template <class T>
+// Sequences, the matrices they are multiplied with and the tape are stored in S; states, sums over the
+// sequence and their gradients are what they are computed in.
+template <class S>
 struct ForwardArgs {
+  using T = Compute<S>;
   SequenceShape shape;
-  Weights<T> weights;
-  Rows<const T> x;                    // [rows, I]
+  Weights<S> weights;
+  Rows<const S> x;                    // [rows, I]
   Rows<const T> initial[kMaxStates];  // h [B, P], c [B, H]; zeros where not there
-  Rows<T> y;                          // [rows, P]
+  Rows<S> y;                          // [rows, P]
   Rows<T> cells;                      // c of every row [rows, H]; null data means not wanted
   Rows<T> final[kMaxStates];          // h [B, P], c [B, H]; not wanted where not there
-  T* tape;                            // for backward, as large as TapeSize says; null for inference
+  S* tape;                            // for backward, as large as TapeSize says; null for inference
   bool recompute;                     // whether the tape goes without most gates, and backward rebuilds them
 };
 
-template <class T>
+template <class S>
 struct BackwardArgs {
+  using T = Compute<S>;
   SequenceShape shape;
-  Weights<T> weights;
-  Rows<const T> x;
+  Weights<S> weights;
+  Rows<const S> x;
   Rows<const T> initial[kMaxStates];
-  Rows<const T> y;
-  const T* tape;
+  Rows<const S> y;
+  const S* tape;
   bool recompute;                    // as in forward
-  Rows<const T> dy;                  // [rows, P]; null data means zeros
+  Rows<const S> dy;                  // [rows, P]; null data means zeros
   Rows<const T> dcells;              // gradient of c [rows, H]; null data means zeros
   Rows<const T> dfinal[kMaxStates];  // zeros where not there
-  Rows<T> dx;                        // [rows, I]; this and all below: null data means not wanted
+  Rows<S> dx;                        // [rows, I]; this and all below: null data means not wanted
   bool accumulate_dx;                // add to dx: the other direction has written it
   Rows<T> dinitial[kMaxStates];      // [B, P], [B, H]
   T* dinput;                         // dW_ih [G * H, I]

@@ -10,16 +10,18 @@
 
 namespace rnnfused::RNNFUSED_ISA {
 
-template <class Cell, class T>
+template <class Cell, class S>
 class BackwardStream {
+  using T = Compute<S>;
+  using O = Operand<S>;
   using V = Native<T>;
   static constexpr Index L = kLanes<T>;
   static constexpr Index A = Cell::accumulators, G = Cell::gates;
   static constexpr bool has_cell_state = Cell::states > 1;
 
  public:
-  BackwardStream(const BackwardArgs<T>& args, const GateGradients<Cell, T>& out,
-                 const History<Cell, T>& history, const Shard& shard, int member, int members, Arena& arena)
+  BackwardStream(const BackwardArgs<S>& args, const GateGradients<Cell, S>& out,
+                 const History<Cell, S>& history, const Shard& shard, int member, int members, Arena& arena)
       : args_(args), out_(out), history_(history), stream_(args.shape, shard), tape_(tape_of<Cell>(args)) {
     const SequenceShape& shape = args.shape;
     outputs_units_ = padded<T>(shape.output);
@@ -29,8 +31,9 @@ class BackwardStream {
       const Range blocks = share(blocks_of<T>(shape.hidden), members, m);
       const Range outputs = share(blocks_of<T>(shape.output), members, m);
       T* partial = arena.take<T>(shard.count * kMaxWidth * L);
-      T* recurrent = arena.take<T>(outputs.size() * L * tape_.units * G);
-      T* projection = shape.projected() ? arena.take<T>(blocks.size() * L * shape.output) : nullptr;
+      O* recurrent = arena.take<O>(outputs.size() * L * tape_.units * G);
+      O* projection =
+          shape.projected() ? arena.take<O>(blocks.size() * L * panel_terms<S>(shape.output)) : nullptr;
       if (m != member) continue;
       blocks_ = blocks, outputs_ = outputs;
       partial_ = partial, recurrent_panels_ = recurrent, projection_panels_ = projection;
@@ -46,10 +49,8 @@ class BackwardStream {
     });
     if (shape.projected()) {
       for_groups(blocks_, false, [&](Index first, Index n) {
-        T* panel = projection_panel(first);
-        for (Index p = 0; p < shape.output; ++p) {
-          pack_row(args_.weights.projection + p * shape.hidden, shape.hidden, first, n, panel + p * n * L);
-        }
+        pack_columns(args_.weights.projection, shape.hidden, shape.output, shape.hidden, first, n,
+                     projection_panel(first));
       });
     }
     for (Index b = 0; b < stream_.batch(); ++b) {
@@ -94,11 +95,11 @@ class BackwardStream {
     }
   }
 
-  T* recurrent_panel(Index block) const {
+  O* recurrent_panel(Index block) const {
     return recurrent_panels_ + (block - outputs_.first) * L * tape_.units * G;
   }
-  T* projection_panel(Index block) const {
-    return projection_panels_ + (block - blocks_.first) * L * stream_.shape.output;
+  O* projection_panel(Index block) const {
+    return projection_panels_ + (block - blocks_.first) * L * panel_terms<S>(stream_.shape.output);
   }
 
   // The recurrent part of a row of gate gradients.
@@ -135,9 +136,9 @@ class BackwardStream {
   template <class Sink>
   RNNFUSED_HD void add_recurrence(Index s, Index from, Index to, Index first, Index n, Sink sink) {
     if (from >= to) return;
-    product(
+    product<S>(
         to - from, recurrent_runs(), int(n), recurrent_panel(first), partial_,
-        [&](Index i) -> const T* { return out_.gates_of(stream_.row(s + 1, from + i)) + Cell::h_first * L; },
+        [&](Index i) -> const S* { return out_.gates_of(stream_.row(s + 1, from + i)) + Cell::h_first * L; },
         [&](Index i, T* acc) { start_output(s, from + i, first, n, acc); },
         [&](Index i, const T* acc) { sink(from + i, acc); });
   }
@@ -146,7 +147,7 @@ class BackwardStream {
   // path.
   RNNFUSED_HD void start_output(Index s, Index b, Index first, Index n, T* acc) const {
     const T* carry = carry_h_ + b * outputs_units_;
-    const T* dy = b < stream_.active(s) && args_.dy.data ? args_.dy[stream_.row(s, b)] : nullptr;
+    const S* dy = b < stream_.active(s) && args_.dy.data ? args_.dy[stream_.row(s, b)] : nullptr;
     for (Index i = 0; i < n; ++i) {
       const Index at = (first + i) * L;
       V sum = load<V>(carry + at);
@@ -157,7 +158,7 @@ class BackwardStream {
 
   RNNFUSED_HD void finish_output(Index s, Index b, Index first, Index n, const T* acc) {
     if (!stream_.shape.projected()) return epilogue(s, b, first, n, acc);
-    T* kept = out_.output_of(stream_.row(s, b));
+    S* kept = out_.output_of(stream_.row(s, b));
     T* carry = carry_h_ + b * outputs_units_;
     for (Index i = 0; i < n; ++i) {
       store(kept + (first + i) * L, load<V>(acc + i * L));
@@ -169,9 +170,9 @@ class BackwardStream {
   void unproject(Index s) {
     const Index P = stream_.shape.output;
     for_groups(blocks_, false, [&](Index first, Index n) {
-      product(
+      product<S>(
           stream_.active(s), Runs{1, P, 0}, int(n), projection_panel(first), partial_,
-          [&](Index b) -> const T* { return out_.output_of(stream_.row(s, b)); },
+          [&](Index b) -> const S* { return out_.output_of(stream_.row(s, b)); },
           [&](Index, T* acc) { memset(acc, 0, size_t(n * L) * sizeof(T)); },
           [&](Index b, const T* acc) { epilogue(s, b, first, n, acc); });
     });
@@ -181,14 +182,14 @@ class BackwardStream {
     const SequenceShape& shape = stream_.shape;
     const bool projected = shape.projected();
     const Index row = stream_.row(s, b);
-    const T* h_prev = history_.output(row);
-    const T* c_prev = has_cell_state ? history_.cell(row) : nullptr;
-    const T* h = args_.y[row];
+    const S* h_prev = history_.output(row);
+    const S* c_prev = has_cell_state ? history_.cell(row) : nullptr;
+    const S* h = args_.y[row];
     T* carry_h = carry_h_ + b * outputs_units_;
     T* carry_c = has_cell_state ? carry_c_ + b * tape_.units : nullptr;
-    T* gates = out_.gates_of(row);
+    S* gates = out_.gates_of(row);
     // Rebuilt gates are where their gradients will be.
-    const T* tape = tape_.keeps_gates(row) ? tape_.gates_of(row) : gates;
+    const S* tape = tape_.keeps_gates(row) ? tape_.gates_of(row) : gates;
     for (Index i = 0; i < n; ++i) {
       const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
       V taped[A], prev[Cell::states]{}, next[Cell::states]{}, dnext[Cell::states], dgates[A],
@@ -246,57 +247,58 @@ class BackwardStream {
     }
   }
 
-  const BackwardArgs<T>& args_;
-  const GateGradients<Cell, T>& out_;
-  const History<Cell, T>& history_;
+  const BackwardArgs<S>& args_;
+  const GateGradients<Cell, S>& out_;
+  const History<Cell, S>& history_;
   Stream stream_;
-  Tape<Cell, T> tape_;
+  Tape<Cell, S> tape_;
   Range blocks_{}, outputs_{};
   Index outputs_units_ = 0;
   T *carry_h_ = nullptr, *carry_c_ = nullptr;  // shared by the members, each its own lanes
-  T *partial_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr;
+  T* partial_ = nullptr;
+  O *recurrent_panels_ = nullptr, *projection_panels_ = nullptr;
 };
 
 // What all threads do together for one direction, before and after its recurrence.
-template <class Cell, class T>
+template <class Cell, class S>
 struct BesideRecurrence {
-  GateRebuild<Cell, T> rebuild;
-  ParameterGradients<Cell, T> parameters;
+  GateRebuild<Cell, S> rebuild;
+  ParameterGradients<Cell, S> parameters;
 
-  BesideRecurrence(const BackwardArgs<T>& args, const GateGradients<Cell, T>& gates,
-                   const History<Cell, T>& history, int thread, int threads, Arena& arena)
+  BesideRecurrence(const BackwardArgs<S>& args, const GateGradients<Cell, S>& gates,
+                   const History<Cell, S>& history, int thread, int threads, Arena& arena)
       : rebuild(args, gates, history, thread, threads, arena),
         parameters(args, gates, history, thread, threads, arena) {}
 };
 
 // Scratch of a whole call: the gate gradients, the order of the rows, a slab of every group for its
 // recurrence, and what is done beside it.
-template <class Cell, class T>
+template <class Cell, class S>
 struct BackwardMemory {
   // Whether all threads work on the same direction, and so can take the gradients of a chunk of steps as soon
   // as the recurrence has left it. Otherwise they wait for the end of all recurrences.
   bool by_chunks;
-  GateGradients<Cell, T> gates[kMaxDirections];
-  History<Cell, T> history[kMaxDirections];
+  GateGradients<Cell, S> gates[kMaxDirections];
+  History<Cell, S> history[kMaxDirections];
   Index slab = 0, total = 0;
   char *slabs = nullptr, *beside = nullptr;
 
-  BackwardMemory(const LayerGradient<T>& layer, const Plan& plan, void* base)
+  BackwardMemory(const LayerGradient<S>& layer, const Plan& plan, void* base)
       : by_chunks(plan.groups == plan.shards && (layer.directions == 1 || plan.groups == 1) &&
                   layer.backward[0].shape.rows() > kGradientRows) {
     Arena arena(base);
     for (int d = 0; d < layer.directions; ++d) {
-      const BackwardArgs<T>& args = layer.backward[d];
+      const BackwardArgs<S>& args = layer.backward[d];
       history[d] = {args, arena};
       gates[d] = by_chunks && d > 0
                      ? gates[0]
-                     : GateGradients<Cell, T>(args.shape, !by_chunks,
-                                              Tape<Cell, T>::rebuilds_gates_if(args.recompute), arena);
+                     : GateGradients<Cell, S>(args.shape, !by_chunks,
+                                              Tape<Cell, S>::rebuilds_gates_if(args.recompute), arena);
     }
     for (int group = 0; group < plan.groups; ++group) {
       for_streams(plan, 1, layer.directions, layer.backward[0].shape, group, [&](const StreamPlace& at) {
         Arena counter(nullptr);
-        BackwardStream<Cell, T>(layer.backward[at.direction], gates[at.direction], history[at.direction],
+        BackwardStream<Cell, S>(layer.backward[at.direction], gates[at.direction], history[at.direction],
                                 at.shard, 0, plan.members, counter);
         slab = counter.used() > slab ? counter.used() : slab;
       });
@@ -304,7 +306,7 @@ struct BackwardMemory {
     Index after = 0;
     for (int d = 0; d < layer.directions; ++d) {
       Arena counter(nullptr);
-      BesideRecurrence<Cell, T>(layer.backward[d], gates[d], history[d], 0, plan.threads(), counter);
+      BesideRecurrence<Cell, S>(layer.backward[d], gates[d], history[d], 0, plan.threads(), counter);
       after = counter.used() > after ? counter.used() : after;
     }
     slabs = static_cast<char*>(base) + (base ? arena.used() : 0);
@@ -314,16 +316,16 @@ struct BackwardMemory {
   }
 };
 
-template <class Cell, class T>
-Index backward_scratch(const LayerGradient<T>& layer, const Plan& plan) {
-  return BackwardMemory<Cell, T>(layer, plan, nullptr).total;
+template <class Cell, class S>
+Index backward_scratch(const LayerGradient<S>& layer, const Plan& plan) {
+  return BackwardMemory<Cell, S>(layer, plan, nullptr).total;
 }
 
 // One thread's part of a call.
-template <class Cell, class T>
+template <class Cell, class S>
 class BackwardCall {
  public:
-  BackwardCall(const LayerGradient<T>& layer, const Team& team, int thread)
+  BackwardCall(const LayerGradient<S>& layer, const Team& team, int thread)
       : layer_(layer),
         plan_(team.plan),
         all_(*team.all),
@@ -359,7 +361,7 @@ class BackwardCall {
                 [&](const StreamPlace& at) { body(at.direction, at.shard); });
   }
 
-  BackwardStream<Cell, T> stream(int direction, const Shard& shard) const {
+  BackwardStream<Cell, S> stream(int direction, const Shard& shard) const {
     Arena arena(memory_.slabs + memory_.slab * group());
     return {layer_.backward[direction],
             memory_.gates[direction],
@@ -370,7 +372,7 @@ class BackwardCall {
             arena};
   }
 
-  BesideRecurrence<Cell, T> beside(int direction) const {
+  BesideRecurrence<Cell, S> beside(int direction) const {
     Arena arena(memory_.beside);
     return {layer_.backward[direction],
             memory_.gates[direction],
@@ -381,7 +383,7 @@ class BackwardCall {
   }
 
   bool rebuilds(int direction) const {
-    return Tape<Cell, T>::rebuilds_gates_if(layer_.backward[direction].recompute);
+    return Tape<Cell, S>::rebuilds_gates_if(layer_.backward[direction].recompute);
   }
 
   void chunk_by_chunk(int direction, const Shard& shard) {
@@ -433,23 +435,23 @@ class BackwardCall {
     others.parameters.finish();
   }
 
-  const LayerGradient<T>& layer_;
+  const LayerGradient<S>& layer_;
   const Plan& plan_;
   Barrier &all_, &members_;
-  BackwardMemory<Cell, T> memory_;  // this thread's view of it
+  BackwardMemory<Cell, S> memory_;  // this thread's view of it
   int thread_;
 };
 
-template <class Cell, class T>
-void backward(const LayerGradient<T>& layer, const Team& team, int thread) {
-  BackwardCall<Cell, T>(layer, team, thread).run();
+template <class Cell, class S>
+void backward(const LayerGradient<S>& layer, const Team& team, int thread) {
+  BackwardCall<Cell, S>(layer, team, thread).run();
 }
 
 // What the drivers offer for a cell.
-template <class Cell, class T>
-constexpr CellKernels<T> kernels_of() {
-  return {&Tape<Cell, T>::size, &packed_bytes<Cell, T>,     &pack<Cell, T>,    &forward_scratch<Cell, T>,
-          &forward<Cell, T>,    &backward_scratch<Cell, T>, &backward<Cell, T>};
+template <class Cell, class S>
+constexpr CellKernels<S> kernels_of() {
+  return {&Tape<Cell, S>::size, &packed_bytes<Cell, S>,     &pack<Cell, S>,    &forward_scratch<Cell, S>,
+          &forward<Cell, S>,    &backward_scratch<Cell, S>, &backward<Cell, S>};
 }
 
 }  // namespace rnnfused::RNNFUSED_ISA

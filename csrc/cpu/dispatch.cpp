@@ -10,45 +10,54 @@
 
 namespace rnnfused {
 
-namespace scalar {
-extern const KernelTable kernels;
-}
-#ifdef RNNFUSED_HAVE_AVX2
-namespace avx2 {
-extern const KernelTable kernels;
-}
-#endif
-#ifdef RNNFUSED_HAVE_AVX512
-namespace avx512 {
-extern const KernelTable kernels;
-}
-#endif
-#ifdef RNNFUSED_HAVE_NEON
-namespace neon {
-extern const KernelTable kernels;
-}
-#endif
+#define RNNFUSED_DECLARE(isa)                          \
+  namespace isa {                                      \
+  extern const TypeKernels<float> kernels_float;       \
+  extern const TypeKernels<double> kernels_double;     \
+  extern const TypeKernels<BFloat16> kernels_BFloat16; \
+  extern const TypeKernels<Half> kernels_Half;         \
+  }
+RNNFUSED_DECLARE(scalar)
+RNNFUSED_DECLARE(avx2)
+RNNFUSED_DECLARE(avx512)
+RNNFUSED_DECLARE(avx512_bf16)
+RNNFUSED_DECLARE(neon)
+#undef RNNFUSED_DECLARE
 
 namespace cpu {
 namespace {
 
+#define RNNFUSED_TABLE(isa) \
+  {#isa, &isa::kernels_float, &isa::kernels_double, &isa::kernels_BFloat16, &isa::kernels_Half}
+
 std::vector<const KernelTable*> available() {
-  std::vector<const KernelTable*> tables = {&scalar::kernels};
+  static const KernelTable plain = RNNFUSED_TABLE(scalar);
+  std::vector<const KernelTable*> tables = {&plain};
 #ifdef RNNFUSED_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&avx2::kernels);
+  static const KernelTable with_avx2 = RNNFUSED_TABLE(avx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    tables.push_back(&with_avx2);
 #endif
 #ifdef RNNFUSED_HAVE_AVX512
+  static const KernelTable with_avx512 = RNNFUSED_TABLE(avx512);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("fma")) {
-    tables.push_back(&avx512::kernels);
+    tables.push_back(&with_avx512);
+#ifdef RNNFUSED_HAVE_AVX512_BF16
+    static const KernelTable with_bf16 = {"avx512_bf16", with_avx512.f32, with_avx512.f64,
+                                          &avx512_bf16::kernels_BFloat16, with_avx512.f16};
+    if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&with_bf16);
+#endif
   }
 #endif
 #ifdef RNNFUSED_HAVE_NEON
-  tables.push_back(&neon::kernels);
+  static const KernelTable with_neon = RNNFUSED_TABLE(neon);
+  tables.push_back(&with_neon);
 #endif
   return tables;
 }
+#undef RNNFUSED_TABLE
 
 const KernelTable* choose() {
   const std::vector<const KernelTable*> tables = available();
@@ -63,18 +72,17 @@ const KernelTable* choose() {
                            "'");
 }
 
-template <class T>
-const TypeKernels<T>& typed() {
-  if constexpr (std::is_same_v<T, float>) {
-    return kernels().f32;
-  } else {
-    return kernels().f64;
-  }
+template <class S>
+const TypeKernels<S>& typed() {
+  if constexpr (std::is_same_v<S, float>) return *kernels().f32;
+  if constexpr (std::is_same_v<S, double>) return *kernels().f64;
+  if constexpr (std::is_same_v<S, BFloat16>) return *kernels().bf16;
+  if constexpr (std::is_same_v<S, Half>) return *kernels().f16;
 }
 
-template <class T>
-const CellKernels<T>& cell_kernels(CellId cell) {
-  return typed<T>().cells[int(cell)];
+template <class S>
+const CellKernels<S>& cell_kernels(CellId cell) {
+  return typed<S>().cells[int(cell)];
 }
 
 // Scratch is kept by the calling thread from call to call: fresh pages from the system cost more than a short
@@ -100,7 +108,7 @@ void log_plan(const char* what, CellId cell, const SequenceShape& shape, int lay
   std::fprintf(stderr,
                "rnnfused: %s %s T=%lld B=%lld I=%lld H=%lld layers=%d directions=%d isa=%s mode=%s groups=%d "
                "members=%d shards=%d wave=%d\n",
-               what, kernels().info[int(cell)].name, (long long)shape.steps, (long long)shape.batch,
+               what, kernels().info(cell).name, (long long)shape.steps, (long long)shape.batch,
                (long long)shape.input, (long long)shape.hidden, layers, directions, kernels().isa,
                mode_of(plan), plan.groups, plan.members, plan.shards, plan.wave);
 }
@@ -120,17 +128,25 @@ std::vector<std::string> available_isas() {
 
 TapeSize tape_size(CellId cell, bool projected) { return cell_kernels<float>(cell).tape_size(projected); }
 
-template <class T>
+template <class S>
 Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, int threads, bool backward) {
   // Of sequences that end at different steps, what a step holds on average.
   const Index batch =
       shape.offsets && shape.steps > 0 ? (shape.rows() + shape.steps - 1) / shape.steps : shape.batch;
-  PlanInput in{shape.steps,    batch,
-               shape.input,    shape.hidden,
-               shape.output,   kernels().info[int(cell)].gates,
-               directions,     typed<T>().lanes,
-               int(sizeof(T)), std::max(threads, 1),
-               backward,       layers};
+  const TypeKernels<S>& type = typed<S>();
+  PlanInput in{shape.steps,
+               batch,
+               shape.input,
+               shape.hidden,
+               shape.output,
+               kernels().info(cell).gates,
+               directions,
+               type.lanes,
+               int(type.terms > 1 ? sizeof(S) : sizeof(Compute<S>)),
+               std::max(threads, 1),
+               backward,
+               layers,
+               type.terms};
   const Plan wanted = make_plan(in);
   if (wanted.threads() == 1) return wanted;
   // Only now the system is asked: a short call on one thread need not wait for the answer.
@@ -140,29 +156,29 @@ Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, i
 
 namespace {
 
-template <class T>
-Plan plan_stack(const char* what, CellId cell, const Stack<T>& stack, int threads) {
+template <class S>
+Plan plan_stack(const char* what, CellId cell, const Stack<S>& stack, int threads) {
   const int usable = Scarcity::threads(threads);
-  const Plan chosen = plan<T>(cell, stack.shape(), stack.layers, stack.directions(), usable, false);
+  const Plan chosen = plan<S>(cell, stack.shape(), stack.layers, stack.directions(), usable, false);
   log_plan(what, cell, stack.shape(), stack.layers, stack.directions(), chosen);
   return chosen;
 }
 
-template <class T>
-void run_stack(const CellKernels<T>& k, const Stack<T>& stack, const Plan& plan) {
+template <class S>
+void run_stack(const CellKernels<S>& k, const Stack<S>& stack, const Plan& plan) {
   run(k.forward, stack, plan, awaited_streams(stack, plan), k.forward_scratch(stack, plan));
 }
 
 }  // namespace
 
-template <class T>
-void forward(CellId cell, const Stack<T>& stack, int threads) {
-  run_stack(cell_kernels<T>(cell), stack, plan_stack("forward", cell, stack, threads));
+template <class S>
+void forward(CellId cell, const Stack<S>& stack, int threads) {
+  run_stack(cell_kernels<S>(cell), stack, plan_stack("forward", cell, stack, threads));
 }
 
-template <class T>
-void PackedStack::forward(CellId cell, Stack<T> stack, int threads) {
-  const CellKernels<T>& k = cell_kernels<T>(cell);
+template <class S>
+void PackedStack::forward(CellId cell, Stack<S> stack, int threads) {
+  const CellKernels<S>& k = cell_kernels<S>(cell);
   const Plan chosen = plan_stack("packed", cell, stack, threads);
   Scratch& memory = memory_[{chosen.members, few_rows(chosen, stack.shape().batch)}];
   if (memory.size() == 0) {
@@ -173,12 +189,12 @@ void PackedStack::forward(CellId cell, Stack<T> stack, int threads) {
   run_stack(k, stack, chosen);
 }
 
-template <class T>
-void backward(CellId cell, const LayerGradient<T>& layer, int threads) {
+template <class S>
+void backward(CellId cell, const LayerGradient<S>& layer, int threads) {
   const SequenceShape& shape = layer.backward[0].shape;
-  const Plan chosen = plan<T>(cell, shape, 1, layer.directions, Scarcity::threads(threads), true);
+  const Plan chosen = plan<S>(cell, shape, 1, layer.directions, Scarcity::threads(threads), true);
   log_plan("backward", cell, shape, 1, layer.directions, chosen);
-  const CellKernels<T>& k = cell_kernels<T>(cell);
+  const CellKernels<S>& k = cell_kernels<S>(cell);
   run(k.backward, layer, chosen, 0, k.backward_scratch(layer, chosen));
 }
 
@@ -202,7 +218,7 @@ struct StepCall {
 
 template <class Args>
 void run_step(StepKernel<Args> kernel, CellId cell, const Args& step, Index rows, int threads) {
-  Index work = rows * step.hidden * kernels().info[int(cell)].gates;
+  Index work = rows * step.hidden * kernels().info(cell).gates;
   if (step.recurrent) work += work / kTermsPerGate * step.hidden;
   int used = int(std::clamp<Index>(work / kGatesPerThread, 1, std::max(threads, 1)));
   if (used > 1) used = std::min(used, usable_threads());
@@ -227,13 +243,20 @@ void tangent_backward(CellId cell, const TangentBackward<T>& step, int threads) 
   run_step(tangent_kernels<T>(cell).backward, cell, step, std::max(step.rows, step.after_rows), threads);
 }
 
-#define RNNFUSED_INSTANTIATE(T)                                             \
-  template Plan plan<T>(CellId, const SequenceShape&, int, int, int, bool); \
-  template void forward<T>(CellId, const Stack<T>&, int);                   \
-  template void PackedStack::forward<T>(CellId, Stack<T>, int);             \
-  template void backward<T>(CellId, const LayerGradient<T>&, int);          \
-  template const TangentKernels<T>& tangent_kernels<T>(CellId);             \
-  template void tangent_forward<T>(CellId, const TangentForward<T>&, int);  \
+#define RNNFUSED_INSTANTIATE(S)                                             \
+  template Plan plan<S>(CellId, const SequenceShape&, int, int, int, bool); \
+  template void forward<S>(CellId, const Stack<S>&, int);                   \
+  template void PackedStack::forward<S>(CellId, Stack<S>, int);             \
+  template void backward<S>(CellId, const LayerGradient<S>&, int);
+RNNFUSED_INSTANTIATE(float)
+RNNFUSED_INSTANTIATE(double)
+RNNFUSED_INSTANTIATE(BFloat16)
+RNNFUSED_INSTANTIATE(Half)
+#undef RNNFUSED_INSTANTIATE
+
+#define RNNFUSED_INSTANTIATE(T)                                            \
+  template const TangentKernels<T>& tangent_kernels<T>(CellId);            \
+  template void tangent_forward<T>(CellId, const TangentForward<T>&, int); \
   template void tangent_backward<T>(CellId, const TangentBackward<T>&, int);
 RNNFUSED_INSTANTIATE(float)
 RNNFUSED_INSTANTIATE(double)

@@ -22,27 +22,27 @@ std::vector<std::string> available_isas();
 TapeSize tape_size(CellId cell, bool projected);
 
 // How layers of a shape would be run on at most `threads` threads.
-template <class T>
+template <class S>
 Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, int threads, bool backward);
 
-template <class T>
-void forward(CellId cell, const Stack<T>& stack, int threads);
+template <class S>
+void forward(CellId cell, const Stack<S>& stack, int threads);
 
 // Packed weights of one stack, for calls of any shape. Calls whose plans have other members, or few rows in
 // place of many, have copies of their own.
 class PackedStack {
  public:
   // As forward(), with the same cell and the same weights every time.
-  template <class T>
-  void forward(CellId cell, Stack<T> stack, int threads);
+  template <class S>
+  void forward(CellId cell, Stack<S> stack, int threads);
 
  private:
   using Kind = std::pair<int, bool>;  // members, few rows
   std::map<Kind, Scratch> memory_;
 };
 
-template <class T>
-void backward(CellId cell, const LayerGradient<T>& layer, int threads);
+template <class S>
+void backward(CellId cell, const LayerGradient<S>& layer, int threads);
 
 template <class T>
 const TangentKernels<T>& tangent_kernels(CellId cell);

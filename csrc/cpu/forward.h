@@ -20,13 +20,15 @@ struct Manner {
   bool packed;     // whether weights are there, packed
 };
 
-template <class T>
-Manner manner_of(const Stack<T>& stack, const Plan& plan) {
+template <class S>
+Manner manner_of(const Stack<S>& stack, const Plan& plan) {
   return {plan.members, few_rows(plan, stack.shape().batch), plan.wave > 1, stack.packed != nullptr};
 }
 
-template <class Cell, class T>
+template <class Cell, class S>
 class ForwardStream {
+  using T = Compute<S>;
+  using O = Operand<S>;
   using V = Native<T>;
   static constexpr Index L = kLanes<T>;
   static constexpr Index A = Cell::accumulators, G = Cell::gates;
@@ -35,7 +37,7 @@ class ForwardStream {
 
  public:
   // Packed weights are taken from `packed`, everything else from `arena`; the two may be one.
-  ForwardStream(const ForwardArgs<T>& args, const Shard& shard, int member, const Manner& manner,
+  ForwardStream(const ForwardArgs<S>& args, const Shard& shard, int member, const Manner& manner,
                 Arena& packed, Arena& arena)
       : args_(args),
         stream_(args.shape, shard),
@@ -49,9 +51,11 @@ class ForwardStream {
     const SequenceShape& shape = args.shape;
     const int members = manner.members;
     const Index units = padded<T>(shape.hidden);
-    zeros_ = arena.take<T>(units);
-    if (!args.tape && has_cell_state) cell_ = arena.take<T>(shard.count * units);
-    if (!args.tape && shape.projected()) unprojected_ = arena.take<T>(shard.count * units);
+    const Index of_output = padded<T>(shape.output);
+    start_ = arena.take<S>(kNarrow<S> ? shard.count * of_output : of_output > units ? of_output : units);
+    if (keeps_output()) output_ = arena.take<T>(shard.count * units);
+    if (keeps_cell()) cell_ = arena.take<T>(shard.count * units);
+    if (!args.tape && shape.projected()) unprojected_ = arena.take<S>(shard.count * units);
     const auto lay_out_member = [&](ForwardStream& stream, int m) {
       stream.lay_out(share(blocks_of<T>(shape.hidden), members, m),
                      share(blocks_of<T>(shape.output), members, m), packed, arena);
@@ -76,7 +80,7 @@ class ForwardStream {
   template <class Await, class Done>
   void run(Barrier& barrier, Await await, Done done) {
     prepare();
-    barrier.wait();  // zeros_ and the carried cell states are there
+    barrier.wait();  // the states to start from are there
     const Index steps = stream_.shape.steps;
     for (Index s = 0; s < steps; done(s)) {
       Index rows = 0;
@@ -102,7 +106,7 @@ class ForwardStream {
     const SequenceShape& shape = stream_.shape;
     if (manner_.in_chunks) return shape.rows() / kWaveChunks + 1;
     const Index row_bytes = blocks_.size() * A * L * Index(sizeof(T));
-    const Index weight_bytes = (shape.input + shape.output) * shape.hidden * G * Index(sizeof(T));
+    const Index weight_bytes = (shape.input + shape.output) * shape.hidden * G * Index(sizeof(O));
     // Weights beyond what a last-level cache holds come from memory at every pass.
     const Index least = weight_bytes > kLargeWeights ? 256 : 96;
     const Index fit = row_bytes > 0 ? Index(192 * 1024) / row_bytes : 512;
@@ -115,7 +119,13 @@ class ForwardStream {
   // Whether W_ih is packed anew for every chunk: a panel is packed, used and done with while it is in cache.
   bool packs_by_chunk() const { return !manner_.packed && 2 * chunk_rows() >= stream_.shape.rows(); }
   bool tapes_gates(Index row) const { return args_.tape && tape_.keeps_gates(row); }
-  bool tapes_all_gates() const { return args_.tape && tape_.keeps_gates(Range{0, stream_.shape.rows()}); }
+  // Whether the accumulators of all rows are where the tape will be.
+  bool tapes_all_sums() const {
+    return !kNarrow<S> && args_.tape && tape_.keeps_gates(Range{0, stream_.shape.rows()});
+  }
+  // States that are kept beside y and the tape: those of the step before, unrounded.
+  bool keeps_output() const { return kNarrow<S> && !stream_.shape.projected(); }
+  bool keeps_cell() const { return has_cell_state && (kNarrow<S> || !args_.tape); }
 
   void lay_out(Range blocks, Range outputs, Arena& packed, Arena& arena) {
     const SequenceShape& shape = stream_.shape;
@@ -125,14 +135,16 @@ class ForwardStream {
     const Index chunk = chunk_rows() + batch < all ? chunk_rows() + batch : all;
     chunk_capacity_ = chunk;
     if (!direct_) {
-      input_panels_ = packed.take<T>((packs_by_chunk() ? kNarrowGroup<Cell> * G : vectors) * L * shape.input);
-      recurrent_panels_ = packed.take<T>(vectors * L * shape.output);
-      if (shape.projected()) projection_panels_ = packed.take<T>(outputs.size() * L * shape.hidden);
+      const Index at_once = packs_by_chunk() ? kNarrowGroup<Cell> * G : vectors;
+      input_panels_ = packed.take<O>(at_once * L * panel_terms<S>(shape.input));
+      recurrent_panels_ = packed.take<O>(vectors * L * panel_terms<S>(shape.output));
+      if (shape.projected())
+        projection_panels_ = packed.take<O>(outputs.size() * L * panel_terms<S>(shape.hidden));
     }
     bias_ = packed.take<T>(blocks.size() * A * L);
     partial_ = arena.take<T>(partial_size(chunk > batch ? chunk : batch));
     chunk_row_ = arena.take<Index>(chunk);
-    if (!tapes_all_gates()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
+    if (!tapes_all_sums()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
   }
 
   // For the largest product of all.
@@ -140,7 +152,7 @@ class ForwardStream {
     const SequenceShape& shape = stream_.shape;
     Index most = 0;
     const auto product_of = [&](Index size, int width) {
-      const Index scalars = partial_scalars<T>(rows, Runs{1, size, 0}, width);
+      const Index scalars = partial_scalars<S>(rows, Runs{1, size, 0}, width);
       most = scalars > most ? scalars : most;
     };
     product_of(shape.input, int(kNarrowGroup<Cell> * G));
@@ -161,36 +173,45 @@ class ForwardStream {
 
   void prepare() {
     if (!manner_.packed) pack();
-    for (Index u = blocks_.first * L; u < blocks_.last * L; ++u) zeros_[u] = 0;
-    if (cell_) {
-      for (Index b = 0; b < stream_.batch(); ++b) copy_initial(1, b, cell_ + b * tape_.units);
+    const SequenceShape& shape = stream_.shape;
+    for (const Range& mine : {blocks_, outputs_}) {
+      for (Index block = mine.first; !kNarrow<S> && block < mine.last; ++block)
+        store(start_ + block * L, V{});
+    }
+    for (Index b = 0; b < stream_.batch(); ++b) {
+      if (kNarrow<S>) copy_initial(0, outputs_, shape.output, b, start_ + b * padded<T>(shape.output));
+      if (output_) copy_initial(0, blocks_, shape.hidden, b, output_ + b * tape_.units);
+      if (cell_) copy_initial(1, blocks_, shape.hidden, b, cell_ + b * tape_.units);
     }
   }
 
   void pack_weights() {
     const SequenceShape& shape = stream_.shape;
-    const Weights<T>& w = args_.weights;
+    const Weights<S>& w = args_.weights;
     const Index H = shape.hidden;
     if (!packs_by_chunk()) {
       for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index block, Index n) { pack_input(block, n); });
     }
     for_groups(blocks_, group_, false, [&](Index block, Index n) {
-      const Index at = (block - blocks_.first) * G * L;
       pack_gates<Cell>(w.recurrent, H, shape.output, Cell::h_first, block, n,
-                       recurrent_panels_ + at * shape.output);
+                       recurrent_panels_ + recurrent_panel(block));
     });
     if (!shape.projected()) return;
     for_groups(outputs_, kOutputGroup, false, [&](Index block, Index n) {
-      T* panel = projection_panels_ + (block - outputs_.first) * L * H;
+      O* panel = projection_panels_ + (block - outputs_.first) * L * panel_terms<S>(H);
       for (Index b = 0; b < n; ++b) {
         const Index lanes = lanes_in<T>(block + b, shape.output);
-        pack_rows(w.projection + (block + b) * L * H, H, lanes, H, panel + b * L, n * L);
+        pack_rows(w.projection + (block + b) * L * H, H, lanes, H, panel + b * L * kTerms<S>, n * L);
       }
     });
   }
 
   Index input_panel(Index block) const {
-    return packs_by_chunk() ? 0 : (block - blocks_.first) * G * L * stream_.shape.input;
+    return packs_by_chunk() ? 0 : (block - blocks_.first) * G * L * panel_terms<S>(stream_.shape.input);
+  }
+
+  Index recurrent_panel(Index block) const {
+    return (block - blocks_.first) * G * L * panel_terms<S>(stream_.shape.output);
   }
 
   void pack_input(Index block, Index n) {
@@ -199,12 +220,11 @@ class ForwardStream {
   }
 
   // This member's lanes of an initial state, with zeros in the lanes beyond the last unit.
-  void copy_initial(int state, Index b, T* out) const {
+  template <class To>
+  void copy_initial(int state, Range blocks, Index units, Index b, To* out) const {
     const T* initial = args_.initial[state].find(stream_.sequence(b));
-    for (Index block = blocks_.first; block < blocks_.last; ++block) {
-      const Index lanes = lanes_in<T>(block, stream_.shape.hidden);
-      store(out + block * L, initial ? load<V>(initial + block * L, lanes) : V{});
-    }
+    for (Index block = blocks.first; block < blocks.last; ++block)
+      store(out + block * L, initial ? load<V>(initial + block * L, lanes_in<T>(block, units)) : V{});
   }
 
   T* bias_of(Index block) const { return bias_ + (block - blocks_.first) * A * L; }
@@ -212,7 +232,9 @@ class ForwardStream {
   // Where the accumulators of a row's block are; `local` counts the rows of the current chunk. Those of a
   // narrow group's blocks are neighbours.
   T* gates_of(Index row, Index local, Index block) const {
-    if (tapes_gates(row)) return tape_.gates_of(row) + block * A * L;
+    if constexpr (!kNarrow<S>) {
+      if (tapes_gates(row)) return tape_.gates_of(row) + block * A * L;
+    }
     const Index at = block - blocks_.first, in_group = at % kNarrowGroup<Cell>, group = at - in_group;
     const Index rest = blocks_.size() - group, n = rest < kNarrowGroup<Cell> ? rest : kNarrowGroup<Cell>;
     return chunk_gates_ + (group * chunk_capacity_ + local * n + in_group) * A * L;
@@ -220,30 +242,46 @@ class ForwardStream {
 
   // Whether the products can add to the accumulators where these are kept: both feed all of them, and those
   // of a group of blocks are neighbours.
-  bool in_place() const { return G == A && !direct_ && (tapes_all_gates() || group_ == kNarrowGroup<Cell>); }
+  bool in_place() const { return G == A && !direct_ && (tapes_all_sums() || group_ == kNarrowGroup<Cell>); }
 
-  const T* previous_output(Index s, Index b) const {
+  const S* previous_output(Index s, Index b) const {
     const Index row = stream_.previous(s, b);
-    return row >= 0 ? args_.y[row] : initial_or_zeros(0, b);
+    if (row >= 0) return args_.y[row];
+    if constexpr (kNarrow<S>) {
+      return start_ + b * padded<T>(stream_.shape.output);
+    } else {
+      return initial_or_zeros(0, b);
+    }
   }
 
+  // What the cell is given of it, and of c; the former only without a projection, after which h has other
+  // units than the gates have, and no cell that can be projected reads it.
+  RNNFUSED_HD V previous_output(const S* h, Index b, Index block) const {
+    if (stream_.shape.projected()) return V{};
+    if (kNarrow<S>) return load<V>(output_ + b * tape_.units + block * L);
+    return load<V>(h + block * L, lanes_in<T>(block, stream_.shape.hidden));
+  }
   const T* previous_cell(Index s, Index b) const {
-    if (!args_.tape) return cell_ + b * tape_.units;
-    const Index row = stream_.previous(s, b);
-    return row >= 0 ? tape_.cell_of(row) : initial_or_zeros(1, b);
+    if constexpr (!kNarrow<S>) {
+      if (!cell_) {
+        const Index row = stream_.previous(s, b);
+        return row >= 0 ? tape_.cell_of(row) : initial_or_zeros(1, b);
+      }
+    }
+    return cell_ + b * tape_.units;
   }
 
   const T* initial_or_zeros(int state, Index b) const {
     const T* initial = args_.initial[state].find(stream_.sequence(b));
-    return initial ? initial : zeros_;
+    return initial ? initial : start_;
   }
 
   // The rows' products with n blocks from `first` on of the units of w [gates of `units` rows each, size]: by
   // tiles with the packed panel, or with the rows of w as they lie.
   template <int N, class RowOf, class Init, class Sink>
-  RNNFUSED_HD void multiply(Index rows, const T* w, Index size, Index units, const int* gate_of, Index first,
-                            Index n, const T* panels, Index at, RowOf a, Init init, Sink sink) {
-    if (!direct_) return product(rows, Runs{1, size, 0}, int(n * N), panels + at, partial_, a, init, sink);
+  RNNFUSED_HD void multiply(Index rows, const S* w, Index size, Index units, const int* gate_of, Index first,
+                            Index n, const O* panels, Index at, RowOf a, Init init, Sink sink) {
+    if (!direct_) return product<S>(rows, Runs{1, size, 0}, int(n * N), panels + at, partial_, a, init, sink);
     T acc[kMaxWidth * L];
     for (Index row = 0; row < rows; ++row) {
       init(row, acc);
@@ -270,7 +308,7 @@ class ForwardStream {
     for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index first, Index n) {
       if (packs_by_chunk() && !direct_) pack_input(first, n);
       if (in_place()) {
-        return product_at(
+        return product_at<S>(
             rows, Runs{1, stream_.shape.input, 0}, int(n * G), input_panels_ + input_panel(first),
             [&](Index i) { return args_.x[chunk_row_[i]]; },
             [&](Index i, Index, bool starts, bool) {
@@ -297,17 +335,15 @@ class ForwardStream {
     const Index rows = stream_.active(s);
     for_groups(blocks_, group_, s % 2 == 1, [&](Index first, Index n) {
       if (in_place()) {
-        return product_at(
-            rows, Runs{1, stream_.shape.output, 0}, int(n * G),
-            recurrent_panels_ + (first - blocks_.first) * G * L * stream_.shape.output,
+        return product_at<S>(
+            rows, Runs{1, stream_.shape.output, 0}, int(n * G), recurrent_panels_ + recurrent_panel(first),
             [&](Index b) { return previous_output(s, b); },
             [&](Index b, Index, bool, bool) { return gates_of(stream_.row(s, b), local + b, first); },
             [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
       }
       multiply<G>(
           rows, args_.weights.recurrent, stream_.shape.output, stream_.shape.hidden,
-          Cell::gate_of + Cell::h_first, first, n, recurrent_panels_,
-          (first - blocks_.first) * G * L * stream_.shape.output,
+          Cell::gate_of + Cell::h_first, first, n, recurrent_panels_, recurrent_panel(first),
           [&](Index b) { return previous_output(s, b); },
           [&](Index b, T* acc) {
             const Index row = stream_.row(s, b);
@@ -322,27 +358,27 @@ class ForwardStream {
   RNNFUSED_HD void epilogue(Index s, Index b, Index local, Index first, Index n, const T* acc) {
     const SequenceShape& shape = stream_.shape;
     const Index row = stream_.row(s, b);
-    const T* h_prev = previous_output(s, b);
+    const S* h_prev = previous_output(s, b);
     const T* c_prev = has_cell_state ? previous_cell(s, b) : nullptr;
-    T* h = !shape.projected() ? args_.y[row]
+    S* h = !shape.projected() ? args_.y[row]
            : args_.tape       ? tape_.unprojected_of(row)
                               : unprojected_ + b * tape_.units;
-    T* c = !has_cell_state ? nullptr : args_.tape ? tape_.cell_of(row) : cell_ + b * tape_.units;
     for (Index i = 0; i < n; ++i) {
       const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
-      T* gates = gates_of(row, local, block);
       V accumulators[A], prev[Cell::states], next[Cell::states], taped[A];
-      load_accumulators<Cell>(gates, acc + i * G * L, accumulators);
-      // A projected h has other units than the gates have; no cell that can be projected reads it.
-      prev[0] = shape.projected() ? V{} : load<V>(h_prev + at, lanes);
+      load_accumulators<Cell>(gates_of(row, local, block), acc + i * G * L, accumulators);
+      prev[0] = previous_output(h_prev, b, block);
       if constexpr (has_cell_state) prev[1] = load<V>(c_prev + at, lanes);
       Cell::forward(accumulators, prev, next, taped);
       if (tapes_gates(row)) {
+        S* gates = tape_.gates_of(row) + block * A * L;
         for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
       }
       store(h + at, next[0], shape.projected() ? L : lanes);
+      if (kNarrow<S> && output_) store(output_ + b * tape_.units + at, next[0]);
       if constexpr (has_cell_state) {
-        store(c + at, next[1]);
+        if (cell_) store(cell_ + b * tape_.units + at, next[1]);
+        if (args_.tape) store(tape_.cell_of(row) + at, next[1]);
         if (args_.cells.data) store(args_.cells[row] + at, next[1], lanes);
       }
     }
@@ -355,13 +391,13 @@ class ForwardStream {
       static constexpr int only[] = {0};
       multiply<1>(
           stream_.active(s), args_.weights.projection, shape.hidden, shape.output, only, first, n,
-          projection_panels_, (first - outputs_.first) * L * shape.hidden,
-          [&](Index b) -> const T* {
+          projection_panels_, (first - outputs_.first) * L * panel_terms<S>(shape.hidden),
+          [&](Index b) -> const S* {
             return args_.tape ? tape_.unprojected_of(stream_.row(s, b)) : unprojected_ + b * tape_.units;
           },
           [&](Index, T* acc) { memset(acc, 0, size_t(n * L) * sizeof(T)); },
           [&](Index b, const T* acc) {
-            T* h = args_.y[stream_.row(s, b)];
+            S* h = args_.y[stream_.row(s, b)];
             for (Index i = 0; i < n; ++i) {
               store(h + (first + i) * L, load<V>(acc + i * L), lanes_in<T>(first + i, shape.output));
             }
@@ -372,38 +408,50 @@ class ForwardStream {
   void store_final() const {
     const SequenceShape& shape = stream_.shape;
     for (Index b = 0; b < stream_.batch(); ++b) {
-      const Index row = stream_.final_row(b), out = stream_.sequence(b);
-      store_state(0, outputs_, shape.output, out, row >= 0 ? args_.y[row] : nullptr);
-      if (has_cell_state) {
-        const T* kept = !args_.tape ? cell_ + b * tape_.units : row >= 0 ? tape_.cell_of(row) : nullptr;
-        store_state(1, blocks_, shape.hidden, out, kept);
+      const Index row = stream_.final_row(b);
+      if (output_) {
+        store_state(0, blocks_, shape.hidden, b, output_ + b * tape_.units);
+      } else {
+        store_state(0, outputs_, shape.output, b, row >= 0 ? args_.y[row] : nullptr);
+      }
+      if (!has_cell_state) continue;
+      if (cell_) {
+        store_state(1, blocks_, shape.hidden, b, cell_ + b * tape_.units);
+      } else {
+        store_state(1, blocks_, shape.hidden, b, row >= 0 ? tape_.cell_of(row) : nullptr);
       }
     }
   }
 
   // A row that was never active ends where it started.
-  void store_state(int state, Range blocks, Index units, Index b, const T* from) const {
-    T* const to = args_.final[state].find(b);
+  template <class From>
+  void store_state(int state, Range blocks, Index units, Index b, const From* from) const {
+    const Index sequence = stream_.sequence(b);
+    T* const to = args_.final[state].find(sequence);
     if (!to) return;
-    if (!from) from = args_.initial[state].find(b);
+    const T* const initial = from ? nullptr : args_.initial[state].find(sequence);
     for (Index block = blocks.first; block < blocks.last; ++block) {
-      const Index lanes = lanes_in<T>(block, units);
-      store(to + block * L, from ? load<V>(from + block * L, lanes) : V{}, lanes);
+      const Index at = block * L, lanes = lanes_in<T>(block, units);
+      store(to + at, from ? load<V>(from + at, lanes) : initial ? load<V>(initial + at, lanes) : V{}, lanes);
     }
   }
 
-  const ForwardArgs<T>& args_;
+  const ForwardArgs<S>& args_;
   Stream stream_;
-  Tape<Cell, T> tape_;
+  Tape<Cell, S> tape_;
   Range blocks_, outputs_;  // of hidden units, and of units after a projection
   Manner manner_;
   Index group_;
   bool direct_;  // weights are read as they lie
 
-  T *zeros_ = nullptr, *cell_ = nullptr, *unprojected_ = nullptr;  // shared by the members
-  T *input_panels_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *bias_ = nullptr;
-  T *partial_ = nullptr,
-    *chunk_gates_ = nullptr;  // the latter [narrow groups, rows of the chunk, blocks, accumulators, lanes]
+  // Shared by the members, each its own lanes. What h starts from: of narrow numbers the initial states
+  // rounded [batch, P], otherwise zeros where there are none.
+  S* start_ = nullptr;
+  T *output_ = nullptr, *cell_ = nullptr;  // [batch, units]
+  S* unprojected_ = nullptr;               // [batch, units]
+  O *input_panels_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr;
+  T *bias_ = nullptr, *partial_ = nullptr;
+  T* chunk_gates_ = nullptr;  // [narrow groups, rows of the chunk, blocks, accumulators, lanes]
   Index chunk_capacity_ = 0;
   Index* chunk_row_ = nullptr;
 };
@@ -426,19 +474,19 @@ RNNFUSED_HD void for_streams(const Plan& plan, int layers, int directions, const
   }
 }
 
-template <class T, class Body>
-RNNFUSED_HD void for_streams(const Plan& plan, const Stack<T>& stack, int group, Body body) {
+template <class S, class Body>
+RNNFUSED_HD void for_streams(const Plan& plan, const Stack<S>& stack, int group, Body body) {
   for_streams(plan, stack.layers, stack.directions(), stack.shape(), group, body);
 }
 
 // Scratch is one slab per group, large enough for any of its streams.
-template <class Cell, class T>
-Index forward_slab(const Stack<T>& stack, const Plan& plan) {
+template <class Cell, class S>
+Index forward_slab(const Stack<S>& stack, const Plan& plan) {
   Index most = 0;
   for (int group = 0; group < plan.groups; ++group) {
     for_streams(plan, stack, group, [&](const StreamPlace& at) {
       Arena arena(nullptr), elsewhere(nullptr);
-      ForwardStream<Cell, T>(stack.layer[at.layer].forward[at.direction], at.shard, 0, manner_of(stack, plan),
+      ForwardStream<Cell, S>(stack.layer[at.layer].forward[at.direction], at.shard, 0, manner_of(stack, plan),
                              stack.packed ? elsewhere : arena, arena);
       most = arena.used() > most ? arena.used() : most;
     });
@@ -446,62 +494,62 @@ Index forward_slab(const Stack<T>& stack, const Plan& plan) {
   return most;
 }
 
-template <class Cell, class T>
-Index forward_scratch(const Stack<T>& stack, const Plan& plan) {
+template <class Cell, class S>
+Index forward_scratch(const Stack<S>& stack, const Plan& plan) {
   return forward_slab<Cell>(stack, plan) * plan.groups;
 }
 
 // Packed weights are one slab per layer and direction, whose shards share it; each is large enough for any.
-template <class Cell, class T>
-Index packed_slab(const Stack<T>& stack, const Plan& plan) {
+template <class Cell, class S>
+Index packed_slab(const Stack<S>& stack, const Plan& plan) {
   Manner manner = manner_of(stack, plan);
   manner.packed = true;
   Index most = 0;
   for (int l = 0; l < stack.layers; ++l) {
     Arena packed(nullptr), elsewhere(nullptr);
-    const ForwardArgs<T>& args = stack.layer[l].forward[0];
-    ForwardStream<Cell, T>(args, {0, args.shape.batch, 1}, 0, manner, packed, elsewhere);
+    const ForwardArgs<S>& args = stack.layer[l].forward[0];
+    ForwardStream<Cell, S>(args, {0, args.shape.batch, 1}, 0, manner, packed, elsewhere);
     most = packed.used() > most ? packed.used() : most;
   }
   return most;
 }
 
-template <class Cell, class T>
-Index packed_bytes(const Stack<T>& stack, const Plan& plan) {
+template <class Cell, class S>
+Index packed_bytes(const Stack<S>& stack, const Plan& plan) {
   return packed_slab<Cell>(stack, plan) * stack.layers * stack.directions();
 }
 
 // Where the packed weights of a layer and direction are.
-template <class Cell, class T>
-Arena packed_at(const Stack<T>& stack, const Plan& plan, int layer, int direction) {
+template <class Cell, class S>
+Arena packed_at(const Stack<S>& stack, const Plan& plan, int layer, int direction) {
   if (!stack.packed) return Arena(nullptr);
   const Index slab = packed_slab<Cell>(stack, plan) * (layer * stack.directions() + direction);
   return Arena(static_cast<char*>(stack.packed) + slab);
 }
 
 // Packs the weights of a stack for any shape whose plan has as many members, and few rows where this one has.
-template <class Cell, class T>
-void pack(const Stack<T>& stack, const Team& team, int thread) {
+template <class Cell, class S>
+void pack(const Stack<S>& stack, const Team& team, int thread) {
   const int members = team.plan.members, parts = stack.layers * stack.directions() * members;
   for (int part = thread; part < parts; part += team.plan.threads()) {
     const int direction = part / members % stack.directions(), layer = part / members / stack.directions();
-    const ForwardArgs<T>& args = stack.layer[layer].forward[direction];
+    const ForwardArgs<S>& args = stack.layer[layer].forward[direction];
     Arena packed = packed_at<Cell>(stack, team.plan, layer, direction), elsewhere(nullptr);
-    ForwardStream<Cell, T>(args, {0, args.shape.batch, 1}, part % members, manner_of(stack, team.plan),
+    ForwardStream<Cell, S>(args, {0, args.shape.batch, 1}, part % members, manner_of(stack, team.plan),
                            packed, elsewhere)
         .pack();
   }
 }
 
-template <class Cell, class T>
-void forward(const Stack<T>& stack, const Team& team, int thread) {
+template <class Cell, class S>
+void forward(const Stack<S>& stack, const Team& team, int thread) {
   const Plan& plan = team.plan;
   const int group = thread / plan.members, member = thread % plan.members;
   const int directions = stack.directions(), of_layer = directions * plan.shards;
   char* own = static_cast<char*>(team.scratch) + forward_slab<Cell>(stack, plan) * group;
   for_streams(plan, stack, group, [&](const StreamPlace& at) {
     Arena arena(own), packed = packed_at<Cell>(stack, plan, at.layer, at.direction);
-    ForwardStream<Cell, T> stream(stack.layer[at.layer].forward[at.direction], at.shard, member,
+    ForwardStream<Cell, S> stream(stack.layer[at.layer].forward[at.direction], at.shard, member,
                                   manner_of(stack, plan), stack.packed ? packed : arena, arena);
     // Both directions of a shard are its input, and of a reversed one the first steps come last.
     Progress* below = at.layer > 0 ? team.progress + (at.number - at.direction - of_layer) : nullptr;

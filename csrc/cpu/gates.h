@@ -21,8 +21,9 @@ RNNFUSED_HD void copy_vectors(const T* from, T* to, Index vectors) {
 }
 
 // Where a block's accumulators start: both biases.
-template <class Cell, class T>
-RNNFUSED_HD void sum_biases(const Weights<T>& w, Index hidden, Index block, T* out) {
+template <class Cell, class S>
+RNNFUSED_HD void sum_biases(const Weights<S>& w, Index hidden, Index block, Compute<S>* out) {
+  using T = Compute<S>;
   using V = Native<T>;
   constexpr Index L = kLanes<T>;
   const Index lanes = lanes_in<T>(block, hidden);

@@ -35,27 +35,29 @@ RNNFUSED_HD void for_chunks(const SequenceShape& shape, Body body) {
 
 // What the recurrence leaves behind for one direction: all rows, or a ring that holds those of a chunk, or of
 // two if gates are rebuilt there, and of the step beside them.
-template <class Cell, class T>
+template <class Cell, class S>
 struct GateGradients {
   Index units = 0, outputs = 0;
   Index slots = 0, origin = 0;  // of the ring, and a row in its first slot
-  T* gates = nullptr;           // [slots, blocks, accumulators, lanes]
-  T* output = nullptr;          // gradient of a projected h, recurrence included [slots, outputs]
+  S* gates = nullptr;           // [slots, blocks, accumulators, lanes]
+  S* output = nullptr;          // gradient of a projected h, recurrence included [slots, outputs]
 
   GateGradients() = default;
   GateGradients(const SequenceShape& shape, bool all_rows, bool rebuilt, Arena& arena)
-      : units(padded<T>(shape.hidden)), outputs(padded<T>(shape.output)), slots(shape.rows()) {
+      : units(padded<Compute<S>>(shape.hidden)),
+        outputs(padded<Compute<S>>(shape.output)),
+        slots(shape.rows()) {
     const Index chunk = shape.batch > kGradientRows ? shape.batch : kGradientRows;
     const Index ring = (rebuilt ? 2 : 1) * chunk + shape.batch;
     if (!all_rows && ring < slots) slots = ring;
-    gates = arena.take<T>(slots * units * Cell::accumulators);
-    if (shape.projected()) output = arena.take<T>(slots * outputs);
+    gates = arena.take<S>(slots * units * Cell::accumulators);
+    if (shape.projected()) output = arena.take<S>(slots * outputs);
   }
   // From now on these rows are asked for, and no others but of the chunk and of the step beside them.
   void enter(Range rows) { origin = slots ? rows.first - rows.first % slots : 0; }
 
-  T* gates_of(Index row) const { return gates + slot_of(row) * units * Cell::accumulators; }
-  T* output_of(Index row) const { return output + slot_of(row) * outputs; }
+  S* gates_of(Index row) const { return gates + slot_of(row) * units * Cell::accumulators; }
+  S* output_of(Index row) const { return output + slot_of(row) * outputs; }
 
  private:
   Index slot_of(Index row) const {
@@ -65,14 +67,21 @@ struct GateGradients {
 };
 
 // What each row of one direction comes from: the row before it in processing order, or the initial states.
-template <class Cell, class T>
+template <class Cell, class S>
 class History {
+  using T = Compute<S>;
+
  public:
   History() = default;
-  History(const BackwardArgs<T>& args, Arena& arena)
+  History(const BackwardArgs<S>& args, Arena& arena)
       : args_(&args), cell_(tape_of<Cell>(args).cell), units_(padded<T>(args.shape.hidden)) {
     before_ = arena.take<Index>(args.shape.rows());
-    zeros_ = arena.take<T>(padded<T>(args.shape.hidden));
+    most_units_ = padded<T>(args.shape.output > args.shape.hidden ? args.shape.output : args.shape.hidden);
+    zeros_ = arena.take<S>(most_units_);
+    if (!kNarrow<S>) return;
+    for (int state = 0; state < Cell::states; ++state) {
+      if (args.initial[state].data) rounded_[state] = arena.take<S>(args.shape.batch * most_units_);
+    }
   }
 
   // One thread does it; all meet after it.
@@ -85,29 +94,46 @@ class History {
         before_[stream.row(s, b)] = before >= 0 ? before : -1 - b;
       }
     }
-    memset(zeros_, 0, size_t(padded<T>(shape.hidden)) * sizeof(T));
+    memset(zeros_, 0, size_t(most_units_) * sizeof(S));
+    for (int state = 0; state < Cell::states; ++state) {
+      for (Index b = 0; rounded_[state] && b < shape.batch; ++b)
+        round(state == 0 ? shape.output : shape.hidden, args_->initial[state].find(b), start(state, b));
+    }
   }
 
-  const T* output(Index row) const {
+  const S* output(Index row) const {
     const Index before = before_[row];
     return before >= 0 ? args_->y[before] : initial(0, -1 - before);
   }
-  const T* cell(Index row) const {
+  const S* cell(Index row) const {
     const Index before = before_[row];
     return before >= 0 ? cell_ + before * units_ : initial(1, -1 - before);
   }
 
  private:
-  const T* initial(int state, Index b) const {
-    const T* found = args_->initial[state].find(b);
-    return found ? found : zeros_;
+  S* start(int state, Index b) const { return rounded_[state] + b * most_units_; }
+
+  static void round(Index units, const T* from, S* to) {
+    using V = Native<T>;
+    for (Index u = 0; u < units; u += kLanes<T>)
+      store(to + u, from ? load<V>(from + u, units - u) : V{}, units - u);
   }
 
-  const BackwardArgs<T>* args_ = nullptr;
-  const T* cell_ = nullptr;  // of the tape
-  Index units_ = 0;
-  Index* before_ = nullptr;  // [rows]: a row, or -1 - b where batch row b starts
-  T* zeros_ = nullptr;
+  const S* initial(int state, Index b) const {
+    if constexpr (kNarrow<S>) {
+      return rounded_[state] ? start(state, b) : zeros_;
+    } else {
+      const T* found = args_->initial[state].find(b);
+      return found ? found : zeros_;
+    }
+  }
+
+  const BackwardArgs<S>* args_ = nullptr;
+  const S* cell_ = nullptr;           // of the tape
+  Index units_ = 0, most_units_ = 0;  // of a cell, of any state
+  Index* before_ = nullptr;           // [rows]: a row, or -1 - b where batch row b starts
+  S* zeros_ = nullptr;
+  S* rounded_[kMaxStates] = {};  // initial states [batch, most units] of narrow numbers, or null
 };
 
 // Rows of the left operand that an outer-product tile holds, by the vectors of the right: few vectors need
@@ -128,77 +154,81 @@ constexpr Index kOuterVectors = 12;  // of the left operand, for which packed op
 template <class T>
 constexpr Index kNarrowColumns = kLanes<T> / 2;
 
-// acc[r][j] = sum_k a[k][r] b[k][j], in chains like those of tile(). a holds a vector of every k.
-template <class T, int W, Index R = outer_rows<T>(W)>
-void outer_tile(Index depth, const T* a, const T* b, T* acc) {
-  using V = Native<T>;
-  constexpr Index L = kLanes<T>;
-  for (Index from = 0; from == 0 || from < depth; from += kOuterChain) {
+// acc[r][j] = sum_k a[k][r] b[k][j], in chains like those of tile(). a holds a vector of every k. `entries`
+// are terms, or pairs of them where terms go in pairs.
+template <class S, int W, Index R = outer_rows<Compute<S>>(W)>
+void outer_tile(Index entries, const Operand<S>* a, const Operand<S>* b, Compute<S>* acc) {
+  using V = Native<Compute<S>>;
+  constexpr Index L = kLanes<Compute<S>>, P = kTerms<S>, chain = kOuterChain / P;
+  for (Index from = 0; from == 0 || from < entries; from += chain) {
     V sum[R][W] = {};
-    const Index end = depth - from < kOuterChain ? depth : from + kOuterChain;
+    const Index end = entries - from < chain ? entries : from + chain;
     for (Index k = from; k < end; ++k) {
-      V right[W];
-      for (int j = 0; j < W; ++j) right[j] = load<V>(b + (k * W + j) * L);
+      Terms<S> right[W];
+      for (int j = 0; j < W; ++j) right[j] = load_terms<S>(b + (k * W + j) * L * P);
       for (int r = 0; r < R; ++r) {
-        const V left = broadcast<V>(a[k * L + r]);
-        for (int j = 0; j < W; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
+        const Terms<S> left = broadcast_terms<S>(a + (k * L + r) * P);
+        for (int j = 0; j < W; ++j) sum[r][j] = add_product<S>(left, right[j], sum[r][j]);
       }
     }
     for (int r = 0; r < R; ++r) {
       for (int j = 0; j < W; ++j) {
-        T* at = acc + (r * W + j) * L;
+        Compute<S>* at = acc + (r * W + j) * L;
         store(at, from == 0 ? sum[r][j] : load<V>(at) + sum[r][j]);
       }
     }
   }
 }
 
-template <class T>
-RNNFUSED_HD void outer_tile_of(Index width, Index depth, const T* a, const T* b, T* acc) {
+template <class S>
+RNNFUSED_HD void outer_tile_of(Index width, Index entries, const Operand<S>* a, const Operand<S>* b,
+                               Compute<S>* acc) {
   switch (width) {
     case 1:
-      return outer_tile<T, 1>(depth, a, b, acc);
+      return outer_tile<S, 1>(entries, a, b, acc);
     case 2:
-      return outer_tile<T, 2>(depth, a, b, acc);
+      return outer_tile<S, 2>(entries, a, b, acc);
     case 3:
-      return outer_tile<T, 3>(depth, a, b, acc);
+      return outer_tile<S, 3>(entries, a, b, acc);
     default:
-      if constexpr (kOuterWidth<T> > 3) {
-        if (width == 4) return outer_tile<T, 4>(depth, a, b, acc);
-        if (width == 5) return outer_tile<T, 5>(depth, a, b, acc);
-        return outer_tile<T, 6>(depth, a, b, acc);
+      if constexpr (kOuterWidth<Compute<S>> > 3) {
+        if (width == 4) return outer_tile<S, 4>(entries, a, b, acc);
+        if (width == 5) return outer_tile<S, 5>(entries, a, b, acc);
+        return outer_tile<S, 6>(entries, a, b, acc);
       }
   }
 }
 
-template <class Cell, class T>
+template <class Cell, class S>
 class ParameterGradients {
+  using T = Compute<S>;
+  using O = Operand<S>;
   using V = Native<T>;
   static constexpr Index L = kLanes<T>;
-  static constexpr Index A = Cell::accumulators, G = Cell::gates;
+  static constexpr Index A = Cell::accumulators, G = Cell::gates, P = kTerms<S>;
 
  public:
-  ParameterGradients(const BackwardArgs<T>& args, const GateGradients<Cell, T>& from,
-                     const History<Cell, T>& history, int thread, int threads, Arena& arena)
+  ParameterGradients(const BackwardArgs<S>& args, const GateGradients<Cell, S>& from,
+                     const History<Cell, S>& history, int thread, int threads, Arena& arena)
       : args_(args), from_(from), history_(history), thread_(thread), threads_(threads) {
     const SequenceShape& shape = args.shape;
     const Index of_input = padded<T>(shape.input), of_output = padded<T>(shape.output);
-    in_one_sweep_ = kOuterDepth * (of_input + of_output) * Index(sizeof(T)) <= kSweepBytes;
+    in_one_sweep_ = kOuterDepth * (of_input + of_output) * Index(sizeof(O)) <= kSweepBytes;
     Index columns = in_one_sweep_ ? of_input + of_output : of_input > of_output ? of_input : of_output;
     if (shape.projected() && from.units > columns) columns = from.units;
     const Index right_scalars = kOuterDepth * columns;
-    shares_right_ = threads * right_scalars * Index(sizeof(T)) > kOwnRightBytes;
+    shares_right_ = threads * right_scalars * Index(sizeof(O)) > kOwnRightBytes;
     for (int copy = 0; copy < (shares_right_ ? 1 : threads); ++copy) {
-      T* right = arena.take<T>(right_scalars);
+      O* right = arena.take<O>(right_scalars);
       if (shares_right_ || copy == thread) right_ = right;
     }
     for (int t = 0; t < threads; ++t) {
       const Index outer_scalars = kOuterDepth * kOuterVectors * L;
       const Index panel_scalars = args.dx.data ? kInputGroup * L * from.units * G : 0;
-      const Index input_scalars = panel_scalars + kInputRows * kInputGroup * L;
-      T* own = arena.take<T>(outer_scalars > input_scalars ? outer_scalars : input_scalars);
+      O* own = arena.take<O>(outer_scalars > panel_scalars ? outer_scalars : panel_scalars);
+      T* partial = arena.take<T>(kInputRows * kInputGroup * L);
       T* sums = arena.take<T>(2 * share(blocks_of<T>(shape.hidden), threads, t).size() * A * L);
-      if (t == thread) left_ = input_panel_ = own, partial_ = own + panel_scalars, sums_ = sums;
+      if (t == thread) left_ = input_panel_ = own, partial_ = partial, sums_ = sums;
     }
   }
 
@@ -251,10 +281,12 @@ class ParameterGradients {
     Index units, columns;
     T* out;
     RightOf right;  // row of the sequence -> row of the right operand
-    T* panels;
+    O* panels;
   };
   template <class RightOf>
-  Target(int, int, const int*, Index, Index, T*, RightOf, T*) -> Target<RightOf>;
+  Target(int, int, const int*, Index, Index, T*, RightOf, O*) -> Target<RightOf>;
+
+  static RNNFUSED_HD Index entries_of(Index depth) { return (depth + P - 1) / P; }
 
   // For every target, out += sum over the chunk's rows of left(row)[.] right(row)[.]. The left operand's rows
   // are `blocks` blocks of `accumulators` vectors; whatever the targets, they are packed once.
@@ -268,17 +300,20 @@ class ParameterGradients {
       const Index depth = chunk.rows.last - k < kOuterDepth ? chunk.rows.last - k : kOuterDepth;
       if (shares_right_) {
         all.wait();  // the packed rows before are done with
-        (pack_right(k, share(depth, threads_, thread_), targets), ...);
+        (pack_right(k, depth, share(entries_of(depth), threads_, thread_), targets), ...);
         all.wait();
       } else {
-        (pack_right(k, Range{0, depth}, targets), ...);
+        (pack_right(k, depth, Range{0, entries_of(depth)}, targets), ...);
       }
       for (Index first = mine.first; first < mine.last; first += per_pass) {
         const Range pass{first, mine.last - first < per_pass ? mine.last : first + per_pass};
-        for (Index i = 0; i < depth; ++i) {
-          const T* row = left(k + i) + first * accumulators * L;
-          for (Index v = 0; v < pass.size() * accumulators; ++v)
-            store(left_ + (v * kOuterDepth + i) * L, load<V>(row + v * L));
+        for (Index i = 0; i < depth; i += P) {
+          const S* row = left(k + i) + first * accumulators * L;
+          const S* next = P > 1 && i + 1 < depth ? left(k + i + 1) + first * accumulators * L : nullptr;
+          for (Index v = 0; v < pass.size() * accumulators; ++v) {
+            store_terms<S>(left_ + (v * kOuterDepth + i) * L,
+                           join_rows(row + v * L, next ? next + v * L : nullptr, L));
+          }
         }
         (multiply(pass, accumulators, depth, targets), ...);
       }
@@ -309,12 +344,13 @@ class ParameterGradients {
   }
 
   template <class RightOf>
-  RNNFUSED_HD void pack_right(Index k, Range mine, const Target<RightOf>& target) const {
+  RNNFUSED_HD void pack_right(Index k, Index depth, Range mine, const Target<RightOf>& target) const {
     if (!target.out) return;
-    for (Index i = mine.first; i < mine.last; ++i) {
-      const T* row = target.right(k + i);
+    for (Index i = mine.first * P; i < mine.last * P; i += P) {
+      const S* row = target.right(k + i);
+      const S* next = P > 1 && i + 1 < depth ? target.right(k + i + 1) : nullptr;
       for_panels(target.columns, [&](Range v) {
-        pack_row(row, target.columns, v.first, v.size(),
+        pack_row(row, next, target.columns, v.first, v.size(),
                  target.panels + (v.first * kOuterDepth + i * v.size()) * L);
       });
     }
@@ -330,7 +366,7 @@ class ParameterGradients {
       if (target.columns <= most) return multiply_narrow<most>(blocks, accumulators, depth, target);
     }
     for_panels(target.columns, [&](Range v) {
-      const T* panel = target.panels + v.first * L * kOuterDepth;
+      const O* panel = target.panels + v.first * L * kOuterDepth;
       const Index R = outer_rows<T>(v.size());
       for (Index block = blocks.first; block < blocks.last; ++block) {
         const Index lanes = lanes_in<T>(block, target.units);
@@ -346,7 +382,8 @@ class ParameterGradients {
               for (Index j = v.first; j < v.last; ++j)
                 __builtin_prefetch(out + r * target.columns + j * L, 1);
             }
-            outer_tile_of(v.size(), depth, left_ + vector * kOuterDepth * L + lane, panel, acc);
+            outer_tile_of<S>(v.size(), entries_of(depth), left_ + vector * kOuterDepth * L + lane * P, panel,
+                             acc);
             add_tile(acc, rows, v, target.columns, out);
           }
         }
@@ -365,7 +402,7 @@ class ParameterGradients {
         T* const out =
             target.out + (target.gate_of[target.feeds + g] * target.units + block * L) * target.columns;
         alignas(64) T acc[C * L];
-        outer_tile<T, 1, C>(depth, target.panels, left_ + vector * kOuterDepth * L, acc);
+        outer_tile<S, 1, C>(entries_of(depth), target.panels, left_ + vector * kOuterDepth * L, acc);
         for (Index lane = 0; lane < lanes; ++lane) {
           for (Index c = 0; c < target.columns; ++c) out[lane * target.columns + c] += acc[c * L + lane];
         }
@@ -395,7 +432,7 @@ class ParameterGradients {
                        shape.hidden,
                        shape.input,
                        args_.dinput,
-                       [this](Index row) -> const T* { return args_.x[row]; },
+                       [this](Index row) -> const S* { return args_.x[row]; },
                        right_};
     const Target recurrent{Cell::h_first,
                            int(G),
@@ -417,7 +454,7 @@ class ParameterGradients {
     outer(
         chunk, all, blocks_of<T>(shape.output), 1, [&](Index row) { return from_.output_of(row); },
         Target{0, 1, only, shape.output, shape.hidden, args_.dprojection,
-               [tape](Index row) -> const T* { return tape.unprojected_of(row); }, right_});
+               [tape](Index row) -> const S* { return tape.unprojected_of(row); }, right_});
   }
 
   // Both biases' gradients are sums of the same gate gradients over all rows. They cancel, so the rounding
@@ -426,7 +463,7 @@ class ParameterGradients {
     const Range mine = share(blocks_of<T>(args_.shape.hidden), threads_, thread_);
     const Index first = mine.first * A, vectors = mine.size() * A;
     for (Index row = rows.first; row < rows.last; ++row) {
-      const T* gates = from_.gates_of(row) + first * L;
+      const S* gates = from_.gates_of(row) + first * L;
       for (Index v = 0; v < vectors; ++v) {
         T *total = sums_ + 2 * v * L, *lost = total + L;
         ExactSum<V> sum{load<V>(total), load<V>(lost)};
@@ -474,9 +511,9 @@ class ParameterGradients {
   void input_gradient(Range rows, Index first, Index n) {
     const Index I = args_.shape.input;
     const Runs runs = G == A ? Runs{1, from_.units * G, 0} : Runs{from_.units / L, G * L, A * L};
-    product(
+    product<S>(
         rows.size(), runs, int(n), input_panel_, partial_,
-        [&](Index i) -> const T* { return from_.gates_of(rows.first + i) + Cell::x_first * L; },
+        [&](Index i) -> const S* { return from_.gates_of(rows.first + i) + Cell::x_first * L; },
         [&](Index i, T* acc) {
           if (!args_.accumulate_dx) return (void)memset(acc, 0, size_t(n * L) * sizeof(T));
           for (Index j = 0; j < n; ++j) {
@@ -492,14 +529,14 @@ class ParameterGradients {
         });
   }
 
-  const BackwardArgs<T>& args_;
-  const GateGradients<Cell, T>& from_;
-  const History<Cell, T>& history_;
+  const BackwardArgs<S>& args_;
+  const GateGradients<Cell, S>& from_;
+  const History<Cell, S>& history_;
   int thread_, threads_;
-  T* right_ = nullptr;
+  O* right_ = nullptr;
   bool in_one_sweep_ = false, shares_right_ = false;
-  T *left_ = nullptr, *sums_ = nullptr;
-  T *input_panel_ = nullptr, *partial_ = nullptr;  // where the left operand was
+  O *left_ = nullptr, *input_panel_ = nullptr;  // one memory
+  T *partial_ = nullptr, *sums_ = nullptr;
 };
 
 }  // namespace rnnfused::RNNFUSED_ISA

@@ -1,4 +1,5 @@
-// Compiled once per ISA. One symbol leaves this object: its table of kernels.
+// Compiled once per ISA and type: RNNFUSED_TYPE is float, double, Half or BFloat16. One symbol leaves this
+// object: its table of kernels.
 #include "cpu/kernels.h"
 
 #include "cpu/backward.h"
@@ -18,26 +19,37 @@ namespace RNNFUSED_ISA {
 RNNFUSED_CELLS(RNNFUSED_CHECK)
 #undef RNNFUSED_CHECK
 
-template <class T>
-constexpr TypeKernels<T> type_kernels() {
-#define RNNFUSED_KERNELS(name, Cell) kernels_of<Cell, T>(),
-#define RNNFUSED_TANGENTS(name, Cell) tangent_kernels_of<Cell, T>(),
-  return {kLanes<T>, {RNNFUSED_CELLS(RNNFUSED_KERNELS)}, {RNNFUSED_CELLS(RNNFUSED_TANGENTS)}};
-#undef RNNFUSED_TANGENTS
-#undef RNNFUSED_KERNELS
+template <class Cell, class S>
+constexpr TangentKernels<S> tangent_kernels_or_none() {
+  if constexpr (kNarrow<S>) {
+    return {};
+  } else {
+    return tangent_kernels_of<Cell, S>();
+  }
 }
 
-#define RNNFUSED_TEXT_OF(x) #x
-#define RNNFUSED_TEXT(x) RNNFUSED_TEXT_OF(x)
+template <class S>
+constexpr TypeKernels<S> type_kernels() {
 #define RNNFUSED_INFO(name, Cell)                                           \
   CellInfo{#name,         Cell::gates,   Cell::states,  Cell::accumulators, \
            Cell::x_first, Cell::h_first, Cell::gate_of, Cell::taped},
+#define RNNFUSED_KERNELS(name, Cell) kernels_of<Cell, S>(),
+#define RNNFUSED_TANGENTS(name, Cell) tangent_kernels_or_none<Cell, S>(),
+  return {kLanes<Compute<S>>,
+          kTerms<S>,
+          {RNNFUSED_CELLS(RNNFUSED_INFO)},
+          {RNNFUSED_CELLS(RNNFUSED_KERNELS)},
+          {RNNFUSED_CELLS(RNNFUSED_TANGENTS)}};
+#undef RNNFUSED_TANGENTS
+#undef RNNFUSED_KERNELS
+#undef RNNFUSED_INFO
+}
 
-extern const KernelTable kernels;
-const KernelTable kernels = {RNNFUSED_TEXT(RNNFUSED_ISA),
-                             {RNNFUSED_CELLS(RNNFUSED_INFO)},
-                             type_kernels<float>(),
-                             type_kernels<double>()};
+#define RNNFUSED_NAME_OF(type) kernels_##type
+#define RNNFUSED_NAME(type) RNNFUSED_NAME_OF(type)
+
+extern const TypeKernels<RNNFUSED_TYPE> RNNFUSED_NAME(RNNFUSED_TYPE);
+const TypeKernels<RNNFUSED_TYPE> RNNFUSED_NAME(RNNFUSED_TYPE) = type_kernels<RNNFUSED_TYPE>();
 
 }  // namespace RNNFUSED_ISA
 }  // namespace rnnfused

@@ -23,17 +23,17 @@ struct CellInfo {
   int taped;
 };
 
-template <class T>
+template <class S>
 struct Layer {
   int directions;
-  ForwardArgs<T> forward[kMaxDirections];
+  ForwardArgs<S> forward[kMaxDirections];
 };
 
 // Layers over one another, of the same directions: each reads what the one before it wrote.
-template <class T>
+template <class S>
 struct Stack {
   int layers;
-  const Layer<T>* layer;
+  const Layer<S>* layer;
   void* packed = nullptr;  // weights that `pack` has packed for such a stack, if any
 
   RNNFUSED_HD int directions() const { return layer[0].directions; }
@@ -41,15 +41,15 @@ struct Stack {
 };
 
 // Streams whose progress others wait for.
-template <class T>
-int awaited_streams(const Stack<T>& stack, const Plan& plan) {
+template <class S>
+int awaited_streams(const Stack<S>& stack, const Plan& plan) {
   return stack.layers > 1 ? stack.layers * stack.directions() * plan.shards : 0;
 }
 
-template <class T>
+template <class S>
 struct LayerGradient {
   int directions;
-  BackwardArgs<T> backward[kMaxDirections];
+  BackwardArgs<S> backward[kMaxDirections];
 };
 
 // The threads of one call. Every thread runs the same function; `scratch` is shared by all of them.
@@ -90,15 +90,15 @@ void run_team(TeamKernel<Args> kernel, const Args& args, const Plan& plan, int s
   Scarcity::report(plan.step_us, Scarcity::Clock::now() - start, std::chrono::nanoseconds(asleep.load()));
 }
 
-template <class T>
+template <class S>
 struct CellKernels {
   TapeSize (*tape_size)(bool projected);
-  Index (*packed_bytes)(const Stack<T>& stack, const Plan& plan);
-  TeamKernel<Stack<T>> pack;
-  Index (*forward_scratch)(const Stack<T>& stack, const Plan& plan);
-  TeamKernel<Stack<T>> forward;
-  Index (*backward_scratch)(const LayerGradient<T>& layer, const Plan& plan);
-  TeamKernel<LayerGradient<T>> backward;
+  Index (*packed_bytes)(const Stack<S>& stack, const Plan& plan);
+  TeamKernel<Stack<S>> pack;
+  Index (*forward_scratch)(const Stack<S>& stack, const Plan& plan);
+  TeamKernel<Stack<S>> forward;
+  Index (*backward_scratch)(const LayerGradient<S>& layer, const Plan& plan);
+  TeamKernel<LayerGradient<S>> backward;
 };
 
 // A thread's share of one step; no thread waits for another.
@@ -116,18 +116,25 @@ struct TangentKernels {
   void (*pack_backward)(const RecurrentWeights<T>& w, T* out);
 };
 
-template <class T>
+// What is compiled for one ISA and one type that numbers are stored in.
+template <class S>
 struct TypeKernels {
   int lanes;
-  CellKernels<T> cells[int(CellId::count)];
-  TangentKernels<T> tangents[int(CellId::count)];
+  int terms;  // of a product that one instruction adds in each lane
+  CellInfo info[int(CellId::count)];
+  CellKernels<S> cells[int(CellId::count)];
+  TangentKernels<S> tangents[int(CellId::count)];  // null for narrow types, whose tangents are computed wide
 };
 
+// What one ISA runs. A type that it has nothing better for, it takes from an older one.
 struct KernelTable {
   const char* isa;
-  CellInfo info[int(CellId::count)];
-  TypeKernels<float> f32;
-  TypeKernels<double> f64;
+  const TypeKernels<float>* f32;
+  const TypeKernels<double>* f64;
+  const TypeKernels<BFloat16>* bf16;
+  const TypeKernels<Half>* f16;
+
+  const CellInfo& info(CellId cell) const { return f32->info[int(cell)]; }
 };
 
 }  // namespace rnnfused

@@ -1,9 +1,11 @@
 // Weights in the order in which a tile reads them: for a group of blocks of hidden units, [k][vector of the
-// group][lane], with the last block's missing lanes zero.
+// group][lane], with the last block's missing lanes zero; or, where an instruction adds two products at once,
+// [k / 2][vector][lane][2], with a zero after an odd number of terms.
 #pragma once
 
 #include "core/sequence.h"
 #include "core/simd.h"
+#include "cpu/narrow.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 
@@ -37,76 +39,99 @@ RNNFUSED_HD void transpose(V (&v)[E]) {
   }
 }
 
-// Rows of a matrix become lanes: out[k * stride + lane] = rows[lane][k] for `lanes` rows, zero beyond them.
-template <class T>
-void pack_rows(const T* rows, Index row_stride, Index lanes, Index size, T* out, Index stride) {
-  using V = Native<T>;
-  constexpr Index L = kLanes<T>;
-  for (Index k = 0; k < size; k += L) {
-    const Index n = size - k < L ? size - k : L;
+// Rows of a matrix become lanes: out[k * stride + lane] = rows[lane][k] for `lanes` rows, zero beyond them;
+// or, where terms go in pairs, out[(k / 2 * stride + lane) * 2 + k % 2].
+template <class S>
+void pack_rows(const S* rows, Index row_stride, Index lanes, Index size, Operand<S>* out, Index stride) {
+  constexpr Index L = kLanes<Compute<S>>, P = kTerms<S>;
+  for (Index k = 0; k < size; k += L * P) {
+    const Index n = size - k < L * P ? size - k : L * P;
 #if RNNFUSED_VECTOR_BYTES >= 32
-    constexpr int E = 16 / sizeof(T);
-    if (n == L && lanes == L) {
-      for (Index column = k; column < k + L; column += E) {
-        V v[E];
-        for (int r = 0; r < E; ++r)
-          v[r] = instruction::pieces(rows + r * row_stride + column, E * row_stride);
-        transpose(v);
-        for (int i = 0; i < E; ++i) store(out + (column + i) * stride, v[i]);
+    if constexpr (!kNarrow<S>) {
+      using V = Native<S>;
+      constexpr int E = 16 / sizeof(S);
+      if (n == L && lanes == L) {
+        for (Index column = k; column < k + L; column += E) {
+          V v[E];
+          for (int r = 0; r < E; ++r)
+            v[r] = instruction::pieces(rows + r * row_stride + column, E * row_stride);
+          transpose(v);
+          for (int i = 0; i < E; ++i) store(out + (column + i) * stride, v[i]);
+        }
+        continue;
       }
-      continue;
     }
 #endif
-    V v[L];
+    Terms<S> v[L];
     for (Index lane = 0; lane < L; ++lane)
-      v[lane] = lane < lanes ? load<V>(rows + lane * row_stride + k, n) : V{};
+      v[lane] = lane < lanes ? load_terms<S>(rows + lane * row_stride + k, n) : Terms<S>{};
     transpose(v);
-    for (Index i = 0; i < n; ++i) store(out + (k + i) * stride, v[i]);
+    for (Index i = 0; i * P < n; ++i) store_terms<S>(out + (k + i * P) * stride, v[i]);
   }
+}
+
+// Scalars that a product of `size` terms reads for each lane of a panel: whole pairs where terms go in pairs.
+template <class S>
+RNNFUSED_HD Index panel_terms(Index size) {
+  return (size + kTerms<S> - 1) / kTerms<S> * kTerms<S>;
 }
 
 // Panel of `count` blocks from `first` on for a product that sums over the columns of W [gates * hidden,
 // size]; the vectors of a block are the cell's accumulators from `feeds` on.
-template <class Cell, class T>
-void pack_gates(const T* w, Index hidden, Index size, int feeds, Index first, Index count, T* out) {
+template <class Cell, class S>
+void pack_gates(const S* w, Index hidden, Index size, int feeds, Index first, Index count, Operand<S>* out) {
+  using T = Compute<S>;
   constexpr Index L = kLanes<T>;
   const Index width = count * Cell::gates;
   for (Index b = 0; b < count; ++b) {
     const Index unit = (first + b) * L, lanes = lanes_in<T>(first + b, hidden);
     for (int g = 0; g < Cell::gates; ++g) {
       const Index row = Cell::gate_of[feeds + g] * hidden + unit;
-      pack_rows(w + row * size, size, lanes, size, out + (b * Cell::gates + g) * L, width * L);
+      pack_rows(w + row * size, size, lanes, size, out + (b * Cell::gates + g) * L * kTerms<S>, width * L);
     }
   }
 }
 
-// One row of the panel for a product that sums over the rows of a matrix: `count` blocks of its columns.
-template <class T>
-RNNFUSED_HD void pack_row(const T* row, Index columns, Index first, Index count, T* out) {
-  using V = Native<T>;
+// One entry of the panel for a product that sums over the rows of a matrix: `count` blocks of the columns of
+// a row, or where terms go in pairs of two, of which the second may be null.
+template <class S>
+RNNFUSED_HD void pack_row(const S* row, const S* next, Index columns, Index first, Index count,
+                          Operand<S>* out) {
+  using T = Compute<S>;
   constexpr Index L = kLanes<T>;
-  for (Index b = 0; b < count; ++b)
-    store(out + b * L, load<V>(row + (first + b) * L, lanes_in<T>(first + b, columns)));
+  for (Index b = 0; b < count; ++b) {
+    const Index at = (first + b) * L;
+    store_terms<S>(out + b * L * kTerms<S>,
+                   join_rows(row + at, next ? next + at : nullptr, lanes_in<T>(first + b, columns)));
+  }
+}
+
+// The panel of as many rows, each `stride` behind the one before it.
+template <class S>
+RNNFUSED_HD void pack_columns(const S* rows, Index stride, Index size, Index columns, Index first,
+                              Index count, Operand<S>* out) {
+  constexpr Index P = kTerms<S>;
+  for (Index k = 0; k < size; k += P) {
+    const S* row = rows + k * stride;
+    pack_row(row, P > 1 && k + 1 < size ? row + stride : nullptr, columns, first, count,
+             out + k * count * kLanes<Compute<S>>);
+  }
 }
 
 // Panel for a product that sums over gate gradients, in the order in which the driver keeps them: block of
 // hidden units, accumulator, lane. W is [gates * hidden, columns].
-template <class Cell, class T>
-void pack_gates_transposed(const T* w, Index hidden, Index columns, int feeds, Index first, Index count,
-                           T* out) {
+template <class Cell, class S>
+void pack_gates_transposed(const S* w, Index hidden, Index columns, int feeds, Index first, Index count,
+                           Operand<S>* out) {
+  using T = Compute<S>;
   constexpr Index L = kLanes<T>;
   const Index row_scalars = count * L;
   for (Index block = 0; block < blocks_of<T>(hidden); ++block) {
-    for (int g = 0; g < Cell::gates; ++g) {
-      const T* from = w + (Cell::gate_of[feeds + g] * hidden + block * L) * columns;
-      const Index lanes = lanes_in<T>(block, hidden);
-      for (Index lane = 0; lane < L; ++lane, out += row_scalars) {
-        if (lane < lanes) {
-          pack_row(from + lane * columns, columns, first, count, out);
-        } else {
-          memset(out, 0, size_t(row_scalars) * sizeof(T));
-        }
-      }
+    for (int g = 0; g < Cell::gates; ++g, out += L * row_scalars) {
+      const S* from = w + (Cell::gate_of[feeds + g] * hidden + block * L) * columns;
+      const Index lanes = lanes_in<T>(block, hidden), there = panel_terms<S>(lanes);
+      pack_columns(from, columns, lanes, columns, first, count, out);
+      if (there < L) memset(out + there * row_scalars, 0, size_t((L - there) * row_scalars) * sizeof *out);
     }
   }
 }

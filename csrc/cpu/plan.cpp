@@ -39,16 +39,18 @@ double load_cycles(double bytes, double all) {
 
 double step_cycles(const PlanInput& in, Index rows, int groups, int members, int wave) {
   const double blocks = std::ceil(std::ceil(double(in.hidden) / in.lanes) / members);
-  const double vectors = blocks * in.gates * double(in.output);  // of recurrent weights, this member's
-  const double bytes = vectors * in.lanes * in.bytes;
-  const double input_bytes = blocks * in.gates * double(in.input) * in.lanes * in.bytes;
+  const double vectors =
+      blocks * in.gates * double(in.output) / in.terms;  // of recurrent weights, this member's
+  const double vector_bytes = double(in.lanes * in.bytes * in.terms);
+  const double bytes = vectors * vector_bytes;
+  const double per_step = blocks * in.gates * double(in.input) / in.terms;  // of input weights
+  const double input_bytes = per_step * vector_bytes;
   const double load = load_cycles(bytes, (bytes + input_bytes) * groups * members);
   const double near = std::min(load, kLoadL2);
   const double tiles = std::ceil(double(rows) / 6);
   // Only loads from the near caches hide behind the arithmetic.
   const double product = vectors * (std::max(double(rows) * kFma, tiles * near) + load - near);
   // Of the input projection and of packing, a step bears its share.
-  const double per_step = blocks * in.gates * double(in.input);
   // Layers that follow each other take the input a chunk at a time, and pass over W_ih for each.
   const double passes = in.steps == 1 ? 1 : wave > 1 ? double(kWaveChunks) / double(in.steps) : 0;
   const double input = per_step * std::max(double(rows) * kFma, passes * load);

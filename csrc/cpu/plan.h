@@ -25,10 +25,11 @@ struct PlanInput {
   int gates;
   int directions;
   int lanes;    // of a vector
-  int bytes;    // of a scalar
+  int bytes;    // of a scalar as it is multiplied
   int threads;  // at most
   bool backward = false;
   int layers = 1;
+  int terms = 1;  // of a product that an instruction adds in each lane
 };
 
 // Chunks into which a sequence is cut where layers follow each other: each layer more costs the time of one.

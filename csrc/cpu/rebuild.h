@@ -7,24 +7,26 @@
 
 namespace rnnfused::RNNFUSED_ISA {
 
-template <class Cell, class T>
+template <class Cell, class S>
 class GateRebuild {
+  using T = Compute<S>;
+  using O = Operand<S>;
   using V = Native<T>;
   static constexpr Index L = kLanes<T>;
   static constexpr Index A = Cell::accumulators, G = Cell::gates;
 
  public:
-  GateRebuild(const BackwardArgs<T>& args, const GateGradients<Cell, T>& out, const History<Cell, T>& history,
+  GateRebuild(const BackwardArgs<S>& args, const GateGradients<Cell, S>& out, const History<Cell, S>& history,
               int thread, int threads, Arena& arena)
       : args_(args),
         out_(out),
         history_(history),
         blocks_(share(blocks_of<T>(args.shape.hidden), threads, thread)) {
-    if (!Tape<Cell, T>::rebuilds_gates_if(args.recompute)) return;
+    if (!Tape<Cell, S>::rebuilds_gates_if(args.recompute)) return;
     const SequenceShape& shape = args.shape;
     for (int t = 0; t < threads; ++t) {
-      T* input_panel = arena.take<T>(kNarrowGroup<Cell> * G * L * shape.input);
-      T* recurrent_panel = arena.take<T>(kNarrowGroup<Cell> * G * L * shape.output);
+      O* input_panel = arena.take<O>(kNarrowGroup<Cell> * G * L * panel_terms<S>(shape.input));
+      O* recurrent_panel = arena.take<O>(kNarrowGroup<Cell> * G * L * panel_terms<S>(shape.output));
       T* accumulators = arena.take<T>(kRows * kNarrowGroup<Cell> * A * L);
       T* partial = arena.take<T>(kRows * kMaxWidth * L);
       if (t != thread) continue;
@@ -54,14 +56,14 @@ class GateRebuild {
     for (Index j = 0; j < n; ++j)
       sum_biases<Cell>(args_.weights, args_.shape.hidden, block + j, bias + j * A * L);
     const auto kept = [&](Index i, Index j) { return accumulators_ + (i * n + j) * A * L; };
-    product(
+    product<S>(
         rows.size(), Runs{1, args_.shape.input, 0}, int(n * G), input_panel_, partial_,
-        [&](Index i) -> const T* { return args_.x[rows.first + i]; },
+        [&](Index i) -> const S* { return args_.x[rows.first + i]; },
         [&](Index, T* acc) { start_projection<Cell>(bias, n, acc); },
         [&](Index i, const T* acc) {
           keep_projection<Cell>(bias, n, acc, [&](Index j) { return kept(i, j); });
         });
-    product(
+    product<S>(
         rows.size(), Runs{1, args_.shape.output, 0}, int(n * G), recurrent_panel_, partial_,
         [&](Index i) { return history_.output(rows.first + i); },
         [&](Index i, T* acc) {
@@ -74,7 +76,7 @@ class GateRebuild {
 
   void activate(Index row, Index block, const T* kept, const T* acc) {
     const Index at = block * L, lanes = lanes_in<T>(block, args_.shape.hidden);
-    T* gates = out_.gates_of(row) + block * A * L;
+    S* gates = out_.gates_of(row) + block * A * L;
     V accumulators[A], prev[Cell::states]{}, next[Cell::states], taped[A];
     load_accumulators<Cell>(kept, acc, accumulators);
     if (!args_.shape.projected()) prev[0] = load<V>(history_.output(row) + at, lanes);
@@ -83,11 +85,11 @@ class GateRebuild {
     for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
   }
 
-  const BackwardArgs<T>& args_;
-  const GateGradients<Cell, T>& out_;
-  const History<Cell, T>& history_;
+  const BackwardArgs<S>& args_;
+  const GateGradients<Cell, S>& out_;
+  const History<Cell, S>& history_;
   Range blocks_;
-  T *input_panel_ = nullptr, *recurrent_panel_ = nullptr;
+  O *input_panel_ = nullptr, *recurrent_panel_ = nullptr;
   T *accumulators_ = nullptr, *partial_ = nullptr;
 };
 

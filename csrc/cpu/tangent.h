@@ -78,8 +78,8 @@ void pack_backward(const RecurrentWeights<T>& w, T* out) {
       if (!weights) continue;
       for (int g = 0; g < Cell::gates; ++g) {
         const T* row = weights + Cell::gate_of[Cell::h_first + g] * w.hidden * w.hidden;
-        for (Index i = 0; i < w.hidden; ++i, row += w.hidden, out += count * kLanes<T>)
-          pack_row(row, w.hidden, first, count, out);
+        pack_columns(row, w.hidden, w.hidden, w.hidden, first, count, out);
+        out += w.hidden * count * kLanes<T>;
       }
     }
   });
@@ -94,7 +94,7 @@ void forward_with_product(const TangentForward<T>& step, int threads, int thread
   const Index count = step.previous.count < step.rows ? step.previous.count : step.rows;
   const Index rows = initial.tangent ? step.rows : before.tangent ? count : 0;
   for_groups<T>(H, kNarrowGroup<Cell>, threads, thread, [&](Index first, Index blocks) {
-    product(
+    product<T>(
         rows, Runs{1, H, 0}, int(blocks * G), step.recurrent + first * L * G * H, static_cast<T*>(nullptr),
         [&](Index row) {
           const auto& from = row < count ? before : initial;
@@ -124,7 +124,7 @@ template <class T, class RowOf, class SumOf>
 RNNFUSED_HD void add_product(Index rows, Runs k, const T* panel, Index hidden, Index first, Index blocks,
                              RowOf a, SumOf sum) {
   constexpr Index L = kLanes<T>;
-  product(
+  product<T>(
       rows, k, int(blocks), panel, static_cast<T*>(nullptr), a,
       [&](Index row, T* acc) {
         for (Index b = 0; b < blocks; ++b)

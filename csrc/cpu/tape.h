@@ -27,7 +27,7 @@ RNNFUSED_HD Index first_kept(const SequenceShape& shape, bool recompute) {
 // Training's memory of one direction, laid out within what TapeSize allows: the accumulators (overwritten by
 // what the cell tapes) of the rows that keep them, and for every row c, and with a projection the cell's
 // output before it. Which rows keep their gates depends on the direction.
-template <class Cell, class T>
+template <class Cell, class S>
 struct Tape {
   static constexpr bool keeps_cell = Cell::states > 1;
   static TapeSize size(bool projected) {
@@ -37,9 +37,9 @@ struct Tape {
 
   Index units;     // H in whole vectors
   Range kept;      // rows whose gates are there
-  T* gates;        // [kept rows, blocks, accumulators, lanes]
-  T* cell;         // [rows, units]
-  T* unprojected;  // [rows, units]
+  S* gates;        // [kept rows, blocks, accumulators, lanes]
+  S* cell;         // [rows, units]
+  S* unprojected;  // [rows, units]
 
   static Range kept_rows(const SequenceShape& shape, bool recompute) {
     if (Cell::taped == 0) return {0, 0};
@@ -47,8 +47,8 @@ struct Tape {
   }
 
   // Without data (inference) nothing is kept.
-  Tape(const SequenceShape& shape, bool recompute, T* data)
-      : units(padded<T>(shape.hidden)), kept{0, 0}, gates(data), cell(data), unprojected(data) {
+  Tape(const SequenceShape& shape, bool recompute, S* data)
+      : units(padded<Compute<S>>(shape.hidden)), kept{0, 0}, gates(data), cell(data), unprojected(data) {
     if (!data) return;
     kept = kept_rows(shape, recompute);
     cell = gates + kept.size() * units * Cell::accumulators;
@@ -56,15 +56,15 @@ struct Tape {
   }
   bool keeps_gates(Index row) const { return row >= kept.first && row < kept.last; }
   bool keeps_gates(Range rows) const { return kept.first <= rows.first && rows.last <= kept.last; }
-  T* gates_of(Index row) const { return gates + (row - kept.first) * units * Cell::accumulators; }
-  T* cell_of(Index row) const { return cell + row * units; }
-  T* unprojected_of(Index row) const { return unprojected + row * units; }
+  S* gates_of(Index row) const { return gates + (row - kept.first) * units * Cell::accumulators; }
+  S* cell_of(Index row) const { return cell + row * units; }
+  S* unprojected_of(Index row) const { return unprojected + row * units; }
 };
 
 // As backward sees it, which does not write to it.
-template <class Cell, class T>
-RNNFUSED_HD Tape<Cell, T> tape_of(const BackwardArgs<T>& args) {
-  return {args.shape, args.recompute, const_cast<T*>(args.tape)};
+template <class Cell, class S>
+RNNFUSED_HD Tape<Cell, S> tape_of(const BackwardArgs<S>& args) {
+  return {args.shape, args.recompute, const_cast<S*>(args.tape)};
 }
 
 }  // namespace rnnfused::RNNFUSED_ISA

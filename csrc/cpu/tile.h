@@ -38,12 +38,30 @@ RNNFUSED_HD Index chain_runs(const Runs& k) {
   return k.length >= kChain ? 1 : (kChain + k.length - 1) / (k.length + !k.length);
 }
 
+// A chain's terms of R rows as a tile multiplies them: where they lie, or widened.
+template <class S, int R, bool widens = !std::is_same_v<S, Operand<S>>>
+struct LeftRows {
+  const S* at(int, const S* row, Index) { return row; }
+};
+template <class S, int R>
+struct LeftRows<S, R, true> {
+  alignas(64) Operand<S> terms[R][kChain];
+
+  const Operand<S>* at(int r, const S* row, Index count) {
+    using V = Native<Operand<S>>;
+    for (Index i = 0; i < count; i += kLanes<Operand<S>>) store(terms[r] + i, load<V>(row + i, count - i));
+    return terms[r];
+  }
+};
+
 // acc[r][j] += sum_k a[r][k] b[k][j], j of W vectors, in chains of ascending k, one rounding per term (where
-// the ISA has fma): the same bits whatever Rows is, and however the k range is cut between chains.
-template <class T, int R, int W>
-void tile(const T* const* a, Runs k, const T* b, T* const* acc) {
+// the ISA has fma) or pair of terms: the same bits whatever Rows is, and however the k range is cut between
+// chains. No run is longer than a chain where there are several.
+template <class S, int R, int W>
+void tile(const S* const* a, Runs k, const Operand<S>* b, Compute<S>* const* acc) {
+  using T = Compute<S>;
   using V = Native<T>;
-  constexpr int L = kLanes<T>;
+  constexpr Index L = kLanes<T>, P = kTerms<S>;
   // A single run is cut into chains, several short ones are joined.
   const Index per_chain = k.runs == 1 ? 1 : chain_runs(k);
   const Index chains = k.runs == 1 ? (k.length + kChain - 1) / kChain : (k.runs + per_chain - 1) / per_chain;
@@ -54,16 +72,22 @@ void tile(const T* const* a, Runs k, const T* b, T* const* acc) {
     const Index from = k.runs == 1 ? chain * kChain : 0;
     const Index terms = k.runs > 1 ? k.length : k.length - from < kChain ? k.length - from : kChain;
     for (Index run = 0; run < runs; ++run) {
-      const T* row[R];
-      for (int r = 0; r < R; ++r) row[r] = a[r] + (k.runs == 1 ? from : (first + run) * k.stride);
-      for (Index i = 0; i < terms; ++i, b += W * L) {
-        V right[W];
-        for (int j = 0; j < W; ++j) right[j] = load<V>(b + j * L);
+      const Operand<S>* row[R];
+      LeftRows<S, R> rows;
+      for (int r = 0; r < R; ++r)
+        row[r] = rows.at(r, a[r] + (k.runs == 1 ? from : (first + run) * k.stride), terms);
+      const auto add = [&](const auto& left_of) {
+        Terms<S> right[W];
+        for (int j = 0; j < W; ++j) right[j] = load_terms<S>(b + j * L * P);
         for (int r = 0; r < R; ++r) {
-          const V left = broadcast<V>(row[r][i]);
-          for (int j = 0; j < W; ++j) sum[r][j] = fma(left, right[j], sum[r][j]);
+          const Terms<S> left = left_of(row[r]);
+          for (int j = 0; j < W; ++j) sum[r][j] = add_product<S>(left, right[j], sum[r][j]);
         }
-      }
+        b += W * L * P;
+      };
+      Index i = 0;
+      for (; i + P <= terms; i += P) add([&](const Operand<S>* p) { return broadcast_terms<S>(p + i); });
+      if (P > 1 && i < terms) add([&](const Operand<S>* p) { return broadcast_last<S>(p + i); });
     }
     for (int r = 0; r < R; ++r) {
       for (int j = 0; j < W; ++j) {
@@ -74,43 +98,43 @@ void tile(const T* const* a, Runs k, const T* b, T* const* acc) {
   }
 }
 
-template <class T>
-using TileFn = void (*)(const T* const* a, Runs k, const T* b, T* const* acc);
+template <class S>
+using TileFn = void (*)(const S* const* a, Runs k, const Operand<S>* b, Compute<S>* const* acc);
 
-template <class T>
+template <class S>
 struct TileTable {
-  TileFn<T> fn[kMaxWidth][kMaxRows];
+  TileFn<S> fn[kMaxWidth][kMaxRows];
 };
 
-template <class T, int R, int W>
-constexpr TileFn<T> tile_or_null() {
+template <class S, int R, int W>
+constexpr TileFn<S> tile_or_null() {
   if constexpr (R <= max_rows(W)) {
-    return &tile<T, R, W>;
+    return &tile<S, R, W>;
   } else {
     return nullptr;
   }
 }
 
-template <class T, int W>
-constexpr void fill_width(TileTable<T>& table) {
+template <class S, int W>
+constexpr void fill_width(TileTable<S>& table) {
   static_assert(kMaxRows == 8);
   auto& fn = table.fn[W - 1];
-  fn[0] = tile_or_null<T, 1, W>(), fn[1] = tile_or_null<T, 2, W>(), fn[2] = tile_or_null<T, 3, W>();
-  fn[3] = tile_or_null<T, 4, W>(), fn[4] = tile_or_null<T, 5, W>(), fn[5] = tile_or_null<T, 6, W>();
-  fn[6] = tile_or_null<T, 7, W>(), fn[7] = tile_or_null<T, 8, W>();
+  fn[0] = tile_or_null<S, 1, W>(), fn[1] = tile_or_null<S, 2, W>(), fn[2] = tile_or_null<S, 3, W>();
+  fn[3] = tile_or_null<S, 4, W>(), fn[4] = tile_or_null<S, 5, W>(), fn[5] = tile_or_null<S, 6, W>();
+  fn[6] = tile_or_null<S, 7, W>(), fn[7] = tile_or_null<S, 8, W>();
 }
 
-template <class T>
-constexpr TileTable<T> make_tile_table() {
+template <class S>
+constexpr TileTable<S> make_tile_table() {
   static_assert(kMaxWidth == 8);
-  TileTable<T> table{};
-  fill_width<T, 1>(table), fill_width<T, 2>(table), fill_width<T, 3>(table), fill_width<T, 4>(table);
-  fill_width<T, 5>(table), fill_width<T, 6>(table), fill_width<T, 7>(table), fill_width<T, 8>(table);
+  TileTable<S> table{};
+  fill_width<S, 1>(table), fill_width<S, 2>(table), fill_width<S, 3>(table), fill_width<S, 4>(table);
+  fill_width<S, 5>(table), fill_width<S, 6>(table), fill_width<S, 7>(table), fill_width<S, 8>(table);
   return table;
 }
 
-template <class T>
-constexpr TileTable<T> kTiles = make_tile_table<T>();
+template <class S>
+constexpr TileTable<S> kTiles = make_tile_table<S>();
 
 // Scratch of one product: the tile itself and the partial sums of rows whose k range is cut.
 template <class T>
@@ -124,9 +148,9 @@ constexpr Index kPanelBytes = 256 * 1024;
 
 // Runs (or terms of a single run) of a k range whose packed rows are multiplied at once: whole chains, so
 // that the cut does not show in the bits.
-template <class T>
+template <class S>
 RNNFUSED_HD Index piece_of(const Runs& k, int width) {
-  const Index cut = kPanelBytes / Index(width * kLanes<T> * sizeof(T));
+  const Index cut = kPanelBytes / Index(width * kLanes<Compute<S>> * sizeof(Operand<S>));
   // Runs are cut between each other, a single run anywhere.
   const Index unit = k.runs == 1 ? 1 : k.length;
   const Index chain = k.runs == 1 ? kChain : chain_runs(k);
@@ -134,23 +158,24 @@ RNNFUSED_HD Index piece_of(const Runs& k, int width) {
 }
 
 // What `product` needs for the partial sums of n rows: nothing where the k range is one piece.
-template <class T>
+template <class S>
 RNNFUSED_HD Index partial_scalars(Index n, const Runs& k, int width) {
-  return piece_of<T>(k, width) >= (k.runs == 1 ? k.length : k.runs) ? 0 : n * width * kLanes<T>;
+  return piece_of<S>(k, width) >= (k.runs == 1 ? k.length : k.runs) ? 0 : n * width * kLanes<Compute<S>>;
 }
 
 // For every row in [0, n): add the product of the row's k range with the panel to accumulators that lie
 // somewhere, and hand them to sink(row, acc). `a(row)` is where the row's k range starts. place(row, r,
 // first, last) says where the accumulators lie for a piece of the k range; r counts the rows of a tile, and
 // before the first piece the accumulators must hold what the sums start from.
-template <class T, class RowOf, class Place, class Sink>
-RNNFUSED_HD void product_at(Index n, Runs k, int width, const T* panel, RowOf a, Place place, Sink sink) {
-  const Index row_scalars = width * kLanes<T>;
+template <class S, class RowOf, class Place, class Sink>
+RNNFUSED_HD void product_at(Index n, Runs k, int width, const Operand<S>* panel, RowOf a, Place place,
+                            Sink sink) {
+  const Index row_scalars = width * kLanes<Compute<S>>;
   const Index most = max_rows(width);
   const Index tiles = (n + most - 1) / most;
   const Index unit = k.runs == 1 ? 1 : k.length;
   const Index total = k.runs == 1 ? k.length : k.runs;
-  const Index piece = piece_of<T>(k, width);
+  const Index piece = piece_of<S>(k, width);
 
   for (Index from = 0; from == 0 || from < total; from += piece) {
     const bool first = from == 0, last = from + piece >= total;
@@ -160,13 +185,13 @@ RNNFUSED_HD void product_at(Index n, Runs k, int width, const T* panel, RowOf a,
     for (Index t = 0; t < tiles; ++t) {
       // An even split: a full tile and a small remainder would waste the remainder's bandwidth.
       const Index begin = n * t / tiles, rows = n * (t + 1) / tiles - begin;
-      const T* left[kMaxRows];
-      T* acc[kMaxRows];
+      const S* left[kMaxRows];
+      Compute<S>* acc[kMaxRows];
       for (Index r = 0; r < rows; ++r) {
         left[r] = a(begin + r) + skip;
         acc[r] = place(begin + r, r, first, last);
       }
-      kTiles<T>.fn[width - 1][rows - 1](left, part, panel + from * unit * row_scalars, acc);
+      kTiles<S>.fn[width - 1][rows - 1](left, part, panel + from * unit * row_scalars, acc);
       if (!last) continue;
       for (Index r = 0; r < rows; ++r) sink(begin + r, acc[r]);
     }
@@ -175,12 +200,13 @@ RNNFUSED_HD void product_at(Index n, Runs k, int width, const T* panel, RowOf a,
 
 // The same with accumulators that nobody keeps: init(row, acc) starts them, and they are gone after sink.
 // `partial` holds partial_scalars.
-template <class T, class RowOf, class Init, class Sink>
-RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial, RowOf a, Init init,
-                         Sink sink) {
+template <class S, class RowOf, class Init, class Sink>
+RNNFUSED_HD void product(Index n, Runs k, int width, const Operand<S>* panel, Compute<S>* partial, RowOf a,
+                         Init init, Sink sink) {
+  using T = Compute<S>;
   const Index row_scalars = width * kLanes<T>;
   alignas(64) T stack[tile_scalars<T>()];
-  product_at(
+  product_at<S>(
       n, k, width, panel, a,
       [&](Index row, Index r, bool first, bool last) {
         T* acc = first && last ? stack + r * row_scalars : partial + row * row_scalars;
@@ -191,38 +217,40 @@ RNNFUSED_HD void product(Index n, Runs k, int width, const T* panel, T* partial,
 }
 
 // The products of R rows with a, lanes not yet summed.
-template <class T, int R>
-RNNFUSED_HD void dot_rows(const T* rows, Index size, const T* a, Native<T>* out) {
-  using V = Native<T>;
-  constexpr Index L = kLanes<T>;
+template <class S, int R>
+RNNFUSED_HD void dot_rows(const S* rows, Index size, const S* a, Native<Compute<S>>* out) {
+  using V = Native<Compute<S>>;
+  constexpr Index count = kLanes<Compute<S>> * kTerms<S>;
   V sum[R] = {};
   Index k = 0;
-  for (; k + L <= size; k += L) {
-    const V right = load<V>(a + k);
-    for (Index r = 0; r < R; ++r) sum[r] = fma(load<V>(rows + r * size + k), right, sum[r]);
+  for (; k + count <= size; k += count) {
+    const Terms<S> right = load_terms<S>(a + k);
+    for (Index r = 0; r < R; ++r) sum[r] = add_product<S>(load_terms<S>(rows + r * size + k), right, sum[r]);
   }
   if (k < size) {
-    const V right = load<V>(a + k, size - k);
-    for (Index r = 0; r < R; ++r) sum[r] = fma(load<V>(rows + r * size + k, size - k), right, sum[r]);
+    const Terms<S> right = load_terms<S>(a + k, size - k);
+    for (Index r = 0; r < R; ++r)
+      sum[r] = add_product<S>(load_terms<S>(rows + r * size + k, size - k), right, sum[r]);
   }
   for (Index r = 0; r < R; ++r) out[r] = sum[r];
 }
 
 // acc[lane] += sum_k rows[lane][k] a[k] for `lanes` rows of a matrix as it lies: what a sequence of a few
 // rows takes instead of a tile, since packing the weights would cost more than all that is done with them.
-template <class T>
-void dots(const T* rows, Index lanes, Index size, const T* a, T* acc) {
+template <class S>
+void dots(const S* rows, Index lanes, Index size, const S* a, Compute<S>* acc) {
+  using T = Compute<S>;
   using V = Native<T>;
   constexpr Index L = kLanes<T>;
   constexpr int R = L < 4 ? L : 4;  // the prefetcher follows a few rows at once, not sixteen
   V sum[L] = {};
   for (Index lane = 0; lane < L; lane += R) {
     if (lane + R <= lanes) {
-      dot_rows<T, R>(rows + lane * size, size, a, sum + lane);
+      dot_rows<S, R>(rows + lane * size, size, a, sum + lane);
       continue;
     }
     for (Index i = lane; i < lane + R; ++i) {
-      if (i < lanes) dot_rows<T, 1>(rows + i * size, size, a, sum + i);
+      if (i < lanes) dot_rows<S, 1>(rows + i * size, size, a, sum + i);
     }
   }
   store(acc, load<V>(acc) + lane_sums<T>(sum));

@@ -14,6 +14,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/scalars.h"
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #error "the kernels need sm_80 or newer"
 #endif
@@ -38,14 +40,7 @@ __device__ __forceinline__ void nanosleep(unsigned nanoseconds) {
   asm volatile("nanosleep.u32 %0;" : : "r"(nanoseconds));
 }
 
-// ---- 16-bit floating point. Own types: CUDA's headers collide with those of the host's emulation.
-
-struct alignas(2) Half {
-  uint16_t bits;
-};
-struct alignas(2) BFloat16 {
-  uint16_t bits;
-};
+// ---- 16-bit floating point
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 // cvt.f32.f16

@@ -305,11 +305,16 @@ std::vector<c10::SymDimVector> output_sizes(const Arguments& a, const Form& form
 
 c10::SymDimVector tape_sizes(const LayerOptions& o, const Form& form, at::ScalarType type) {
   const TapeSize size = cpu::tape_size(o.cell, o.projected);
-  return {o.directions,
-          size.scalars(form.rows, form.hidden, o.recompute, Index(c10::elementSize(compute_type(type))))};
+  return {o.directions, size.scalars(form.rows, form.hidden, o.recompute, Index(c10::elementSize(type)))};
 }
 
 at::ScalarType compute_type(at::ScalarType type) { return is_narrow(type) ? at::kFloat : type; }
+
+at::ScalarType tape_type(const at::Tensor& input) {
+  // Of a tensor without memory the keys say for which device it stands.
+  const bool on_gpu = input.key_set().has_backend(c10::BackendComponent::CUDABit);
+  return on_gpu ? compute_type(input.scalar_type()) : input.scalar_type();
+}
 
 at::ScalarType state_type(const Arguments& a) {
   return a.hx.empty() ? a.input.scalar_type() : a.hx[0].scalar_type();

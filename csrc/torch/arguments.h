@@ -87,11 +87,14 @@ void check_memory(const at::Tensor& t, const char* name);
 // Sizes of what the operator returns, in its order: the output, the final states and c of every step.
 std::vector<c10::SymDimVector> output_sizes(const Arguments& arguments, const Form& form);
 
-// Of the tape that it returns with `save`, in scalars of compute_type.
+// Of the tape that it returns with `save`, in scalars of tape_type.
 c10::SymDimVector tape_sizes(const LayerOptions& options, const Form& form, at::ScalarType type);
 
-// The type in which a layer on such input computes: that of the tape.
+// The type in which a layer on such input computes.
 at::ScalarType compute_type(at::ScalarType type);
+
+// The type of the tape: on a GPU the one that is computed in.
+at::ScalarType tape_type(const at::Tensor& input);
 
 // The type of the output and the final states: that of hx, or of the input where there is none.
 at::ScalarType state_type(const Arguments& arguments);

@@ -12,7 +12,7 @@ struct ForwardTensors {
   at::Tensor y, hn, cn, cells, tape;  // all but the first two may be undefined
 };
 
-// Of a layer's tape, in scalars of the type that is computed in.
+// Of a layer's tape, in scalars of tape_type.
 at::DimVector tape_sizes(const Inputs& in, bool recompute);
 
 struct BackwardTensors {
@@ -28,8 +28,8 @@ struct BackwardTensors {
 // runs, since each one's y is the next one's x.
 ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool save,
                               bool recompute);
-template <class T>
-Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompute);
+template <class S>
+Layer<S> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompute);
 // `packed`: the layers' weights, kept from call to call; null packs them anew.
 void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute,
                     cpu::PackedStack* packed = nullptr);
@@ -38,10 +38,19 @@ void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool reco
 ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute);
 void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
-// Calls body with a scalar of the tensor's type, one of the CPU's.
+// Calls body with a scalar of the tensor's type.
 template <class Body>
 void for_dtype(const at::Tensor& x, Body body) {
-  x.scalar_type() == at::kFloat ? body(float{}) : body(double{});
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      return body(float{});
+    case at::kDouble:
+      return body(double{});
+    case at::kHalf:
+      return body(Half{});
+    default:
+      return body(BFloat16{});
+  }
 }
 
 // What a call may use of torch's threads.

@@ -12,15 +12,22 @@ int threads_allowed() { return at::in_parallel_region() ? 1 : at::get_num_thread
 
 namespace {
 
-template <class T>
-const T* data_or_null(const at::Tensor& t) {
-  return t.defined() ? t.const_data_ptr<T>() : nullptr;
+// torch has other names for the same types of 16 bits.
+template <class S>
+const S* data_or_null(const at::Tensor& t) {
+  return t.defined() ? static_cast<const S*>(t.const_data_ptr()) : nullptr;
 }
 
-template <class T>
-Weights<T> weights_of(const Inputs& in, int direction) {
-  const auto at = [&](int slot) { return data_or_null<T>(in.weight(direction, slot)); };
-  return {at(0), at(1), at(2), at(3), at(4)};
+template <class S>
+S* mutable_data_or_null(const at::Tensor& t) {
+  return t.defined() ? static_cast<S*>(t.mutable_data_ptr()) : nullptr;
+}
+
+template <class S>
+Weights<S> weights_of(const Inputs& in, int direction) {
+  const auto matrix = [&](int slot) { return data_or_null<S>(in.weight(direction, slot)); };
+  const auto bias = [&](int slot) { return data_or_null<Compute<S>>(in.weight(direction, slot)); };
+  return {matrix(0), matrix(1), bias(2), bias(3), matrix(4)};
 }
 
 SequenceShape shape_of(const Inputs& in, int direction) {
@@ -52,62 +59,62 @@ void clear_beyond(const at::Tensor& rows, const Inputs& in) {
   for (const Index row : in.sequences->beyond) std::memset(data + size_t(row) * bytes, 0, bytes);
 }
 
-template <class T>
-T* mutable_data_or_null(const at::Tensor& t) {
-  return t.defined() ? t.mutable_data_ptr<T>() : nullptr;
-}
-
 }  // namespace
 
 at::DimVector tape_sizes(const Inputs& in, bool recompute) {
   const TapeSize size = cpu::tape_size(in.cell, in.shape.projected());
-  const Index scalar_bytes = Index(c10::elementSize(compute_type(in.x.scalar_type())));
+  const Index scalar_bytes = Index(c10::elementSize(tape_type(in.x)));
   return {in.directions, size.scalars(in.rows, in.shape.hidden, recompute, scalar_bytes)};
 }
 
 ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::Tensor& cn, bool save,
                               bool recompute) {
-  const auto rows_of_all = [&](Index units) {
-    const at::Tensor rows = in.empty(in.output_sizes(units));
-    clear_beyond(rows, in);
-    return rows;
-  };
-  return {rows_of_all(in.shape.output), hn, cn, in.cells ? rows_of_all(in.shape.hidden) : at::Tensor(),
-          save ? in.empty(tape_sizes(in, recompute)) : at::Tensor()};
+  ForwardTensors out{in.empty(in.output_sizes(in.shape.output)), hn, cn, {}, {}};
+  clear_beyond(out.y, in);
+  if (in.cells) {
+    out.cells = in.empty_computed(in.output_sizes(in.shape.hidden));
+    clear_beyond(out.cells, in);
+  }
+  if (save) out.tape = in.empty(tape_sizes(in, recompute));
+  return out;
 }
 
-template <class T>
-Layer<T> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompute) {
-  Layer<T> layer{};
+template <class S>
+Layer<S> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompute) {
+  using T = Compute<S>;
+  Layer<S> layer{};
   layer.directions = in.directions;
   for (int d = 0; d < in.directions; ++d) {
-    ForwardArgs<T>& args = layer.forward[d];
+    ForwardArgs<S>& args = layer.forward[d];
     args.shape = shape_of(in, d);
-    args.weights = weights_of<T>(in, d);
-    args.x = rows_of(in.x.const_data_ptr<T>(), in, in.shape.input);
-    args.y = rows_of(out.y.mutable_data_ptr<T>(), in, in.directions * in.shape.output, d * in.shape.output);
+    args.weights = weights_of<S>(in, d);
+    args.x = rows_of(data_or_null<S>(in.x), in, in.shape.input);
+    args.y =
+        rows_of(mutable_data_or_null<S>(out.y), in, in.directions * in.shape.output, d * in.shape.output);
     args.cells =
         rows_of(mutable_data_or_null<T>(out.cells), in, in.directions * in.shape.hidden, d * in.shape.hidden);
     args.initial[0] = states_of(data_or_null<T>(in.h0), in, d, in.shape.output, true);
     args.initial[1] = states_of(data_or_null<T>(in.c0), in, d, in.shape.hidden, true);
     args.final[0] = states_of(mutable_data_or_null<T>(out.hn), in, d, in.shape.output, false);
     args.final[1] = states_of(mutable_data_or_null<T>(out.cn), in, d, in.shape.hidden, false);
-    args.tape = out.tape.defined() ? out.tape.mutable_data_ptr<T>() + d * out.tape.size(1) : nullptr;
+    args.tape = out.tape.defined() ? mutable_data_or_null<S>(out.tape) + d * out.tape.size(1) : nullptr;
     args.recompute = recompute;
   }
   return layer;
 }
 template Layer<float> forward_layer(const Inputs&, const ForwardTensors&, bool);
 template Layer<double> forward_layer(const Inputs&, const ForwardTensors&, bool);
+template Layer<BFloat16> forward_layer(const Inputs&, const ForwardTensors&, bool);
+template Layer<Half> forward_layer(const Inputs&, const ForwardTensors&, bool);
 
 void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute,
                     cpu::PackedStack* packed) {
   for_dtype(layers[0].x, [&](auto type) {
-    using T = decltype(type);
-    c10::SmallVector<Layer<T>, 1> stack;
+    using S = decltype(type);
+    c10::SmallVector<Layer<S>, 1> stack;
     for (size_t i = 0; i < layers.size(); ++i)
-      stack.push_back(forward_layer<T>(layers[i], out[i], recompute));
-    const Stack<T> call{int(stack.size()), stack.data()};
+      stack.push_back(forward_layer<S>(layers[i], out[i], recompute));
+    const Stack<S> call{int(stack.size()), stack.data()};
     const CellId cell = layers[0].cell;
     packed ? packed->forward(cell, call, threads_allowed()) : cpu::forward(cell, call, threads_allowed());
   });
@@ -116,33 +123,35 @@ void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> 
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute) {
   if (const at::Tensor* dx = tensors.gradient(0)) clear_beyond(*dx, in);
   for_dtype(in.x, [&](auto type) {
-    using T = decltype(type);
+    using S = decltype(type);
+    using T = Compute<S>;
     const auto data = [&](int i) -> T* {
       const at::Tensor* gradient = tensors.gradient(size_t(i));
-      return gradient ? gradient->mutable_data_ptr<T>() : nullptr;
+      return gradient ? mutable_data_or_null<T>(*gradient) : nullptr;
     };
+    S* const dx = tensors.gradient(0) ? mutable_data_or_null<S>(*tensors.gradient(0)) : nullptr;
     const Index tape_size = tensors.tape.size(1);
-    LayerGradient<T> layer{};
+    LayerGradient<S> layer{};
     layer.directions = in.directions;
     for (int d = 0; d < in.directions; ++d) {
-      BackwardArgs<T>& args = layer.backward[d];
+      BackwardArgs<S>& args = layer.backward[d];
       const auto output_rows = [&](auto* of) {
         return rows_of(of, in, in.directions * in.shape.output, d * in.shape.output);
       };
       args.shape = shape_of(in, d);
-      args.weights = weights_of<T>(in, d);
-      args.x = rows_of(in.x.const_data_ptr<T>(), in, in.shape.input);
+      args.weights = weights_of<S>(in, d);
+      args.x = rows_of(data_or_null<S>(in.x), in, in.shape.input);
       args.initial[0] = states_of(data_or_null<T>(in.h0), in, d, in.shape.output, true);
       args.initial[1] = states_of(data_or_null<T>(in.c0), in, d, in.shape.hidden, true);
-      args.y = output_rows(tensors.y.const_data_ptr<T>());
-      args.tape = tensors.tape.const_data_ptr<T>() + d * tape_size;
+      args.y = output_rows(data_or_null<S>(tensors.y));
+      args.tape = data_or_null<S>(tensors.tape) + d * tape_size;
       args.recompute = recompute;
-      args.dy = output_rows(data_or_null<T>(tensors.dy));
+      args.dy = output_rows(data_or_null<S>(tensors.dy));
       args.dcells =
           rows_of(data_or_null<T>(tensors.dcells), in, in.directions * in.shape.hidden, d * in.shape.hidden);
       args.dfinal[0] = states_of(data_or_null<T>(tensors.dh), in, d, in.shape.output, false);
       args.dfinal[1] = states_of(data_or_null<T>(tensors.dc), in, d, in.shape.hidden, false);
-      args.dx = rows_of(data(0), in, in.shape.input);
+      args.dx = rows_of(dx, in, in.shape.input);
       args.accumulate_dx = d > 0;
       args.dinitial[0] = states_of(data(1), in, d, in.shape.output, true);
       args.dinitial[1] = states_of(data(2), in, d, in.shape.hidden, true);

@@ -6,7 +6,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "torch/gpu.h"
@@ -151,15 +151,19 @@ void Sequences::pad(Index most) {
   for (Index t = 0; t <= steps; ++t) offsets.push_back(t * batch);
 }
 
-at::Tensor dense(const at::Tensor& t, const char* name, bool on_gpu) {
+at::Tensor dense(const at::Tensor& t, const char* name) {
   check_memory(t, name);
-  const at::Tensor plain = (t.is_neg() ? t.resolve_neg() : t).contiguous();
-  const at::ScalarType type = plain.scalar_type();
-  return on_gpu || compute_type(type) == type ? plain : plain.to(compute_type(type));
+  return (t.is_neg() ? t.resolve_neg() : t).contiguous();
+}
+
+at::Tensor dense_computed(const at::Tensor& t, const char* name) {
+  const at::Tensor plain = dense(t, name);
+  const at::ScalarType type = compute_type(plain.scalar_type());
+  return plain.scalar_type() == type ? plain : plain.to(type);
 }
 
 Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Sequences> of, int64_t index,
-               const at::Tensor& input)
+               const at::Tensor& input, bool computed)
     : cell(a.options.cell),
       info(a.options.info),
       on_gpu(gpu::serves(a.input.device())),
@@ -174,7 +178,9 @@ Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Seque
   shape.hidden = form.hidden;
   shape.output = form.output;
   shape.offsets = sequences->offsets.data();
-  x = dense(input, "input", on_gpu);
+  const auto read = computed ? dense_computed : dense,
+             read_by_unit = computed || !on_gpu ? dense_computed : dense;
+  x = read(input, "input");
   if (on_gpu && form.padded()) {
     const bool by_sequence = a.options.batch_first && form.batched;
     if (a.layout.lengths) lengths = a.layout.lengths->to(x.options().dtype(at::kLong)).contiguous();
@@ -184,35 +190,39 @@ Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Seque
     if (a.hx.empty()) return on_gpu ? at::zeros(state_sizes(s), x.options()) : at::Tensor();
     const at::Tensor& all = a.hx[size_t(s)];
     const bool whole = a.options.layers == 1;
-    return dense(whole ? all : all.narrow(0, index * directions, directions), name, on_gpu);
+    return read_by_unit(whole ? all : all.narrow(0, index * directions, directions), name);
   };
   h0 = state(0, "h0");
   if (info.states > 1) c0 = state(1, "c0");
   weights.reserve(size_t(directions * kSlots));
   auto next = a.params.begin() + ptrdiff_t(a.options.params_each()) * index * directions;
-  const auto take = [&](const char* name, bool present) {
-    present ? weights.push_back(dense(*next++, name, on_gpu)) : void(weights.emplace_back());
+  const auto take = [&](const char* name, bool present, const auto& as) {
+    present ? weights.push_back(as(*next++, name)) : void(weights.emplace_back());
   };
   for (int d = 0; d < directions; ++d) {
-    take("weight_ih", true), take("weight_hh", true);
-    take("bias_ih", a.options.biases), take("bias_hh", a.options.biases);
-    take("weight_hr", a.options.projected);
+    take("weight_ih", true, read), take("weight_hh", true, read);
+    take("bias_ih", a.options.biases, read_by_unit), take("bias_hh", a.options.biases, read_by_unit);
+    take("weight_hr", a.options.projected, read);
   }
 }
 
 at::Tensor Inputs::empty(at::IntArrayRef sizes) const {
-  if (on_gpu) return at::empty(sizes, x.options());
+  return on_gpu ? at::empty(sizes, x.options()) : empty(sizes, x.scalar_type());
+}
+
+at::Tensor Inputs::empty_computed(at::IntArrayRef sizes) const {
+  return on_gpu ? at::empty(sizes, x.options()) : empty(sizes, compute_type(x.scalar_type()));
+}
+
+at::Tensor Inputs::empty(at::IntArrayRef sizes, at::ScalarType type) const {
   // Past the dispatcher, whose share of a call of one step shows.
   at::Tensor result = at::detail::empty_generic(
-      sizes, result_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU), x.scalar_type(), std::nullopt);
+      sizes, result_allocator(), c10::DispatchKeySet(c10::DispatchKey::CPU), type, std::nullopt);
   // As at::empty does, so that a number that was never written shows; by this thread, since a forked process
   // has no other.
   const at::Context& context = at::globalContext();
-  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
-    const auto fill = [&](auto* data) { std::fill_n(data, result.numel(), NAN); };
-    result.scalar_type() == at::kDouble ? fill(result.mutable_data_ptr<double>())
-                                        : fill(result.mutable_data_ptr<float>());
-  }
+  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory())
+    std::memset(result.mutable_data_ptr(), 0xff, result.nbytes());  // NaN in every type
   return result;
 }
 

@@ -40,9 +40,11 @@ struct Sequences {
   void pad(Index steps);
 };
 
-// A tensor as the kernels of a back end read it: in memory as it looks, without strides and without torch's
-// lazy negation, and on the CPU in the type that it computes in. Throws RuntimeError for one without memory.
-at::Tensor dense(const at::Tensor& t, const char* name, bool on_gpu);
+// A tensor as kernels read it: in memory as it looks, without strides and without torch's lazy negation.
+// Throws RuntimeError for one without memory.
+at::Tensor dense(const at::Tensor& t, const char* name);
+// The same in the type that it is computed in.
+at::Tensor dense_computed(const at::Tensor& t, const char* name);
 
 // A tensor of numbers that say where something is, on the host and contiguous; a copy from a device waits for
 // it. Throws RuntimeError for one without memory.
@@ -53,8 +55,10 @@ struct Inputs {
   CellInfo info;
   bool on_gpu;  // which back end runs the call
   int directions;
-  bool cells;                       // whether this layer's c of every step is asked for
-  at::Tensor x, h0, c0;             // [T, B, I] or rows; h0 and c0 may be undefined: zeros
+  bool cells;  // whether this layer's c of every step is asked for
+  // x: [T, B, I] or rows; h0 and c0 may be undefined: zeros. The CPU's kernels read x and the matrices among
+  // the weights as they are stored, states and biases in the type that is computed in.
+  at::Tensor x, h0, c0;
   std::vector<at::Tensor> weights;  // [directions * kSlots], undefined where absent
   std::shared_ptr<const Sequences> sequences;
   SequenceShape shape;
@@ -63,18 +67,22 @@ struct Inputs {
   at::Tensor lengths, resets;
 
   // The layer `index` of the arguments, which were checked, on the input x: laid out by steps, or where
-  // sequences are placed as the caller gave it.
+  // sequences are placed as the caller gave it. `computed`: everything in the type that is computed in.
   Inputs(const Arguments& arguments, const Form& form, std::shared_ptr<const Sequences> sequences,
-         int64_t index, const at::Tensor& x);
+         int64_t index, const at::Tensor& x, bool computed = false);
 
   const at::Tensor& weight(int direction, int slot) const {
     return weights[size_t(direction * kSlots + slot)];
   }
-  // A result of the type that is computed in, uninitialised.
+  // A result of the type of x, uninitialised; and on the CPU one of the type that is computed in.
   at::Tensor empty(at::IntArrayRef sizes) const;
+  at::Tensor empty_computed(at::IntArrayRef sizes) const;
   // Of something with so many units a direction, for every row of the input.
   at::DimVector output_sizes(Index units) const;
   at::DimVector state_sizes(int state) const;
+
+ private:
+  at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type) const;
 };
 
 }  // namespace rnnfused

@@ -98,7 +98,7 @@ Tensors recurrent_meta(const at::Tensor& input, at::TensorList hx, at::TensorLis
                           : at::empty_symint(sizes, options));
   }
   if (save) {
-    const at::ScalarType type = compute_type(input.scalar_type());
+    const at::ScalarType type = tape_type(input);
     results.push_back(at::empty_symint(tape_sizes(a.options, form, type), input.options().dtype(type)));
   }
   return results;

@@ -180,8 +180,8 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
       out.push_back(forward_on_gpu(in, save, o.recompute));
     } else {
       if (l == 0) {
-        hn = in.empty(final_sizes(a, form, *sequences, 0));
-        if (o.states() > 1) cn = in.empty(final_sizes(a, form, *sequences, 1));
+        hn = in.empty_computed(final_sizes(a, form, *sequences, 0));
+        if (o.states() > 1) cn = in.empty_computed(final_sizes(a, form, *sequences, 1));
         pass_through(a, *sequences, hn, of_state(a.hx, 0));
         pass_through(a, *sequences, cn, of_state(a.hx, 1));
       }
@@ -230,29 +230,33 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
   const Inputs in(a, form, sequences, 0, order(a.input));
   std::vector<c10::SymDimVector> sizes = output_sizes(a, form);
   const at::ScalarType type = state_type(a);
-  const auto read = [&](const at::Tensor& t, const char* name, size_t index, bool is_sequence) {
+  // What the kernels read as it is stored, or in the type that is computed in.
+  const auto read = [&](const at::Tensor& t, const char* name, size_t index, bool is_sequence,
+                        bool is_stored) {
     if (!t.defined()) return t;
     check_tensor(t, name, a.input.device(), type, sizes[index]);
-    return dense(is_sequence ? order(t) : t, name, in.on_gpu);
+    const at::Tensor laid_out = is_sequence ? order(t) : t;
+    if (in.on_gpu) return dense(laid_out, name);
+    return as(dense(laid_out, name), is_stored ? in.x.scalar_type() : compute_type(in.x.scalar_type()));
   };
   const size_t first_state = o.step ? 0 : 1;
   if (form.order == RowOrder::packed && a.hx.empty()) {
     for (size_t s = first_state; s < first_state + o.states(); ++s) sizes[s][1] = sequences->callers_batch;
   }
   TORCH_CHECK(kept.output.defined(), "output: expected a tensor, got none");
-  const at::ScalarType computed = compute_type(a.input.scalar_type());
-  check_tensor(kept.tape, "tape", a.input.device(), computed, tape_sizes(o, form, computed));
+  const at::ScalarType taped = tape_type(a.input);
+  check_tensor(kept.tape, "tape", a.input.device(), taped, tape_sizes(o, form, taped));
   TORCH_CHECK(kept.tape.is_contiguous(), "tape: expected a contiguous tensor, got strides ",
               kept.tape.strides());
   check_memory(kept.tape, "tape");
   OptionalTensors gradients(size_t(3 + o.directions * kSlots));
   const BackwardTensors tensors{
-      read(kept.output, "output", 0, !o.step),
+      read(kept.output, "output", 0, !o.step, true),
       kept.tape,
-      o.step ? at::Tensor() : read(outer[0], "grad_output", 0, true),
-      read(outer[first_state], "grad_h_n", first_state, false),
-      o.states() > 1 ? read(outer[first_state + 1], "grad_c_n", first_state + 1, false) : at::Tensor(),
-      o.cells ? read(outer.back(), "grad_cells", outer.size() - 1, true) : at::Tensor(),
+      o.step ? at::Tensor() : read(outer[0], "grad_output", 0, true, true),
+      read(outer[first_state], "grad_h_n", first_state, false, false),
+      o.states() > 1 ? read(outer[first_state + 1], "grad_c_n", first_state + 1, false, false) : at::Tensor(),
+      o.cells ? read(outer.back(), "grad_cells", outer.size() - 1, true, false) : at::Tensor(),
       gradients};
   std::vector<size_t> places;
   for (const int64_t index : wanted) {
@@ -260,9 +264,9 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
     places.push_back(place);
     if (gradients[place]) continue;
     const bool is_state = place == 1 || place == 2;
-    gradients[place] = in.empty(place == 0 ? in.x.sizes()
-                                : is_state ? a.hx[place - 1].sizes()
-                                           : in.weights[place - 3].sizes());
+    gradients[place] =
+        place == 0 ? in.empty(in.x.sizes())
+                   : in.empty_computed(is_state ? a.hx[place - 1].sizes() : in.weights[place - 3].sizes());
     if (is_state) pass_through(a, *sequences, *gradients[place], place == 1 ? tensors.dh : tensors.dc);
   }
   in.on_gpu ? backward_on_gpu(in, tensors, o.recompute) : backward_on_cpu(in, tensors, o.recompute);
@@ -322,7 +326,7 @@ struct Canonical {
     return t.defined() ? t.reshape({options.directions, batch(), t.size(-1)}) : t;
   }
   Inputs inputs(const Arguments& a) const {
-    return Inputs({options, input, hx, a.params, a.layout}, form, sequences, 0, input);
+    return Inputs({options, input, hx, a.params, a.layout}, form, sequences, 0, input, /*computed=*/true);
   }
   // What a call is given of the outputs, in the type that is computed in.
   OutputTensors outputs(at::TensorList all, const char* name) const {
@@ -460,7 +464,7 @@ void check_call(const std::string& layer, const at::Tensor& input, at::TensorLis
 
 std::vector<std::string> cell_names() {
   std::vector<std::string> names;
-  for (const CellInfo& info : cpu::kernels().info) names.emplace_back(info.name);
+  for (const CellInfo& info : cpu::kernels().f32->info) names.emplace_back(info.name);
   return names;
 }
 

@@ -44,7 +44,7 @@ LayerOptions parse(const std::string& text) {
   std::string word;
   words >> word;
   options.cell = cell_id(word);
-  options.info = cpu::kernels().info[int(options.cell)];
+  options.info = cpu::kernels().info(options.cell);
   for (const char letter : word.substr(0, word.find('_'))) options.kind += char(std::toupper(letter));
   while (words >> word) read_word(options, word);
   if (options.step) options.kind += "Cell";
@@ -97,7 +97,7 @@ class Known {
 CellId cell_id(const std::string& name) {
   const KernelTable& table = cpu::kernels();
   for (int id = 0; id < int(CellId::count); ++id) {
-    if (name == table.info[id].name) return CellId(id);
+    if (name == table.info(CellId(id)).name) return CellId(id);
   }
   TORCH_CHECK_VALUE(false, "cell: unknown cell '", name, "'");
 }

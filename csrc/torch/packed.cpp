@@ -60,7 +60,7 @@ at::Tensor Stepper::step(const at::Tensor& x, const OptionalTensor& active) {
   const c10::SymInt sizes[] = {first.shape.batch, first.shape.input};
   check_tensor(x, "input", first.x.device(), first.x.scalar_type(), sizes);
   check_undifferentiated(x, "input");
-  const at::Tensor in = dense(x, "input", false);
+  const at::Tensor in = dense(x, "input");
   TORCH_CHECK(
       is_plain(in) && !thread_is_watched(),
       "Stepper: a step changes its state in place, which traces, transforms and modes cannot see: call "
@@ -80,18 +80,18 @@ at::Tensor Stepper::step(const at::Tensor& x, const OptionalTensor& active) {
   return y;
 }
 
-template <class T>
+template <class S>
 void Stepper::run(const at::Tensor& x, const at::Tensor& y, const std::vector<Index>* rows) {
   const std::lock_guard<std::mutex> lock(one_at_a_time_);
-  c10::SmallVector<Layer<T>, 2> stack;
+  c10::SmallVector<Layer<S>, 2> stack;
   const Index offsets[] = {0, rows ? Index(rows->size()) : 0};
   for (size_t l = 0; l < layers_.size(); ++l) {
     const Inputs& in = layers_[l];
     // The state is written where it was read.
-    Layer<T> layer =
-        forward_layer<T>(in, {l < outputs_.size() ? outputs_[l] : y, in.h0, in.c0, {}, {}}, false);
-    ForwardArgs<T>& args = layer.forward[0];
-    if (l == 0) args.x.data = x.const_data_ptr<T>();
+    Layer<S> layer =
+        forward_layer<S>(in, {l < outputs_.size() ? outputs_[l] : y, in.h0, in.c0, {}, {}}, false);
+    ForwardArgs<S>& args = layer.forward[0];
+    if (l == 0) args.x.data = static_cast<const S*>(x.const_data_ptr());
     if (rows) {
       args.shape.batch = offsets[1];
       args.shape.offsets = offsets;
@@ -101,7 +101,7 @@ void Stepper::run(const at::Tensor& x, const at::Tensor& y, const std::vector<In
     }
     stack.push_back(layer);
   }
-  packed_.forward(layers_[0].cell, Stack<T>{int(stack.size()), stack.data()}, threads_allowed());
+  packed_.forward(layers_[0].cell, Stack<S>{int(stack.size()), stack.data()}, threads_allowed());
 }
 
 }  // namespace rnnfused

@@ -19,9 +19,7 @@ namespace {
 using RNNFUSED_ISA::Stream;
 
 // On either device: what is computed here is computed in float32 or float64.
-at::Tensor dense_if_defined(const at::Tensor& t) {
-  return t.defined() ? dense(t, "tangent", /*on_gpu=*/false) : t;
-}
+at::Tensor dense_if_defined(const at::Tensor& t) { return t.defined() ? dense_computed(t, "tangent") : t; }
 
 LayerTensors dense_all(const LayerTensors& t) {
   LayerTensors all{dense_if_defined(t.x), dense_if_defined(t.h0), dense_if_defined(t.c0), {}};

@@ -14,7 +14,7 @@ constexpr int kUnknownIsa = 2;
 constexpr int kSkipped = 77;
 
 bool is_known(const char* isa) {
-  for (const char* name : {"scalar", "avx2", "avx512", "neon"}) {
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16", "neon"}) {
     if (std::strcmp(isa, name) == 0) return true;
   }
   return false;
@@ -23,12 +23,13 @@ bool is_known(const char* isa) {
 bool cpu_supports(const char* isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   if (std::strcmp(isa, "avx2") == 0) return avx2;
-  if (std::strcmp(isa, "avx512") == 0) {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  }
+  if (std::strcmp(isa, "avx512") == 0) return avx512;
+  if (std::strcmp(isa, "avx512_bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
   if (std::strcmp(isa, "neon") == 0) return true;
 #endif
@@ -41,7 +42,7 @@ __attribute__((constructor(101))) void skip_unless_supported() {
   const char* isa = std::getenv("RNNFUSED_ISA");
   if (isa == nullptr) return;
   if (!is_known(isa)) {
-    std::fprintf(stderr, "RNNFUSED_ISA: expected scalar, avx2, avx512 or neon, got %s\n", isa);
+    std::fprintf(stderr, "RNNFUSED_ISA: expected scalar, avx2, avx512, avx512_bf16 or neon, got %s\n", isa);
     _exit(kUnknownIsa);
   }
   if (!cpu_supports(isa)) {

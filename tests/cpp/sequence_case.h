@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "formats.h"
 
 namespace rnnfused::test {
 
@@ -65,8 +66,9 @@ class Poisoned {
 
   std::vector<double> values() const {
     std::vector<double> all;
-    for (Index r = 0; r < rows_; ++r)
-      all.insert(all.end(), data() + r * stride_, data() + r * stride_ + columns_);
+    for (Index r = 0; r < rows_; ++r) {
+      for (Index c = 0; c < columns_; ++c) all.push_back(Format<T>::value(data()[r * stride_ + c]));
+    }
     return all;
   }
 
@@ -104,20 +106,23 @@ class Poisoned {
 };
 
 // What one direction is given.
-template <class T>
+template <class S>
 struct DirectionData {
-  std::vector<T> w_ih, w_hh, b_ih, b_hh, w_hr;
+  using T = Compute<S>;
+  std::vector<S> w_ih, w_hh, w_hr;
+  std::vector<T> b_ih, b_hh;
   std::vector<T> initial[kMaxStates], dfinal[kMaxStates];
 };
 
-template <class T>
+template <class S>
 struct Problem {
+  using T = Compute<S>;
   Sizes sizes;
   Variant variant;
   int gates, states;
   std::vector<Index> offsets;
-  std::vector<T> x, dy;  // [rows, I], [rows, D P]
-  std::vector<DirectionData<T>> directions;
+  std::vector<S> x, dy;  // [rows, I], [rows, D P]
+  std::vector<DirectionData<S>> directions;
 
   // Integers from -1 to 1 if `integers`, otherwise reals from -1 to 1; weights are scaled down with the
   // hidden size.
@@ -125,18 +130,18 @@ struct Problem {
       : sizes(s), variant(v), gates(gate_count), states(state_count), random_(seed), integers_(integers) {
     offsets = {0};
     for (Index t = 0; t < s.steps; ++t) offsets.push_back(offsets.back() + active(t));
-    x = make(rows() * s.input, 1);
-    dy = make(rows() * v.directions * s.output, 1);
+    x = make<S>(rows() * s.input, 1);
+    dy = make<S>(rows() * v.directions * s.output, 1);
     const double from_x = 1 / std::sqrt(double(s.input + 1)), from_h = 1 / std::sqrt(double(s.hidden + 1));
     for (int d = 0; d < v.directions; ++d) {
-      DirectionData<T>& data = directions.emplace_back();
-      data.w_ih = make(gates * s.hidden * s.input, from_x);
-      data.w_hh = make(gates * s.hidden * s.output, from_h);
-      if (v.biases) data.b_ih = make(gates * s.hidden, 1), data.b_hh = make(gates * s.hidden, 1);
-      if (projected()) data.w_hr = make(s.output * s.hidden, from_h);
+      DirectionData<S>& data = directions.emplace_back();
+      data.w_ih = make<S>(gates * s.hidden * s.input, from_x);
+      data.w_hh = make<S>(gates * s.hidden * s.output, from_h);
+      if (v.biases) data.b_ih = make<T>(gates * s.hidden, 1), data.b_hh = make<T>(gates * s.hidden, 1);
+      if (projected()) data.w_hr = make<S>(s.output * s.hidden, from_h);
       for (int state = 0; state < states; ++state) {
-        if (v.initial) data.initial[state] = make(s.batch * units(state), 1);
-        data.dfinal[state] = make(s.batch * units(state), 1);
+        if (v.initial) data.initial[state] = make<T>(s.batch * units(state), 1);
+        data.dfinal[state] = make<T>(s.batch * units(state), 1);
       }
     }
   }
@@ -162,19 +167,20 @@ struct Problem {
     return {sizes.steps,  sizes.batch,    sizes.input,   sizes.hidden,
             sizes.output, offsets.data(), direction == 1};
   }
-  Weights<T> weights(int direction) const {
-    const auto at = [](const std::vector<T>& v) { return v.empty() ? nullptr : v.data(); };
-    const DirectionData<T>& data = directions[size_t(direction)];
+  Weights<S> weights(int direction) const {
+    const auto at = [](const auto& v) { return v.empty() ? nullptr : v.data(); };
+    const DirectionData<S>& data = directions[size_t(direction)];
     return {data.w_ih.data(), data.w_hh.data(), at(data.b_ih), at(data.b_hh), at(data.w_hr)};
   }
 
  private:
-  std::vector<T> make(Index n, double scale) {
-    std::vector<T> values(static_cast<size_t>(n));
-    for (T& value : values) {
+  template <class X>
+  std::vector<X> make(Index n, double scale) {
+    std::vector<X> values(static_cast<size_t>(n));
+    for (X& value : values) {
       // A few integers that are not zero keep sums of products of sums exact.
-      value = integers_ ? T(random_() % 8 == 0 ? int(random_() % 3) - 1 : 0)
-                        : T(scale * (double(random_()) / double(random_.max()) * 2 - 1));
+      value = Format<X>::nearest(integers_ ? (random_() % 8 == 0 ? int(random_() % 3) - 1 : 0)
+                                           : scale * (double(random_()) / double(random_.max()) * 2 - 1));
     }
     return values;
   }
@@ -218,10 +224,12 @@ struct Asked {
   bool dy = true, dfinal = true;
 };
 
-template <class T>
+template <class S>
 class Run {
+  using T = Compute<S>;
+
  public:
-  Run(const CellKernels<T>& kernels, const Problem<T>& problem, const Plan& plan)
+  Run(const CellKernels<S>& kernels, const Problem<S>& problem, const Plan& plan)
       : kernels_(kernels),
         p_(problem),
         plan_(plan),
@@ -231,7 +239,7 @@ class Run {
     for (int d = 0; d < p_.variant.directions; ++d) {
       const SequenceShape shape = p_.shape(d);
       const TapeSize size = kernels_.tape_size(shape.projected());
-      tape_.emplace_back(1, size.scalars(shape.rows(), shape.hidden, p_.variant.recompute, Index(sizeof(T))));
+      tape_.emplace_back(1, size.scalars(shape.rows(), shape.hidden, p_.variant.recompute, Index(sizeof(S))));
       for (int s = 0; s < p_.states; ++s) final_.emplace_back(p_.sizes.batch, p_.units(s), kGap);
     }
   }
@@ -244,8 +252,8 @@ class Run {
   // The layers over one another, each reading the y of the one before it instead of its problem's x.
   static void run_stack(const std::vector<Run*>& runs, bool training) {
     Run& first = *runs[0];
-    const std::vector<Layer<T>> layers = layers_of(runs, training);
-    const Stack<T> stack{int(layers.size()), layers.data()};
+    const std::vector<Layer<S>> layers = layers_of(runs, training);
+    const Stack<S> stack{int(layers.size()), layers.data()};
     const int streams = awaited_streams(stack, first.plan_);
     const Index scratch = first.kernels_.forward_scratch(stack, first.plan_);
     const bool intact = run_kernel(first.kernels_.forward, stack, first.plan_, streams, scratch);
@@ -258,8 +266,8 @@ class Run {
   // The same, with weights that were packed into memory of the caller's, or are now.
   static void run_packed(const std::vector<Run*>& runs, std::unique_ptr<Poisoned<unsigned char>>& packed) {
     const Run& first = *runs[0];
-    const std::vector<Layer<T>> layers = layers_of(runs, false);
-    Stack<T> stack{int(layers.size()), layers.data()};
+    const std::vector<Layer<S>> layers = layers_of(runs, false);
+    Stack<S> stack{int(layers.size()), layers.data()};
     if (!packed) {
       const Index bytes = first.kernels_.packed_bytes(stack, first.plan_);
       packed = std::make_unique<Poisoned<unsigned char>>(1, bytes > 0 ? bytes : 1);
@@ -279,16 +287,16 @@ class Run {
   Run& backward(const Asked& asked) {
     const Sizes& n = p_.sizes;
     const Index gates = p_.gates * n.hidden;
-    LayerGradient<T> layer{};
+    LayerGradient<S> layer{};
     layer.directions = p_.variant.directions;
     std::vector<std::pair<std::string, Poisoned<T>>> outputs;
     const auto output = [&](bool wanted, const std::string& name, Index rows, Index columns) -> T* {
       if (!wanted) return nullptr;
       return outputs.emplace_back(name, Poisoned<T>(rows, columns)).second.data();
     };
-    const Poisoned<T> dx(p_.rows(), n.input, kGap);
+    const Poisoned<S> dx(p_.rows(), n.input, kGap);
     for (int d = 0; d < layer.directions; ++d) {
-      BackwardArgs<T>& args = layer.backward[d];
+      BackwardArgs<S>& args = layer.backward[d];
       args.shape = p_.shape(d);
       args.weights = p_.weights(d);
       args.x = rows_of(x_);
@@ -328,8 +336,8 @@ class Run {
     const std::vector<T>& values = p_.directions[size_t(direction)].initial[state];
     return {p_.variant.initial ? values.data() : nullptr, p_.units(state)};
   }
-  static std::vector<Layer<T>> layers_of(const std::vector<Run*>& runs, bool training) {
-    std::vector<Layer<T>> layers;
+  static std::vector<Layer<S>> layers_of(const std::vector<Run*>& runs, bool training) {
+    std::vector<Layer<S>> layers;
     const Run* below = nullptr;
     for (const Run* run : runs) {
       layers.push_back(run->layer(training, below ? below->y_ : run->x_));
@@ -337,11 +345,11 @@ class Run {
     }
     return layers;
   }
-  Layer<T> layer(bool training, const Poisoned<T>& x) const {
-    Layer<T> layer{};
+  Layer<S> layer(bool training, const Poisoned<S>& x) const {
+    Layer<S> layer{};
     layer.directions = p_.variant.directions;
     for (int d = 0; d < layer.directions; ++d) {
-      ForwardArgs<T>& args = layer.forward[d];
+      ForwardArgs<S>& args = layer.forward[d];
       args.shape = p_.shape(d);
       args.weights = p_.weights(d);
       args.x = rows_of(x);
@@ -362,26 +370,28 @@ class Run {
       for (int s = 0; s < p_.states; ++s) keep(named("final", d, s), final_[size_t(d * p_.states + s)]);
     }
   }
-  void keep(const std::string& name, const Poisoned<T>& memory) {
+  template <class X>
+  void keep(const std::string& name, const Poisoned<X>& memory) {
     values_[name] = memory.values();
     intact_ &= memory.intact();
   }
 
-  const CellKernels<T>& kernels_;
-  const Problem<T>& p_;
+  const CellKernels<S>& kernels_;
+  const Problem<S>& p_;
   Plan plan_;
-  Poisoned<T> x_, dy_, y_;
-  std::vector<Poisoned<T>> tape_, final_;
+  Poisoned<S> x_, dy_, y_;
+  std::vector<Poisoned<S>> tape_;
+  std::vector<Poisoned<T>> final_;
   Values values_;
   bool intact_ = true;
 };
 
 // ---- Plainly
 
-template <class T>
+template <class S>
 class PlainRun {
  public:
-  PlainRun(const PlainCell& cell, const Problem<T>& problem) : cell_(cell), p_(problem), n_(problem.sizes) {
+  PlainRun(const PlainCell& cell, const Problem<S>& problem) : cell_(cell), p_(problem), n_(problem.sizes) {
     values_["y"].resize(size_t(p_.rows() * p_.variant.directions * n_.output));
     values_["dx"].resize(size_t(p_.rows() * n_.input));
     for (int d = 0; d < p_.variant.directions; ++d) {
@@ -407,13 +417,14 @@ class PlainRun {
     std::vector<Unit> units;
   };
 
-  Row& at(const char* what, int d, int s = -1) { return values_[Run<T>::named(what, d, s)]; }
-  static double get(const std::vector<T>& values, Index i) {
-    return values.empty() ? 0 : double(values[size_t(i)]);
+  Row& at(const char* what, int d, int s = -1) { return values_[Run<S>::named(what, d, s)]; }
+  template <class X>
+  static double get(const std::vector<X>& values, Index i) {
+    return values.empty() ? 0 : Format<X>::value(values[size_t(i)]);
   }
 
   void row_of_batch(int d, Index b) {
-    const DirectionData<T>& data = p_.directions[size_t(d)];
+    const DirectionData<S>& data = p_.directions[size_t(d)];
     Row state[kMaxStates];
     for (int s = 0; s < p_.states; ++s) {
       for (Index u = 0; u < p_.units(s); ++u) state[s].push_back(get(data.initial[s], b * p_.units(s) + u));
@@ -439,7 +450,7 @@ class PlainRun {
   }
 
   void forward(int d, Step& step, Row (&state)[kMaxStates]) {
-    const DirectionData<T>& w = p_.directions[size_t(d)];
+    const DirectionData<S>& w = p_.directions[size_t(d)];
     Row h(static_cast<size_t>(n_.hidden));
     for (Index u = 0; u < n_.hidden; ++u) {
       Unit unit{};
@@ -462,7 +473,7 @@ class PlainRun {
     put(state[0], values_["y"], (step.row * p_.variant.directions + d) * n_.output);
   }
 
-  Row project(const DirectionData<T>& w, const Row& h) const {
+  Row project(const DirectionData<S>& w, const Row& h) const {
     Row out(static_cast<size_t>(n_.output));
     for (Index o = 0; o < n_.output; ++o) {
       for (Index u = 0; u < n_.hidden; ++u) out[size_t(o)] += get(w.w_hr, o * n_.hidden + u) * h[size_t(u)];
@@ -471,7 +482,7 @@ class PlainRun {
   }
 
   Row unproject(int d, const Step& step, const Row& dout) {
-    const DirectionData<T>& w = p_.directions[size_t(d)];
+    const DirectionData<S>& w = p_.directions[size_t(d)];
     Row& dw = at("dw_hr", d);
     Row dh(static_cast<size_t>(n_.hidden));
     for (Index o = 0; o < n_.output; ++o) {
@@ -484,7 +495,7 @@ class PlainRun {
   }
 
   void backward(int d, const Step& step, Row (&dstate)[kMaxStates]) {
-    const DirectionData<T>& w = p_.directions[size_t(d)];
+    const DirectionData<S>& w = p_.directions[size_t(d)];
     Row dh = dstate[0];
     for (Index o = 0; o < n_.output; ++o) {
       dh[size_t(o)] += get(p_.dy, (step.row * p_.variant.directions + d) * n_.output + o);
@@ -514,7 +525,7 @@ class PlainRun {
   }
 
   const PlainCell cell_;
-  const Problem<T>& p_;
+  const Problem<S>& p_;
   const Sizes n_;
   Values values_;
 };

@@ -4,18 +4,9 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/scalars.h"
+
 namespace rnnfused {
-namespace cuda {
-
-struct alignas(2) Half {
-  uint16_t bits;
-};
-struct alignas(2) BFloat16 {
-  uint16_t bits;
-};
-
-}  // namespace cuda
-
 namespace emulation {
 
 inline uint32_t float_bits(float value) {

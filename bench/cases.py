@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CELLS", "MODES", "Case", "cases", "inputs", "states", "weights"]
+__all__ = ["CELLS", "DTYPES", "MODES", "NARROW_MODES", "Case", "cases", "inputs", "states", "weights"]
 
 CELLS = {"rnn": 1, "lstm": 4, "gru": 3}  # and their gates
 MODES = ("inference", "training", "streaming", "ragged", "stacked", "calls")
+DTYPES = ("float32", "bfloat16")
+NARROW_MODES = ("inference", "training", "ragged", "stacked")  # of 16 bits
 
 # T, B, H = I
 SHAPES = (
@@ -54,6 +56,7 @@ class Case:
 
     The rest is for calls: `of_cells` calls a cell T times, its output the next call's input, in place of a
     layer; `backward` says whether gradients are taken. `threads` are the row's own; 0: those of the run.
+    `dtype` is that of the input and of the parameters.
     """
 
     mode: str
@@ -67,13 +70,15 @@ class Case:
     of_cells: bool = False
     backward: bool = False
     threads: int = 0
+    dtype: str = "float32"
 
     @property
     def name(self) -> str:
         if self.mode == "calls":
             return f"calls {self.called}"
         layers = f" L{self.layers}" if self.layers > 1 and self.mode != "stacked" else ""
-        return f"{self.mode} {self.cell} T{self.steps} B{self.batch} H{self.hidden}{layers}"
+        dtype = "" if self.dtype == "float32" else f" {self.dtype}"
+        return f"{self.mode} {self.cell} T{self.steps} B{self.batch} H{self.hidden}{layers}{dtype}"
 
     @property
     def called(self) -> str:
@@ -114,15 +119,24 @@ class Case:
         return 2.0 * self.directions * self.layers * CELLS[self.cell] * self.hidden**2 * sum(self.lengths())
 
     def recurrent_bytes(self) -> float:
-        """Float32 weights that every step of every layer must read."""
-        return 4.0 * CELLS[self.cell] * self.hidden**2 * self.layers * self.directions
+        """Weights that every step of every layer must read."""
+        return (
+            (4.0 if self.dtype == "float32" else 2.0)
+            * CELLS[self.cell]
+            * self.hidden**2
+            * self.layers
+            * self.directions
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def cases(
-    modes: tuple[str, ...] = MODES, cells: tuple[str, ...] = tuple(CELLS), quick: bool = False
+    modes: tuple[str, ...] = MODES,
+    cells: tuple[str, ...] = tuple(CELLS),
+    quick: bool = False,
+    dtype: str = "float32",
 ) -> list[Case]:
     """Every row of the modes and cells; `quick` keeps a few sizes of each."""
     rows = []
@@ -137,7 +151,7 @@ def cases(
                 if (quick and (t, b, h) not in QUICK[mode]) or (mode == "ragged" and b == 1):
                     continue
                 stacked = {"layers": 2, "bidirectional": True} if mode == "stacked" else {}
-                rows.append(Case(mode, cell, t, b, h, **stacked))
+                rows.append(Case(mode, cell, t, b, h, **stacked, dtype=dtype))
     return rows
 
 
@@ -150,10 +164,18 @@ def _calls() -> list[Case]:
     return rows
 
 
+def _representable(values: np.ndarray, case: Case) -> np.ndarray:
+    """In float32, rounded to what the case's dtype can hold: to even where two are as near."""
+    bits = values.astype(np.float32).view(np.uint32)
+    if case.dtype == "bfloat16":
+        bits = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return bits.view(np.float32)
+
+
 def inputs(case: Case) -> np.ndarray:
     """The input [T, B, I], the same in every process."""
     shape = (case.steps, case.batch, case.features)
-    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    return _representable(np.random.default_rng(1).standard_normal(shape), case)
 
 
 def states(case: Case) -> dict[str, np.ndarray]:
@@ -179,5 +201,6 @@ def weights(case: Case) -> dict[str, np.ndarray]:
                 ("bias_ih", (gates,)),
                 ("bias_hh", (gates,)),
             ):
-                found[f"{name}_l{layer}{suffix}"] = random.uniform(-bound, bound, shape).astype(np.float32)
+                drawn = random.uniform(-bound, bound, shape)
+                found[f"{name}_l{layer}{suffix}"] = _representable(drawn, case)
     return found

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from bench import report
-from bench.cases import CELLS, MODES, Case, cases
+from bench.cases import CELLS, DTYPES, MODES, NARROW_MODES, Case, cases
 from bench.harness import Worker, measure_case, measure_peak
 from bench.limits import measure
-from bench.peers import PEERS, available
+from bench.peers import KNOWN, available, peers_of
 
 
 def add_timing(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,8 @@ def add_timing(parser: argparse.ArgumentParser) -> None:
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """The options that say what is measured, and how thoroughly."""
-    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="all that the dtype has, unless given")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--cells", nargs="+", default=tuple(CELLS), choices=tuple(CELLS))
     parser.add_argument("--match", nargs="+", default=[""], help="rows whose name contains one of these")
     parser.add_argument("--quick", action="store_true", help="a few sizes of each mode")
@@ -36,29 +37,35 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def selected(options: argparse.Namespace) -> list[Case]:
-    rows = cases(tuple(options.modes), tuple(options.cells), options.quick)
+    known = MODES if options.dtype == "float32" else NARROW_MODES
+    modes = tuple(mode for mode in options.modes or known if mode in known)
+    rows = cases(modes, tuple(options.cells), options.quick, options.dtype)
     return [case for case in rows if any(part in case.name for part in options.match)]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.cpu", description=__doc__)
     add_selection(parser)
-    parser.add_argument("--peers", nargs="+", default=available(), choices=PEERS, help="of those installed")
+    parser.add_argument("--peers", nargs="+", choices=KNOWN, help="all that are installed, unless given")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="no memory column")
-    parser.add_argument("--output", type=Path, default=Path("bench/results/cpu.json"))
-    return parser.parse_args(arguments)
+    parser.add_argument("--output", type=Path, help="default: bench/results/cpu.json, or cpu-DTYPE.json")
+    options = parser.parse_args(arguments)
+    options.peers = options.peers or available(options.dtype)
+    suffix = "" if options.dtype == "float32" else f"-{options.dtype}"
+    options.output = options.output or Path(f"bench/results/cpu{suffix}.json")
+    return options
 
 
 def main() -> int:
     options = parse(sys.argv[1:])
     limits = measure(options.threads)
     print(
-        f"limits on {options.threads} threads: fma {limits.fma / 1e9:.0f} and sgemm "
-        f"{limits.sgemm / 1e9:.0f} GFLOP/s, "
+        f"limits on {options.threads} threads: fma {limits.fma / 1e9:.0f}, dots {limits.dots / 1e9:.0f} and "
+        f"sgemm {limits.sgemm / 1e9:.0f} GFLOP/s, "
         f"reads {limits.l2 / 1e9:.0f} GB/s from L2 and {limits.l3 / 1e9:.0f} GB/s from L3, "
         f"barrier {limits.barrier * 1e6:.2f} us"
     )
-    missing = sorted(set(PEERS) - set(options.peers))
+    missing = sorted(set(peers_of(options.dtype)) - set(options.peers))
     print(f"peers: {', '.join(options.peers)}" + (f"; without {', '.join(missing)}" if missing else ""), "\n")
     rows = []
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The results that every peer is held against: torch.nn's in float64."""
+"""The results that every peer is held against: torch.nn's in float64, on the same numbers."""
 
 from __future__ import annotations
 

@@ -6,6 +6,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -61,6 +65,22 @@ float multiply_add(long n) {
   return total;
 }
 
+#if defined(__AVX512BF16__)
+// The same with pairs of bfloat16.
+float multiply_add_pairs(long n) {
+  __m512 sum[kChains];
+  for (__m512& s : sum) s = _mm512_set1_ps(1e-3f);
+  __m512i pairs = _mm512_set1_epi32(0x3c003c00);
+  asm volatile("" : "+m"(pairs));
+  for (long i = 0; i < n; ++i) {
+    for (__m512& s : sum) s = _mm512_dpbf16_ps(s, (__m512bh)pairs, (__m512bh)pairs);
+  }
+  float total = 0;
+  for (const __m512& s : sum) total += s[0];
+  return total;
+}
+#endif
+
 // Work per second of all threads together, of which work(thread), called over and over, does `amount` and
 // returns what comes of it.
 template <class Work>
@@ -92,6 +112,17 @@ double multiply_add_rate(int threads) {
   constexpr long kRounds = 1L << 16;
   const double operations = 2.0 * kChains * double(sizeof(Vector) / sizeof(float)) * double(kRounds);
   return rate_of(threads, operations, 64, [](int) { return multiply_add(kRounds); });
+}
+
+// The same of bfloat16, by the instruction that multiplies pairs; 0 where there is none.
+double dot_rate(int threads) {
+#if defined(__AVX512BF16__)
+  constexpr long kRounds = 1L << 16;
+  return rate_of(threads, 2.0 * kChains * 32 * double(kRounds), 64,
+                 [](int) { return multiply_add_pairs(kRounds); });
+#else
+  return 0 * threads;
+#endif
 }
 
 // Bytes per second, each thread reading `bytes` of its own.

@@ -23,7 +23,8 @@ L3_BYTES = 3 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """fma: float32 operations per second of multiplications and additions on registers. sgemm: those of large
+    """fma: float32 operations per second of multiplications and additions on registers; dots: those of the
+    instruction that multiplies pairs of bfloat16, or of fma where there is none. sgemm: those of large
     matrix products, by torch's library. l2, l3: bytes per second that all threads together read, each
     from memory of its own that fits that level. barrier: seconds in which the threads meet once.
     """
@@ -34,19 +35,22 @@ class Limits:
     l2: float
     l3: float
     barrier: float
+    dots: float = 0.0
 
     def seconds(self, case: Case) -> float:
-        """The least time for a case: the input projection at the rate of fma, and step by step either the
-        recurrent product at that rate or the reading of the recurrent weights, whichever is longer. Backward
-        reads them once more, and computes three products for every one of forward's two kinds.
+        """The least time for a case: the input projection at the rate of fma (in 16 bits: of dots), and step
+        by step either the recurrent product at that rate or the reading of the recurrent weights, whichever
+        is longer. Backward reads them once more, and computes three products for every one of forward's
+        two kinds.
         """
-        recurrent = case.recurrent_flops() / self.fma
+        rate = self.fma if case.dtype == "float32" else max(self.dots, self.fma)
+        recurrent = case.recurrent_flops() / rate
         bandwidth = self.l2 if case.recurrent_bytes() <= L2_BYTES * 2 * self.threads else self.l3
         reading = case.steps * case.recurrent_bytes() / bandwidth
-        forward = case.projection_flops() / self.fma + max(recurrent, reading)
+        forward = case.projection_flops() / rate + max(recurrent, reading)
         if not case.trains:
             return forward
-        after = (2 * case.projection_flops() + case.recurrent_flops()) / self.fma
+        after = (2 * case.projection_flops() + case.recurrent_flops()) / rate
         return forward + max(recurrent, reading) + after
 
     def best(self, other: Limits) -> Limits:
@@ -58,6 +62,7 @@ class Limits:
             l2=max(self.l2, other.l2),
             l3=max(self.l3, other.l3),
             barrier=min(self.barrier, other.barrier),
+            dots=max(self.dots, other.dots),
         )
 
     def as_dict(self) -> dict[str, float]:
@@ -91,7 +96,7 @@ def measure(threads: int) -> Limits:
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         native = _build(Path(folder))
-    for function in (native.multiply_add_rate, native.read_rate, native.barrier_seconds):
+    for function in (native.multiply_add_rate, native.dot_rate, native.read_rate, native.barrier_seconds):
         function.restype = ctypes.c_double
     native.read_rate.argtypes = [ctypes.c_int, ctypes.c_long]
 
@@ -105,4 +110,5 @@ def measure(threads: int) -> Limits:
         l2=reads(L2_BYTES),
         l3=reads(L3_BYTES),
         barrier=min(native.barrier_seconds(threads) for _ in range(5)) if threads > 1 else 0.0,
+        dots=max(native.dot_rate(threads) for _ in range(5)),
     )

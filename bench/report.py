@@ -14,7 +14,7 @@ from typing import Any
 from bench.cases import Case
 from bench.harness import Row
 from bench.limits import Limits
-from bench.peers import PEERS
+from bench.peers import KNOWN, peers_of
 
 __all__ = ["at_limit", "geometric_mean", "load", "markdown", "per_step", "save", "summary"]
 
@@ -44,7 +44,7 @@ def _calls(rows: list[Row]) -> str:
 
 
 def _peers(rows: list[Row]) -> list[str]:
-    return [peer for peer in PEERS if any(peer in row.medians for row in rows)]
+    return [peer for peer in peers_of(rows[0].case.dtype) if any(peer in row.medians for row in rows)]
 
 
 def _line(cells: list[str]) -> str:
@@ -92,14 +92,23 @@ def geometric_mean(values: list[float]) -> float:
 def summary(rows: list[Row], limits: Limits) -> str:
     """How many times faster than torch.nn, and than the best peer of each row: the geometric mean of each
     mode and its lowest row; and what the mean over the best peers were if every row ran at its limit. Calls
-    have none: what bounds them is the way to the kernels.
+    have none: what bounds them is the way to the kernels. In 16 bits torch.nn is the faster of its two ways,
+    rnnfused in float32 comes first, and sequences of one row are a mode of their own.
     """
-    columns = ["mode", "rows", "torch.nn", "lowest", "best peer", "lowest", "its row", "at the limit"]
-    lines = _head(columns)
-    for mode in dict.fromkeys(row.case.mode for row in rows):
-        of_mode = [row for row in rows if row.case.mode == mode]
+    narrow = rows[0].case.dtype != "float32"
+    columns = ["mode", "rows", *(["float32", "lowest"] if narrow else []), "torch.nn", "lowest"]
+    lines = _head([*columns, "best peer", "lowest", "its row", "at the limit"])
+
+    def name(case: Case) -> str:
+        return f"{case.mode}, B = 1" if narrow and case.batch == 1 else case.mode
+
+    for mode in dict.fromkeys(name(row.case) for row in rows):
+        of_mode = [row for row in rows if name(row.case) == mode]
         cells = [mode, str(len(of_mode))]
-        for ratios in ([row.ratio("torch") for row in of_mode], [row.ratio() for row in of_mode]):
+        ways = ("torch", "autocast") if narrow else ("torch",)
+        torchs = [min(row.ratio(way) for way in ways) for row in of_mode]
+        own = [[row.ratio("float32") for row in of_mode]] if narrow else []
+        for ratios in (*own, torchs, [row.ratio() for row in of_mode]):
             cells += [f"{geometric_mean(ratios):.2f}", f"{min(ratios):.2f}"]
         at_best = (
             "" if mode == "calls" else f"{geometric_mean([at_limit(row, limits) for row in of_mode]):.2f}"
@@ -123,7 +132,7 @@ def _processor() -> str:
 
 
 def _versions() -> dict[str, str]:
-    packages = {peer.package for peer in PEERS.values()} - {"rnnfused"}
+    packages = {peer.package for peer in KNOWN.values()} - {"rnnfused"}
     return {name: version(name) for name in sorted(packages) if find_spec(name)}
 
 

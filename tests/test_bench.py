@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import compare, exact, report  # noqa: E402
-from bench.cases import MODES, Case, cases, inputs, states, weights  # noqa: E402
-from bench.harness import TOLERANCE, Row  # noqa: E402
+from bench.cases import MODES, NARROW_MODES, Case, cases, inputs, states, weights  # noqa: E402
+from bench.harness import TOLERANCES, Row  # noqa: E402
 from bench.limits import Limits  # noqa: E402
-from bench.peers import PEERS, prepare  # noqa: E402
+from bench.peers import OURS, PEERS, peers_of, prepare  # noqa: E402
 from bench.peers.torch_layers import measured, torch_layers  # noqa: E402
 from bench.techniques import TECHNIQUES, Edit, Technique  # noqa: E402
 from bench.worker import error  # noqa: E402
@@ -98,7 +98,7 @@ def test_a_call_is_checked(case: Case, peer: str, tmp_path: Path) -> None:
     torch.set_num_threads(2)
     prepared = prepare(peer, case, threads=2)
     assert torch.get_num_threads() == 1
-    assert error(prepared, tmp_path) <= TOLERANCE
+    assert error(prepared, tmp_path) <= TOLERANCES[case.dtype]
 
 
 def test_the_output_of_a_cell_is_its_next_input() -> None:
@@ -110,6 +110,34 @@ def test_the_output_of_a_cell_is_its_next_input() -> None:
         first = cell(torch.from_numpy(inputs(twice)[0]), tuple(map(torch.from_numpy, states(twice).values())))
         second = cell(first[0], first)
     torch.testing.assert_close(torch.from_numpy(prepared.results()["y"]), second[0])
+
+
+@pytest.mark.usefixtures("threads_kept")
+@pytest.mark.parametrize(
+    "peer", [name for name, peer in peers_of("bfloat16").items() if "training" in peer.modes]
+)
+@pytest.mark.parametrize("mode", NARROW_MODES)
+def test_peers_in_16_bits_compute_the_same_numbers(mode: str, peer: str, tmp_path: Path) -> None:
+    case = Case(mode, "lstm", 6, 4, 24, dtype="bfloat16")
+    assert all(
+        torch.equal(torch.from_numpy(a).bfloat16().float(), torch.from_numpy(a))
+        for a in weights(case).values()
+    )
+    exact.write(case, tmp_path)
+    found = error(prepare(peer, case, threads=2), tmp_path)
+    assert found <= TOLERANCES["float32" if peer == "float32" else "bfloat16"]
+
+
+def test_rows_in_16_bits_are_held_against_float32_too() -> None:
+    times = {"torch": 5e-4, "autocast": 4e-4, "float32": 3e-4, "rnnfused": 1e-4}
+    found = [Row(Case("inference", "gru", 10, batch, 8, dtype="bfloat16"), times, {}, {}) for batch in (1, 8)]
+    assert set(OURS) & set(times) == {"float32", "rnnfused"}
+    assert found[0].best_peer() == ("autocast", 4e-4)
+    lines = [line.split(" | ")[:7] for line in report.summary(found, LIMITS).splitlines()[2:]]
+    assert lines == [
+        [f"| {mode}", "1", "3.00", "3.00", "4.00", "4.00", "4.00"]
+        for mode in ("inference, B = 1", "inference")
+    ]
 
 
 def row(case: Case, torch_seconds: float, our_seconds: float) -> Row:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.cases import MODES, Case
+from bench.cases import MODES, NARROW_MODES, Case
 
-__all__ = ["KNOWN", "PEERS", "Prepared", "available", "prepare"]
+__all__ = ["KNOWN", "OURS", "PEERS", "Prepared", "available", "peers_of", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,27 @@ PEERS = {
     "openvino": Peer("open_vino", "openvino", ("inference", "streaming")),
     "rnnfused": Peer("rnnfused_nn", "rnnfused", MODES),
 }
+# In 16 bits: torch.nn has two ways, modules of that type and autocast; rnnfused is held against itself, too.
+NARROW = {
+    "torch": Peer("torch_nn", "torch", NARROW_MODES),
+    "autocast": Peer("torch_autocast", "torch", NARROW_MODES),
+    "openvino": Peer("open_vino", "openvino", ("inference",)),
+    "float32": Peer("rnnfused_float32", "rnnfused", NARROW_MODES),
+    "rnnfused": Peer("rnnfused_nn", "rnnfused", NARROW_MODES),
+}
 # And rnnfused with an option, for a comparison of its own.
-KNOWN = PEERS | {"recompute": Peer("rnnfused_recompute", "rnnfused", ("training", "ragged", "stacked"))}
+RECOMPUTE = {"recompute": Peer("rnnfused_recompute", "rnnfused", ("training", "ragged", "stacked"))}
+KNOWN = NARROW | PEERS | RECOMPUTE
+OURS = ("float32", "recompute", "rnnfused")
 
 
-def available() -> list[str]:
+def peers_of(dtype: str) -> dict[str, Peer]:
+    return PEERS if dtype == "float32" else NARROW
+
+
+def available(dtype: str = "float32") -> list[str]:
     """The peers whose package is installed."""
-    return [name for name, peer in PEERS.items() if importlib.util.find_spec(peer.package)]
+    return [name for name, peer in peers_of(dtype).items() if importlib.util.find_spec(peer.package)]
 
 
 def prepare(peer: str, case: Case, threads: int) -> Prepared:

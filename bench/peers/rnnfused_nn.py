@@ -9,7 +9,7 @@ from bench.cases import Case, inputs
 from bench.peers import Prepared
 from bench.peers.torch_layers import measured, streaming, torch_layers
 
-__all__ = ["prepare", "settle"]
+__all__ = ["prepare", "prepare_as", "settle"]
 
 
 def settle(threads: int) -> None:
@@ -20,10 +20,14 @@ def settle(threads: int) -> None:
 
 
 def prepare(case: Case, threads: int) -> Prepared:
+    return prepare_as(case, threads, getattr(torch, case.dtype))
+
+
+def prepare_as(case: Case, threads: int, dtype: torch.dtype) -> Prepared:
     settle(threads)
-    layers = rnnfused.convert(torch_layers(case))
+    layers = rnnfused.convert(torch_layers(case, dtype))
     if case.mode == "streaming" and hasattr(rnnfused, "Stepper"):  # an older version has none
         return streaming(rnnfused.Stepper(layers, case.batch), torch.from_numpy(inputs(case))[0])
     if case.mode == "inference" and hasattr(rnnfused, "Frozen"):
-        return measured(rnnfused.Frozen(layers), case)
-    return measured(layers, case)
+        return measured(rnnfused.Frozen(layers), case, dtype)
+    return measured(layers, case, dtype)

@@ -16,7 +16,8 @@ from bench.peers import Prepared
 __all__ = ["measured", "streaming", "torch_layers"]
 
 
-def torch_layers(case: Case, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def torch_layers(case: Case, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """Of the case's dtype, unless another one is asked for."""
     found = {name: torch.from_numpy(value) for name, value in weights(case).items()}
     layers: torch.nn.Module
     if case.of_cells:
@@ -26,11 +27,12 @@ def torch_layers(case: Case, dtype: torch.dtype = torch.float32) -> torch.nn.Mod
         kind = getattr(torch.nn, case.cell.upper())
         layers = kind(case.features, case.hidden, case.layers, bidirectional=case.bidirectional)
     layers.load_state_dict(found)
-    return layers.to(dtype)
+    return layers.to(dtype or getattr(torch, case.dtype))
 
 
-def measured(layers: Any, case: Case, dtype: torch.dtype = torch.float32) -> Prepared:
+def measured(layers: Any, case: Case, dtype: torch.dtype | None = None) -> Prepared:
     """A module, or what is called as one: forward in inference_mode, or forward and all gradients."""
+    dtype = dtype or getattr(torch, case.dtype)
     x = torch.from_numpy(inputs(case)).to(dtype)
     if case.mode == "streaming":
         return streaming(_carrying(layers), x)
@@ -85,7 +87,7 @@ def _forward(
         nonlocal output
         output = forward()
 
-    return Prepared(run, lambda: {"y": output.numpy()}, context)
+    return Prepared(run, lambda: {"y": _array(output)}, context)
 
 
 def _forward_and_backward(
@@ -98,19 +100,26 @@ def _forward_and_backward(
     """Gradients of the leaves and of the module's parameters, from `grad`, that of the output."""
     leaves = leaves | dict(module.named_parameters())
     output = torch.empty(0)
+    grads = {grad.dtype: grad}  # under autocast the output's type is known only when it is there
 
     def run() -> None:
         nonlocal output
         output = forward()
         for leaf in leaves.values():
             leaf.grad = None
-        output.backward(grad, retain_graph=retain_graph)
+        if output.dtype not in grads:
+            grads[output.dtype] = grad.to(output.dtype)
+        output.backward(grads[output.dtype], retain_graph=retain_graph)
 
     def results() -> dict[str, np.ndarray]:
         found = {"y": output.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
-        return {name: tensor.numpy() for name, tensor in found.items()}
+        return {name: _array(tensor) for name, tensor in found.items()}
 
     return Prepared(run, results)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
 
 
 def _carrying(layers: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

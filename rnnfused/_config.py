@@ -39,6 +39,13 @@ def _cuda() -> str:
     )
 
 
+def _dtypes() -> str:
+    how = "in pairs" if _C.multiplies_pairs(torch.bfloat16) else "in float32"
+    return (
+        f"float32, float64, float16, bfloat16 (on the CPU the last is multiplied {how}, float16 in float32)"
+    )
+
+
 def _processors() -> str:
     losses, scarce = _C.scarcity()
     if losses == 0:
@@ -56,7 +63,7 @@ def show_config() -> str:
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads; at most one a processor, 1 if forked)",
         "processors": _processors(),
         "cells": ", ".join(_C.cell_names()),
-        "dtypes": "float32, float64, float16, bfloat16 (the last two in float32 on the CPU)",
+        "dtypes": _dtypes(),
         "cuda": _cuda(),
         "drivers": "native forward, backward, tangents, double backward; third derivatives decomposed",
         "memory": f"{_C.kept_bytes() / 2**20:.0f} MiB of freed results kept (at most 256; empty_cache)",

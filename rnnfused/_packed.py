@@ -18,6 +18,7 @@ __all__ = ["Frozen", "Stepper"]
 
 
 Module = RNN | LSTM | GRU
+_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
 class _Snapshot:
@@ -28,19 +29,34 @@ class _Snapshot:
     _native: Any
     _learned: Sequence[Tensor] = ()
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, weights: str | None) -> None:
         if not isinstance(module, (RNN, LSTM, GRU)):
             raise TypeError(f"module: expected an rnnfused.RNN, LSTM or GRU, got {type(module).__name__}")
         if type(module).forward is not _Sequence.forward:
             raise TypeError(
                 f"module: expected rnnfused's own forward, which {type(module).__name__} has replaced"
             )
-        self._module = module
+        self._module, self._kind = module, weights
+        self._dtype = module._params()[0].dtype  # of what a call is given and gives
+        if weights is not None and weights not in _DTYPES:
+            raise ValueError(f"weights: expected None, {' or '.join(map(repr, _DTYPES))}, got {weights!r}")
+        if weights is not None and self._dtype != torch.float32:
+            raise ValueError(f"module: expected dtype torch.float32 with weights, got {self._dtype}")
+
+    @property
+    def _stored(self) -> torch.dtype:
+        """The type of the weights."""
+        return _DTYPES[self._kind] if self._kind else self._dtype
+
+    def _in_words(self) -> str:
+        return f", weights={self._kind!r}" if self._kind else ""
 
     def refresh(self) -> None:
         """Takes the module's weights as they are now."""
         with torch.no_grad():
-            self._weights = [parameter.detach().clone() for parameter in self._module._params()]
+            self._weights = [
+                parameter.detach().to(self._stored, copy=True) for parameter in self._module._params()
+            ]
             self._learned = [state.detach() for state in self._module._learned()]
         self._native = self._pack()
 
@@ -63,18 +79,20 @@ class Frozen(_Snapshot):
     once, which shows where a call is short beside its weights. (They are packed again where another number of
     threads or sequences asks for another layout.)
 
-    module: an rnnfused.RNN, LSTM or GRU, float32 or float64, on the CPU. Its weights are those that it has
-    when the Frozen is made, whatever becomes of the module's: after a change, call `refresh`. A Frozen can be
+    module: an rnnfused.RNN, LSTM or GRU on the CPU. Its weights are those that it has when the Frozen is
+    made, whatever becomes of the module's: after a change, call `refresh`. weights: "bf16" or "f16" keeps
+    those of a float32 module, and what is multiplied with them, in bfloat16 or float16; input, output and
+    states stay float32. A Frozen can be
     copied and pickled, and be an attribute of a torch.nn.Module, of which it is no part that trains. Nothing
     is differentiated. Calls from several threads are safe, and wait for each other. A sequence of at most 8
     rows is summed in the order of longer ones, where the module reads its weights as they lie: the same
     numbers to rounding; so it is where a call is traced or transformed, which runs the operator on the same
-    weights. Raises TypeError for another module; calls raise what the module's raise, and RuntimeError for
+    weights. Raises TypeError for another module, ValueError for other weights; calls raise what the module's raise, and RuntimeError for
     another device and for tensors that require a gradient.
     """
 
-    def __init__(self, module: Module) -> None:
-        super().__init__(module)
+    def __init__(self, module: Module, weights: str | None = None) -> None:
+        super().__init__(module, weights)
         self.refresh()
 
     def __call__(
@@ -89,7 +107,7 @@ class Frozen(_Snapshot):
         return self._module._forward(self._run, input, hx, lengths, resets, cu_seqlens)
 
     def __repr__(self) -> str:
-        return f"Frozen({self._module!r})"
+        return f"Frozen({self._module!r}{self._in_words()})"
 
     def _pack(self) -> Any:
         return _C.Frozen(self._module._config().text, self._weights)
@@ -97,6 +115,14 @@ class Frozen(_Snapshot):
     def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
         if self._learned and not hx:
             hx = expanded(self._module._config(), self._learned, input, layout)
+        if self._kind is None:
+            return self._outputs(input, hx, layout)
+        if input.dtype != self._dtype:
+            raise RuntimeError(f"input: expected dtype {self._dtype}, got {input.dtype}")
+        # The states stay as they are: the kernels keep them in float32.
+        return [t.to(self._dtype) for t in self._outputs(input.to(self._stored), hx, layout)]
+
+    def _outputs(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
         if not torch.compiler.is_compiling():
             outputs = self._native.forward(input, hx, *layout)
             if outputs is not None:
@@ -113,26 +139,28 @@ class Stepper(_Snapshot):
     the module's over the whole sequence at once (where that has more than 8 rows: a shorter one runs with
     unpacked weights, whose products are summed in another order).
 
-    module: an rnnfused.RNN, LSTM or GRU of any number of layers, in one direction, float32 or float64, on the
-    CPU. It is run as in eval mode, without dropout. batch_size: sequences that go on side by side. The state
-    is zero at first, or the module's learned one.
+    module: an rnnfused.RNN, LSTM or GRU of any number of layers, in one direction, on the CPU. It is run as
+    in eval mode, without dropout. batch_size: sequences that go on side by side. weights: "bf16" or "f16"
+    keeps those of a float32 module, and what is multiplied with them, in bfloat16 or float16. The state is
+    zero at first, or the module's learned one; it is float32 where weights are of 16 bits, the module's own
+    too, so that what a step rounds away is not lost to the next.
 
     Weights are those that the module has when the Stepper is made, whatever becomes of the module's: after a
     change, call `refresh`. A Stepper can be copied and pickled, its state with it, and be an attribute of a
     torch.nn.Module. Nothing is differentiated or traced. Calls from several threads are safe, and wait for
-    each other. Raises TypeError for another module, ValueError for two directions or a batch size below 1,
-    RuntimeError for another device or dtype.
+    each other. Raises TypeError for another module, ValueError for two directions, a batch size below 1
+    or other weights, RuntimeError for another device or dtype.
     """
 
-    def __init__(self, module: Module, batch_size: int = 1) -> None:
-        super().__init__(module)
+    def __init__(self, module: Module, batch_size: int = 1, weights: str | None = None) -> None:
+        super().__init__(module, weights)
         if module.bidirectional:
             raise ValueError("module: expected one direction, got bidirectional=True")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         like = module._params()[0]
         self._states = tuple(
-            torch.zeros(module.num_layers, batch_size, size, dtype=like.dtype, device=like.device)
+            torch.zeros(module.num_layers, batch_size, size, dtype=_computed(like.dtype), device=like.device)
             for size in module._state_sizes()
         )
         self.refresh()
@@ -150,7 +178,7 @@ class Stepper(_Snapshot):
         return self._native.step(input, active)
 
     def __repr__(self) -> str:
-        return f"Stepper({self._module!r}, batch_size={self._states[0].shape[1]})"
+        return f"Stepper({self._module!r}, batch_size={self._states[0].shape[1]}{self._in_words()})"
 
     @property
     def state(self) -> Any:
@@ -200,7 +228,11 @@ class Stepper(_Snapshot):
 
     def _pack(self) -> Any:
         layer = dataclasses.replace(self._module._config(), batch_first=False, cells=False)
-        return _C.Stepper(layer.text, self._weights, self._states)
+        return _C.Stepper(layer.text, self._weights, self._states, self._dtype)
+
+
+def _computed(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in _DTYPES.values() else dtype
 
 
 def _as_index(rows: Any) -> Any:

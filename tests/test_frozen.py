@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from results import assert_same_bits
+from results import assert_same_bits, tensors
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnfused
@@ -22,6 +22,8 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("GRU", {"num_layers": 2, "dtype": torch.float64, "bidirectional": True}),
     ("GRU", {"bias": False}),
     ("RNN", {"num_layers": 2, "nonlinearity": "relu"}),
+    ("LSTM", {"num_layers": 2, "bidirectional": True, "dtype": torch.bfloat16}),
+    ("GRU", {"dtype": torch.float16}),
 ]
 
 
@@ -45,6 +47,32 @@ def test_the_modules_bits_for_any_form_of_input(kind: str, options: dict[str, An
                     assert_same_bits(frozen(*arguments), module(*arguments))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("weights, dtype", [("bf16", torch.bfloat16), ("f16", torch.float16)])
+def test_weights_in_16_bits(kind: str, weights: str, dtype: torch.dtype) -> None:
+    module = getattr(rnnfused, kind)(INPUT, H, num_layers=2, bidirectional=True)
+    narrow = copy.deepcopy(module).to(dtype)
+    frozen = rnnfused.Frozen(module, weights=weights)
+    assert repr(frozen) == f"Frozen({module!r}, weights='{weights}')"
+    x = torch.randn(20, 3, INPUT)
+    hx = tuple(torch.randn(4, 3, H) for _ in range(1 + (kind == "LSTM")))
+    ragged = pack_sequence([torch.randn(n, INPUT) for n in (11, 40, 23)], False)
+    lengths, resets = torch.tensor([3, 0, 20]), torch.rand(20, 3) < 0.2
+    for copied in (frozen, copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen))):
+        for options in ({}, {"lengths": lengths}, {"resets": resets}):
+            want = tensors(narrow(x.to(dtype), **options))
+            found = tensors(copied(x, **options))
+            assert all(t.dtype == torch.float32 for t in found)
+            assert_same_bits(found, [t.float() for t in want])
+        given = hx if kind == "LSTM" else hx[0]
+        assert_same_bits(copied(x, given), narrow(x.to(dtype), given))
+        assert_same_bits(copied(ragged)[0].data, narrow(ragged.to(dtype))[0].data.float())
+    with pytest.raises(RuntimeError, match=r"input: expected dtype torch.float32, got torch.float64"):
+        frozen(x.double())
+    with pytest.raises(ValueError, match="weights: expected None, 'bf16' or 'f16', got 'bfloat16'"):
+        rnnfused.Frozen(module, weights="bfloat16")
 
 
 def test_a_few_rows_are_summed_in_the_order_of_many() -> None:

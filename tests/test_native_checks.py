@@ -192,4 +192,4 @@ def test_what_is_no_tensor() -> None:
 
 def test_directions_of_a_plan() -> None:
     with pytest.raises(ValueError, match="directions: expected 1 or 2, got 0"):
-        _C.describe_plan("gru", 1, 1, 1, 1, 1, 1, 0, False)
+        _C.describe_plan("gru", 1, 1, 1, 1, 1, 1, 0, torch.float32)

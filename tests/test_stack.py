@@ -64,7 +64,7 @@ def test_layers_under_way_at_once() -> None:
             torch.set_num_threads(2)
             got = module(x)
             if len(_usable_processors()) > 1:
-                assert _C.describe_plan("lstm", 200, 1, 64, 64, 64, 2, 1, False)[0] == "wavefront"
+                assert _C.describe_plan("lstm", 200, 1, 64, 64, 64, 2, 1, torch.float32)[0] == "wavefront"
     finally:
         torch.set_num_threads(threads)
     assert_same_bits(got, want)

@@ -29,6 +29,9 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("GRU", {"bias": False}),
     ("RNN", {"num_layers": 2, "nonlinearity": "relu"}),
     ("RNN", {}),
+    ("LSTM", {"num_layers": 2, "dtype": torch.bfloat16}),
+    ("LSTM", {"proj_size": 9, "dtype": torch.float16}),
+    ("GRU", {"dtype": torch.bfloat16}),
 ]
 
 
@@ -48,7 +51,42 @@ def test_the_bits_of_the_whole_sequence(kind: str, options: dict[str, Any], batc
     finally:
         torch.set_num_threads(before)
     assert torch.equal(got, want.transpose(0, 1) if module.batch_first else want)
-    assert_same_bits(stepper.state, final)
+    assert_same_bits([t.to(x.dtype) for t in tensors(stepper.state)], final)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("weights, dtype", [("bf16", torch.bfloat16), ("f16", torch.float16)])
+def test_weights_in_16_bits(kind: str, weights: str, dtype: torch.dtype) -> None:
+    module, x = layer(kind, num_layers=2), torch.randn(T, 3, INPUT)
+    narrow = copy.deepcopy(module).to(dtype)
+    stepper = rnnfused.Stepper(module, 3, weights=weights)
+    assert repr(stepper).endswith(f"batch_size=3, weights='{weights}')")
+    with torch.no_grad():
+        want, final = narrow(x.to(dtype))
+    for copied in (stepper, copy.deepcopy(stepper), pickle.loads(pickle.dumps(stepper))):
+        got = torch.stack([copied(step) for step in x])
+        assert got.dtype == torch.float32 and torch.equal(got, want.float())
+        assert all(t.dtype == torch.float32 for t in tensors(copied.state))
+        assert_same_bits([t.to(dtype) for t in tensors(copied.state)], final)
+    stepper.reset()
+    active = torch.tensor([True, False, True])
+    y = stepper(x[0], active=active)
+    assert torch.equal(y[active], want[0].float()[active]) and not y[1].any()
+    with torch.no_grad():
+        module.weight_ih_l0.zero_()
+    stepper.refresh()
+    assert not torch.equal(stepper(x[0])[0], want[0, 0].float())
+
+
+def test_weights_that_there_are_not() -> None:
+    with pytest.raises(ValueError, match="weights: expected None, 'bf16' or 'f16', got 'int4'"):
+        rnnfused.Stepper(layer("GRU"), weights="int4")
+    with pytest.raises(
+        ValueError, match=r"module: expected dtype torch.float32 with weights, got torch.float64"
+    ):
+        rnnfused.Stepper(layer("GRU", dtype=torch.float64), weights="bf16")
+    with pytest.raises(RuntimeError, match="input: expected dtype Float, got BFloat16"):
+        rnnfused.Stepper(layer("GRU"), weights="bf16")(torch.zeros(1, INPUT, dtype=torch.bfloat16))
 
 
 def test_a_large_layer_on_two_threads_and_on_one() -> None:

@@ -105,7 +105,7 @@ def test_a_process_pinned_to_one_processor(serial: str) -> None:
 bits()
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 torch.set_num_threads(2)
-print(rnnfused._C.describe_plan("lstm", 20, 8, 256, 256, 256, 1, 1, False), bits())
+print(rnnfused._C.describe_plan("lstm", 20, 8, 256, 256, 256, 1, 1, torch.float32), bits())
 """
     assert script(code) == f"('serial', 1, 1, 1, 1) {serial}"
 

@@ -126,6 +126,11 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
+template <class S>
+bool multiplies_pairs() {
+  return typed<S>().terms > 1;
+}
+
 TapeSize tape_size(CellId cell, bool projected) { return cell_kernels<float>(cell).tape_size(projected); }
 
 template <class S>
@@ -244,6 +249,7 @@ void tangent_backward(CellId cell, const TangentBackward<T>& step, int threads) 
 }
 
 #define RNNFUSED_INSTANTIATE(S)                                             \
+  template bool multiplies_pairs<S>();                                      \
   template Plan plan<S>(CellId, const SequenceShape&, int, int, int, bool); \
   template void forward<S>(CellId, const Stack<S>&, int);                   \
   template void PackedStack::forward<S>(CellId, Stack<S>, int);             \

@@ -18,6 +18,10 @@ const KernelTable& kernels();
 // Names of the tables that were built and that this processor can run, widest last.
 std::vector<std::string> available_isas();
 
+// Whether the processor multiplies numbers as they are stored, rather than widened.
+template <class S>
+bool multiplies_pairs();
+
 // What a tape has to hold: that forward() fills and backward() reads.
 TapeSize tape_size(CellId cell, bool projected);
 

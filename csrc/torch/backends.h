@@ -1,6 +1,8 @@
 // The seam between what a call is and where it runs: each back end's forward and backward on checked tensors.
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include "cpu/dispatch.h"
 #include "torch/inputs.h"
 
@@ -38,10 +40,10 @@ void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool reco
 ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute);
 void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
-// Calls body with a scalar of the tensor's type.
+// Calls body with a scalar of the type.
 template <class Body>
-void for_dtype(const at::Tensor& x, Body body) {
-  switch (x.scalar_type()) {
+auto for_dtype(at::ScalarType type, Body body) {
+  switch (type) {
     case at::kFloat:
       return body(float{});
     case at::kDouble:
@@ -49,8 +51,13 @@ void for_dtype(const at::Tensor& x, Body body) {
     case at::kHalf:
       return body(Half{});
     default:
+      TORCH_INTERNAL_ASSERT(type == at::kBFloat16);
       return body(BFloat16{});
   }
+}
+template <class Body>
+auto for_dtype(const at::Tensor& x, Body body) {
+  return for_dtype(x.scalar_type(), body);
 }
 
 // What a call may use of torch's threads.

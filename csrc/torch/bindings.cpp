@@ -148,16 +148,17 @@ PYBIND11_MODULE(_C, m) {
       .def("forward", &frozen_forward, py::arg("input"), py::arg("hx"), py::arg("batch_sizes"),
            py::arg("lengths") = py::none(), py::arg("resets") = py::none());
   py::class_<rnnfused::Stepper>(m, "Stepper")
-      .def(py::init<const std::string&, Tensors, Tensors>(), py::arg("layer"), py::arg("params"),
-           py::arg("hx"))
+      .def(py::init<const std::string&, Tensors, Tensors, at::ScalarType>(), py::arg("layer"),
+           py::arg("params"), py::arg("hx"), py::arg("type"))
       .def("step", &rnnfused::Stepper::step, release(), py::arg("x"), py::arg("active") = py::none());
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);
   m.def("available_isas", &rnnfused::available_isas);
+  m.def("multiplies_pairs", &rnnfused::multiplies_pairs, py::arg("dtype"));
   m.def("scarcity", &rnnfused::scarcity);
   m.def("kept_bytes", &rnnfused::kept_bytes);
   m.def("empty_cache", &rnnfused::empty_cache);
   m.def("describe_plan", &rnnfused::describe_plan, py::arg("cell"), py::arg("steps"), py::arg("batch"),
         py::arg("input"), py::arg("hidden"), py::arg("output"), py::arg("layers"), py::arg("directions"),
-        py::arg("f64"));
+        py::arg("dtype"));
 }

@@ -470,6 +470,10 @@ std::vector<std::string> cell_names() {
 
 std::string isa() { return cpu::kernels().isa; }
 
+bool multiplies_pairs(at::ScalarType type) {
+  return for_dtype(type, [](auto scalar) { return cpu::multiplies_pairs<decltype(scalar)>(); });
+}
+
 std::pair<int64_t, bool> scarcity() { return {Scarcity::losses(), Scarcity::is_now()}; }
 
 std::vector<std::string> available_isas() { return cpu::available_isas(); }
@@ -477,11 +481,13 @@ std::vector<std::string> available_isas() { return cpu::available_isas(); }
 std::tuple<std::string, int, int, int, int> describe_plan(const std::string& cell, int64_t steps,
                                                           int64_t batch, int64_t input, int64_t hidden,
                                                           int64_t output, int64_t layers, int64_t directions,
-                                                          bool f64) {
+                                                          at::ScalarType type) {
   TORCH_CHECK_VALUE(directions == 1 || directions == 2, "directions: expected 1 or 2, got ", directions);
   const SequenceShape shape{steps, batch, input, hidden, output, nullptr, false};
-  const auto make = f64 ? cpu::plan<double> : cpu::plan<float>;
-  const Plan plan = make(cell_id(cell), shape, int(layers), int(directions), threads_allowed(), false);
+  const Plan plan = for_dtype(type, [&](auto scalar) {
+    return cpu::plan<decltype(scalar)>(cell_id(cell), shape, int(layers), int(directions), threads_allowed(),
+                                       false);
+  });
   return {mode_of(plan), plan.groups, plan.members, plan.shards, plan.wave};
 }
 

@@ -55,6 +55,8 @@ RNNFUSED_API void check_call(const std::string& layer, const at::Tensor& input, 
 RNNFUSED_API std::vector<std::string> cell_names();
 RNNFUSED_API std::string isa();
 RNNFUSED_API std::vector<std::string> available_isas();
+// Whether the CPU multiplies numbers of a type as they are stored, rather than widened.
+RNNFUSED_API bool multiplies_pairs(at::ScalarType type);
 // Calls that lost their time waiting for processors, and whether calls run on one thread now: cpu/threads.h.
 RNNFUSED_API std::pair<int64_t, bool> scarcity();
 // Mode, groups, members, shards, wave: cpu/plan.h.
@@ -62,6 +64,6 @@ RNNFUSED_API std::tuple<std::string, int, int, int, int> describe_plan(const std
                                                                        int64_t batch, int64_t input,
                                                                        int64_t hidden, int64_t output,
                                                                        int64_t layers, int64_t directions,
-                                                                       bool f64);
+                                                                       at::ScalarType type);
 
 }  // namespace rnnfused

@@ -33,24 +33,27 @@ std::optional<Tensors> Frozen::forward(const at::Tensor& input, at::TensorList h
   return recurrent(arguments, false, &packed_);
 }
 
-Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx) {
+Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx, at::ScalarType type) : type_(type) {
   const LayerOptions& o = layer_options(layer);
   TORCH_CHECK_VALUE(!hx.empty() && hx[0].dim() == 3 && !params.empty(),
                     "hx: expected h [layers, batch, units]");
   const at::Tensor& h = hx[0];
   TORCH_CHECK(h.device().is_cpu(), "module: expected tensors on the CPU, got ", h.device());
   for (const at::Tensor& state : hx) TORCH_CHECK(state.is_contiguous(), "hx: expected contiguous tensors");
-  at::Tensor x = at::empty({1, h.size(1), params[0].size(-1)}, h.options());
+  at::Tensor x = at::empty({1, h.size(1), params[0].size(-1)}, params[0].options());
   const Arguments arguments{o, x, hx, params, {}};
   const Form form = check(arguments);
-  TORCH_CHECK(compute_type(h.scalar_type()) == h.scalar_type(),
-              "module: expected dtype float32 or float64, got ", h.scalar_type());
+  const at::ScalarType stored = params[0].scalar_type();
+  TORCH_CHECK(compute_type(stored) == h.scalar_type(), "hx: expected dtype ", compute_type(stored), ", got ",
+              h.scalar_type());
+  TORCH_CHECK(type == stored || type == compute_type(stored), "type: expected dtype ", stored, " or ",
+              compute_type(stored), ", got ", type);
   const auto sequences = std::make_shared<const Sequences>(arguments, form, /*on_device=*/false);
   at::Tensor below = x;
   layers_.reserve(size_t(o.layers));
   for (int64_t l = 0; l < o.layers; ++l) {
     layers_.emplace_back(arguments, form, sequences, l, below);
-    below = at::empty(layers_.back().output_sizes(layers_.back().shape.output), h.options());
+    below = at::empty(layers_.back().output_sizes(layers_.back().shape.output), x.options());
     if (l + 1 < o.layers) outputs_.push_back(below);
   }
 }
@@ -58,14 +61,15 @@ Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx) {
 at::Tensor Stepper::step(const at::Tensor& x, const OptionalTensor& active) {
   const Inputs& first = layers_[0];
   const c10::SymInt sizes[] = {first.shape.batch, first.shape.input};
-  check_tensor(x, "input", first.x.device(), first.x.scalar_type(), sizes);
+  check_tensor(x, "input", first.x.device(), type_, sizes);
   check_undifferentiated(x, "input");
-  const at::Tensor in = dense(x, "input");
+  at::Tensor in = dense(x, "input");
   TORCH_CHECK(
       is_plain(in) && !thread_is_watched(),
       "Stepper: a step changes its state in place, which traces, transforms and modes cannot see: call "
       "the module itself");
-  at::Tensor y = first.empty({first.shape.batch, layers_.back().shape.output});
+  if (type_ != first.x.scalar_type()) in = in.to(first.x.scalar_type());
+  const at::Tensor y = first.empty({first.shape.batch, layers_.back().shape.output});
   std::vector<Index> rows;
   if (active) {
     check_tensor(*active, "active", first.x.device(), at::kBool, {first.shape.batch});
@@ -74,10 +78,10 @@ at::Tensor Stepper::step(const at::Tensor& x, const OptionalTensor& active) {
       if (takes_part.const_data_ptr<bool>()[b]) rows.push_back(b);
     }
     y.zero_();
-    if (rows.empty()) return y;
   }
-  for_dtype(x, [&](auto type) { run<decltype(type)>(in, y, active ? &rows : nullptr); });
-  return y;
+  if (!active || !rows.empty())
+    for_dtype(in, [&](auto type) { run<decltype(type)>(in, y, active ? &rows : nullptr); });
+  return y.scalar_type() == type_ ? y : y.to(type_);
 }
 
 template <class S>

@@ -31,9 +31,10 @@ class RNNFUSED_API Frozen {
 
 class RNNFUSED_API Stepper {
  public:
-  // As Frozen, in one direction. hx: h [L, B, P] and c [L, B, H] are the state: they are read and written in
-  // place. Throws what the operator throws, and RuntimeError for tensors on a GPU.
-  Stepper(const std::string& layer, Tensors params, Tensors hx);
+  // As Frozen, in one direction. hx: h [L, B, P] and c [L, B, H] are the state, of the type that is computed
+  // in: they are read and written in place. `type` is that of what a step is given and gives: the params' or
+  // the one that is computed in. Throws what the operator throws, and RuntimeError for tensors on a GPU.
+  Stepper(const std::string& layer, Tensors params, Tensors hx, at::ScalarType type);
 
   // x [B, I]; y [B, P], which the next call does not touch. active: bool [B], or none for all: the others'
   // states stand still, and their y is zero. Calls of several threads wait for each other. Throws
@@ -43,10 +44,11 @@ class RNNFUSED_API Stepper {
 
  private:
   // `rows`: those that take part, or null for all.
-  template <class T>
+  template <class S>
   void run(const at::Tensor& x, const at::Tensor& y, const std::vector<Index>* rows);
 
   std::mutex one_at_a_time_;
+  at::ScalarType type_;
   Tensors outputs_;             // of every layer but the last
   std::vector<Inputs> layers_;  // which hold the state
   cpu::PackedStack packed_;

@@ -283,7 +283,7 @@ def forward_arguments(pick: Pick) -> dict[str, Any]:
     layers = () if config.step else (config.num_layers * config.directions,)
     states = (*layers, *(() if form == "unbatched" else (batch,)))
     width = pick.randrange(1, hidden) if projected else hidden
-    dtype = pick.choice((torch.float32, torch.float64))
+    dtype = pick.choice((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
     def random_tensor(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=dtype)
@@ -334,7 +334,9 @@ def stepper_arguments(pick: Pick) -> dict[str, Any]:
     while given["input"].dim() != 3 or not given["hx"] or "bidirectional" in given["layer"]:
         given = forward_arguments(pick)
     rows = given["input"].select(1 if "batch_first" in given["layer"] else 0, 0)
-    return {"layer": given["layer"], "params": given["params"], "hx": given["hx"], "x": rows}
+    computed = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    states = [state.to(computed) for state in given["hx"]]
+    return {"layer": given["layer"], "params": given["params"], "hx": states, "x": rows}
 
 
 def operator(**given: Any) -> Any:
@@ -359,7 +361,7 @@ def or_operator(found: Any, given: Arguments) -> Any:
 
 def stepper(layer: Any, params: Any, hx: Any, x: Any) -> Any:
     states = everywhere(hx, lambda t: t if is_freed(t) else t.clone())  # a step writes to them
-    made = _C.Stepper(layer, params, states)
+    made = _C.Stepper(layer, params, states, x.dtype)
     return [made.step(x) for _ in range(2)]
 
 

@@ -21,8 +21,8 @@ __all__ = ["ROOT", "Row", "Worker", "measure_case", "measure_peak"]
 ROOT = Path(__file__).resolve().parent.parent
 
 # Of any output or gradient, relative to its largest value: float32 sums of up to some thousand terms, and
-# roundings of bfloat16 that a sequence adds up.
-TOLERANCES = {"float32": 2e-4, "bfloat16": 0.1}
+# roundings of bfloat16 that a sequence adds up (torch.nn's own reach 0.3 after 512 steps).
+TOLERANCES = {"float32": 2e-4, "bfloat16": 0.5}
 
 # glibc then gives every large block back at once, and resident memory is what is in use.
 _TIGHT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}

@@ -41,7 +41,7 @@ def _ctc(scores: Tensor) -> Tensor:
     """CTC loss of scores [T, B, classes] and ten labels a sequence; 0 is the blank."""
     steps, batch, classes = scores.shape
     labels = torch.arange(10 * batch).view(batch, 10) % (classes - 1) + 1
-    return functional.ctc_loss(scores.log_softmax(-1), labels, torch.tensor([steps] * batch), [10] * batch)
+    return functional.ctc_loss(scores.log_softmax(-1), labels, (steps,) * batch, (10,) * batch)
 
 
 def deep_speech() -> Built:

@@ -18,11 +18,11 @@ void multiply_accumulate(float* d, const uint32_t* a, const uint32_t* b, Operand
 template <class T>
 struct OperandOf;
 template <>
-struct OperandOf<cuda::Half> {
+struct OperandOf<Half> {
   static constexpr Operand value = Operand::half;
 };
 template <>
-struct OperandOf<cuda::BFloat16> {
+struct OperandOf<BFloat16> {
   static constexpr Operand value = Operand::bfloat16;
 };
 

@@ -288,7 +288,7 @@ def crdnn() -> Built:
     from speechbrain.lobes.models.CRDNN import CRDNN
     from speechbrain.nnet.RNN import LSTM
 
-    x = torch.randn(4, 200, 40)
+    x = torch.randn(4, 100, 40)
     model = CRDNN(input_shape=x.shape, rnn_class=LSTM)
     return Built(model, lambda: model(x), lambda: _ctc(model(x).transpose(0, 1)))
 

@@ -35,8 +35,8 @@ CURVE_FLOAT64_BITS = 2**-30
 # values of order 1, and of sums of some ten terms.
 COMPILED = 1e-14
 
-# bfloat16 and float16, in units of their last place: sums, gates and c are float32; h, what is kept for backward
-# and the gate gradients are rounded, each by half a unit at most.
+# bfloat16 and float16, in units of their last place: sums, gates and c are float32; h, what is kept for
+# backward and the gate gradients are rounded, each by half a unit at most.
 NARROW_ROUNDINGS = 1.0
 
 

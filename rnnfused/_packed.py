@@ -82,13 +82,13 @@ class Frozen(_Snapshot):
     module: an rnnfused.RNN, LSTM or GRU on the CPU. Its weights are those that it has when the Frozen is
     made, whatever becomes of the module's: after a change, call `refresh`. weights: "bf16" or "f16" keeps
     those of a float32 module, and what is multiplied with them, in bfloat16 or float16; input, output and
-    states stay float32. A Frozen can be
-    copied and pickled, and be an attribute of a torch.nn.Module, of which it is no part that trains. Nothing
-    is differentiated. Calls from several threads are safe, and wait for each other. A sequence of at most 8
-    rows is summed in the order of longer ones, where the module reads its weights as they lie: the same
-    numbers to rounding; so it is where a call is traced or transformed, which runs the operator on the same
-    weights. Raises TypeError for another module, ValueError for other weights; calls raise what the module's raise, and RuntimeError for
-    another device and for tensors that require a gradient.
+    states stay float32. A Frozen can be copied and pickled, and be an attribute of a torch.nn.Module, of
+    which it is no part that trains. Nothing is differentiated. Calls from several threads are safe, and
+    wait for each other. A sequence of at most 8 rows is summed in the order of longer ones, where the
+    module reads its weights as they lie: the same numbers to rounding; so it is where a call is traced or
+    transformed, which runs the operator on the same weights. Raises TypeError for another module,
+    ValueError for other weights; calls raise what the module's raise, and RuntimeError for another device
+    and for tensors that require a gradient.
     """
 
     def __init__(self, module: Module, weights: str | None = None) -> None:

@@ -174,10 +174,8 @@ class ForwardStream {
   void prepare() {
     if (!manner_.packed) pack();
     const SequenceShape& shape = stream_.shape;
-    for (const Range& mine : {blocks_, outputs_}) {
-      for (Index block = mine.first; !kNarrow<S> && block < mine.last; ++block)
-        store(start_ + block * L, V{});
-    }
+    const Range mine = shape.output > shape.hidden ? outputs_ : blocks_;
+    for (Index block = mine.first; !kNarrow<S> && block < mine.last; ++block) store(start_ + block * L, V{});
     for (Index b = 0; b < stream_.batch(); ++b) {
       if (kNarrow<S>) copy_initial(0, outputs_, shape.output, b, start_ + b * padded<T>(shape.output));
       if (output_) copy_initial(0, blocks_, shape.hidden, b, output_ + b * tape_.units);

@@ -221,7 +221,8 @@ at::Tensor Inputs::empty(at::IntArrayRef sizes, at::ScalarType type) const {
   // As at::empty does, so that a number that was never written shows; by this thread, since a forked process
   // has no other.
   const at::Context& context = at::globalContext();
-  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory())
+  const bool fills = context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory();
+  if (fills && result.nbytes() > 0)
     std::memset(result.mutable_data_ptr(), 0xff, result.nbytes());  // NaN in every type
   return result;
 }

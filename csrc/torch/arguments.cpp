@@ -312,7 +312,8 @@ at::ScalarType compute_type(at::ScalarType type) { return is_narrow(type) ? at::
 
 at::ScalarType tape_type(const at::Tensor& input) {
   // Of a tensor without memory the keys say for which device it stands.
-  const bool on_gpu = input.key_set().has_backend(c10::BackendComponent::CUDABit);
+  const bool on_gpu =
+      gpu::serves(input.device()) || input.key_set().has_backend(c10::BackendComponent::CUDABit);
   return on_gpu ? compute_type(input.scalar_type()) : input.scalar_type();
 }
 

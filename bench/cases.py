@@ -120,13 +120,8 @@ class Case:
 
     def recurrent_bytes(self) -> float:
         """Weights that every step of every layer must read."""
-        return (
-            (4.0 if self.dtype == "float32" else 2.0)
-            * CELLS[self.cell]
-            * self.hidden**2
-            * self.layers
-            * self.directions
-        )
+        scalar = 4.0 if self.dtype == "float32" else 2.0
+        return scalar * CELLS[self.cell] * self.hidden**2 * self.layers * self.directions
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -24,7 +24,7 @@ L3_BYTES = 3 << 20
 @dataclass(frozen=True)
 class Limits:
     """fma: float32 operations per second of multiplications and additions on registers; dots: those of the
-    instruction that multiplies pairs of bfloat16, or of fma where there is none. sgemm: those of large
+    instruction that multiplies pairs of bfloat16, 0 where there is none. sgemm: those of large
     matrix products, by torch's library. l2, l3: bytes per second that all threads together read, each
     from memory of its own that fits that level. barrier: seconds in which the threads meet once.
     """

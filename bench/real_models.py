@@ -25,7 +25,6 @@ import contextlib
 import functools
 import json
 import logging
-import multiprocessing
 import statistics
 import sys
 import warnings
@@ -48,6 +47,7 @@ from bench.cpu import add_timing
 from bench.harness import TOLERANCES
 from bench.peers import Prepared
 from bench.published import MODELS, Built, Published
+from bench.turns import Died, in_turns
 from bench.worker import times
 
 WAYS = ("torch.nn", "rnnfused")
@@ -269,8 +269,8 @@ def prepare(built: Built, way: str) -> tuple[dict[str, Prepared], Ready]:
 
 
 def work(build: Callable[[], Built], way: str, threads: int, parent: Connection) -> None:
-    """Answers with a Ready, or why the package's model could not be built; then with the milliseconds of each
-    part, as (part, seconds), that it is asked for."""
+    """Answers with a Ready, or why the package's model could not be built; then, as often as it is given a
+    number of seconds for each, with the milliseconds of every part."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
@@ -283,9 +283,8 @@ def work(build: Callable[[], Built], way: str, threads: int, parent: Connection)
             return
         parts, ready = prepare(built, way)
         parent.send(ready)
-        while True:
-            part, seconds = parent.recv()
-            parent.send(1e3 * statistics.median(times(parts[part], seconds)))
+        while seconds := parent.recv():
+            parent.send({part: 1e3 * statistics.median(times(one, seconds)) for part, one in parts.items()})
 
 
 # ---- In the parent
@@ -296,7 +295,7 @@ class NotBuilt(Exception):
 
 
 class Failed(Exception):
-    """rnnfused's results are not torch.nn's, or a process has died."""
+    """rnnfused's results are not torch.nn's."""
 
 
 @dataclass
@@ -336,43 +335,24 @@ def compare(row: Row, before: Ready, after: Ready) -> None:
 
 
 def measure(row: Row, build: Callable[[], Built], options: argparse.Namespace) -> None:
-    """Fills the row. Raises NotBuilt or Failed."""
-    # Not bench.turns: a process answers for several parts, and starts when the one before is ready. Two that
-    # prepare at once would wait for each other's threads.
-    context = multiprocessing.get_context("spawn")
-    workers: dict[str, Connection] = {}
-    answers = {}
-    with contextlib.ExitStack() as stack:
-        for way in WAYS:
-            workers[way], other = context.Pipe()
-            process = context.Process(target=work, args=(build, way, options.threads, other), daemon=True)
-            process.start()
-            stack.callback(process.kill)
-            other.close()
-            try:
-                answers[way] = workers[way].recv()
-            except EOFError:
-                raise Failed(f"the process of {way} died") from None
-            if isinstance(answers[way], str):
-                raise NotBuilt(answers[way])
+    """Fills the row. Raises NotBuilt, Failed or Died."""
+
+    def check(answers: dict[str, Ready | str]) -> None:
+        for answer in answers.values():
+            if isinstance(answer, str):
+                raise NotBuilt(answer)
         compare(row, *(answers[way] for way in WAYS))
-        if options.check_only:
-            return
-        found: dict[str, dict[str, list[float]]] = {part: {way: [] for way in WAYS} for part in PARTS}
-        for _ in range(options.rounds):
-            for part in PARTS:
-                for way, worker in workers.items():
-                    worker.send((part, options.seconds))
-                    found[part][way].append(worker.recv())
-    row.milliseconds = {
-        part: {way: statistics.median(values) for way, values in of_part.items()}
-        for part, of_part in found.items()
-    }
+
+    ways = {way: (build, way, options.threads) for way in WAYS}
+    rounds = 0 if options.check_only else options.rounds
+    found = in_turns(work, ways, rounds, options.seconds, check)
+    if found:
+        row.milliseconds = {part: {way: found[way][part] for way in WAYS} for part in PARTS}
 
 
 def head() -> str:
     columns = ["package", "model", "converted", "calls", "recurrent part differs by", "all of it by"]
-    return "\n".join(report._head([*columns, *PARTS]))
+    return "\n".join(report.head([*columns, *PARTS]))
 
 
 def line(row: Row) -> str:
@@ -384,7 +364,7 @@ def line(row: Row) -> str:
         cells.append(f"{max(row.differences[f'{what} {mode}'] for mode in MODES):.0e}")
     for part, of_part in row.milliseconds.items():
         cells.append(" / ".join(f"{of_part[way]:.2f}" for way in WAYS) + f" = {row.ratio(part):.2f}")
-    return report._line(cells)
+    return report.line(cells)
 
 
 def summary(rows: list[Row]) -> str:
@@ -400,8 +380,8 @@ def summary(rows: list[Row]) -> str:
 def save(path: Path, rows: list[Row], options: argparse.Namespace) -> None:
     versions = {"torch": torch.__version__, **{row.package: row.version for row in rows}}
     record = {
-        "commit": report._commit(),
-        "processor": report._processor(),
+        "commit": report.commit(),
+        "processor": report.processor(),
         "versions": versions,
         "settings": {name: getattr(options, name) for name in ("rounds", "seconds", "threads")},
         "rows": [asdict(row) | {"ratio": {part: row.ratio(part) for part in PARTS}} for row in rows],
@@ -433,7 +413,7 @@ def main() -> int:
             measure(row, model.build, options)
         except NotBuilt as error:
             print(f"{model} cannot be built with {number}, left out: {error}", file=sys.stderr)
-        except Failed as error:
+        except (Failed, Died) as error:
             print(f"{model} {number} FAILED: {error}", file=sys.stderr)
             failed = True
         else:

@@ -49,7 +49,7 @@ def work(way: str, size: tuple[int, int, int], parent: Connection) -> None:
     frames = environments * steps
     model.learn(frames)
     parent.send(None)
-    while parent.recv() is not None:
+    while parent.recv():
         start = time.perf_counter()
         model.learn(frames, reset_num_timesteps=False)
         parent.send(frames / (time.perf_counter() - start))

@@ -16,7 +16,19 @@ from bench.harness import Row
 from bench.limits import Limits
 from bench.peers import KNOWN, peers_of
 
-__all__ = ["at_limit", "geometric_mean", "load", "markdown", "per_step", "save", "summary"]
+__all__ = [
+    "at_limit",
+    "commit",
+    "geometric_mean",
+    "head",
+    "line",
+    "load",
+    "markdown",
+    "per_step",
+    "processor",
+    "save",
+    "summary",
+]
 
 
 def per_step(case: Case, seconds: float) -> str:
@@ -35,11 +47,11 @@ def markdown(rows: list[Row], limits: Limits) -> str:
 def _calls(rows: list[Row]) -> str:
     """One line a row: its threads, us a call of every peer, the ratio to torch.nn."""
     peers = _peers(rows)
-    lines = _head(["call", "threads", *(f"{peer} us" for peer in peers), "ratio"])
+    lines = head(["call", "threads", *(f"{peer} us" for peer in peers), "ratio"])
     for row in rows:
         cells = [row.case.called, str(row.case.threads)]
         cells += [per_step(row.case, row.medians[peer]) for peer in peers]
-        lines.append(_line([*cells, f"{row.ratio('torch'):.2f}"]))
+        lines.append(line([*cells, f"{row.ratio('torch'):.2f}"]))
     return "\n".join(lines)
 
 
@@ -47,12 +59,14 @@ def _peers(rows: list[Row]) -> list[str]:
     return [peer for peer in peers_of(rows[0].case.dtype) if any(peer in row.medians for row in rows)]
 
 
-def _line(cells: list[str]) -> str:
+def line(cells: list[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
-def _head(columns: list[str]) -> list[str]:
-    return [_line(columns), "|" + "---|" * len(columns)]
+def head(columns: list[str]) -> list[str]:
+    """Its first two."""
+    return [line(columns), "|" + "---|" * len(columns)]
 
 
 def _steps(rows: list[Row], limits: Limits) -> str:
@@ -62,14 +76,14 @@ def _steps(rows: list[Row], limits: Limits) -> str:
     peers = _peers(rows)
     columns = ["mode", "cell", "T", "B", "H", *peers, "best peer", "ratio", "at the limit"]
     columns += ["of the limit", "memory"]
-    lines = _head(columns)
+    lines = head(columns)
     for row in rows:
         c = row.case
         cells = [c.mode, c.cell, str(c.steps), str(c.batch), str(c.hidden)]
         cells += [per_step(c, row.medians[peer]) if peer in row.medians else "" for peer in peers]
         cells += [row.best_peer()[0], f"{row.ratio():.2f}", f"{at_limit(row, limits):.2f}"]
         cells += [f"{limits.seconds(c) / row.medians['rnnfused']:.0%}", _memory(row)]
-        lines.append(_line(cells))
+        lines.append(line(cells))
     return "\n".join(lines)
 
 
@@ -97,7 +111,7 @@ def summary(rows: list[Row], limits: Limits) -> str:
     """
     narrow = rows[0].case.dtype != "float32"
     columns = ["mode", "rows", *(["float32", "lowest"] if narrow else []), "torch.nn", "lowest"]
-    lines = _head([*columns, "best peer", "lowest", "its row", "at the limit"])
+    lines = head([*columns, "best peer", "lowest", "its row", "at the limit"])
 
     def name(case: Case) -> str:
         return f"{case.mode}, B = 1" if narrow and case.batch == 1 else case.mode
@@ -113,21 +127,22 @@ def summary(rows: list[Row], limits: Limits) -> str:
         at_best = (
             "" if mode == "calls" else f"{geometric_mean([at_limit(row, limits) for row in of_mode]):.2f}"
         )
-        lines.append(_line([*cells, min(of_mode, key=Row.ratio).case.name, at_best]))
+        lines.append(line([*cells, min(of_mode, key=Row.ratio).case.name, at_best]))
     return "\n".join(lines)
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The one that is measured, `-dirty` where files differ from it."""
     run = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
     return run.stdout.strip() or "unknown"
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
+def processor() -> str:
+    for entry in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if entry.startswith("model name"):
+            return entry.split(":", 1)[1].strip()
     return platform.processor()
 
 
@@ -139,8 +154,8 @@ def _versions() -> dict[str, str]:
 def save(path: Path, rows: list[Row], limits: Limits, settings: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
-        "commit": _commit(),
-        "processor": _processor(),
+        "commit": commit(),
+        "processor": processor(),
         "versions": _versions(),
         "settings": settings,
         "limits": limits.as_dict(),

@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -23,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.peers import Prepared
 from bench.turns import in_turns
+from bench.worker import times
 
 Forward = Callable[[Any, Any, Any], Any]  # (module, x, lengths or resets) -> y
 
@@ -83,8 +84,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 # ---- In the process of one way
 
 
-def prepare(row: Row, way: str) -> tuple[Callable[[], None], Callable[[], list[np.ndarray]]]:
-    """What is timed, and its output and gradients."""
+def prepare(row: Row, way: str) -> Prepared:
+    """What is timed, and its output and gradients, numbered."""
     import torch
 
     import rnnfused
@@ -114,10 +115,11 @@ def prepare(row: Row, way: str) -> tuple[Callable[[], None], Callable[[], list[n
         y = forward(module, given, where)
         y.backward(outer)
 
-    def results() -> list[np.ndarray]:
-        return [t.detach().numpy() for t in (y, *(p.grad for p in module.parameters()))]
+    def results() -> dict[str, np.ndarray]:
+        found = (y, *(p.grad for p in module.parameters()))
+        return {str(index): t.detach().numpy() for index, t in enumerate(found)}
 
-    return run, results
+    return Prepared(run, results)
 
 
 def _padded(module: Any, x: Any, lengths: Any) -> Any:
@@ -191,19 +193,11 @@ def work(row: Row, way: str, threads: int, parent: Connection) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    run, results = prepare(row, way)
-    run()
-    parent.send(results())
-    while (seconds := parent.recv()) is not None:
-        times: list[float] = []
-        time.sleep(0.01)  # the one before has threads that spin for a while
-        run()
-        end = time.perf_counter() + seconds
-        while not times or time.perf_counter() < end:
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        parent.send(1e3 * statistics.median(times))
+    prepared = prepare(row, way)
+    prepared.run()
+    parent.send(prepared.results())
+    while seconds := parent.recv():
+        parent.send(1e3 * statistics.median(times(prepared, seconds)))
 
 
 # ---- In the parent
@@ -212,10 +206,10 @@ def work(row: Row, way: str, threads: int, parent: Connection) -> None:
 def measure(row: Row, options: argparse.Namespace) -> dict[str, float]:
     """Milliseconds of each way. Raises RuntimeError where one's results are not the first one's."""
 
-    def check(results: dict[str, list[np.ndarray]]) -> None:
+    def check(results: dict[str, dict[str, np.ndarray]]) -> None:
         first = next(iter(results.values()))
         for way, found in results.items():
-            for index, (one, other) in enumerate(zip(found, first, strict=True)):
+            for (index, one), other in zip(found.items(), first.values(), strict=True):
                 comparable = way != "alone" and one.shape == other.shape
                 if comparable and not np.abs(one - other).max() <= 2e-4 * np.abs(other).max():
                     raise RuntimeError(f"{row}, {way}: result {index} differs")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import statistics
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["in_turns"]
+__all__ = ["Died", "in_turns"]
+
+
+class Died(RuntimeError):
+    """A way's process has ended before it answered."""
 
 
 def in_turns(
@@ -17,24 +22,42 @@ def in_turns(
     rounds: int,
     request: Any,
     check: Callable[[dict[str, Any]], None] = lambda answers: None,
-) -> dict[str, float]:
-    """The median of each way's answers, one a round.
+) -> dict[str, Any]:
+    """The median of each way's answers, one a round; of dicts, that of each entry. Nothing without rounds.
 
     work(*arguments, connection) runs in a fresh process for each of `ways` and its arguments: it sends a
-    first answer once it is ready, which `check` sees for all ways before anything counts, and then a number
-    for every `request` that it receives, until it receives None.
+    first answer once it is ready, which `check` sees for all ways before anything counts, and then a number,
+    or several in a dict, for every `request` that it receives. One process begins when the one before is
+    ready: two that prepare at once would wait for each other's threads. Raises Died.
     """
     context = multiprocessing.get_context("spawn")
     workers: dict[str, Connection] = {}
-    for way, arguments in ways.items():
-        workers[way], other = context.Pipe()
-        context.Process(target=work, args=(*arguments, other), daemon=True).start()
-    check({way: worker.recv() for way, worker in workers.items()})
-    answers: dict[str, list[float]] = {way: [] for way in workers}
-    for _ in range(rounds):
-        for way, worker in workers.items():
-            worker.send(request)
-            answers[way].append(worker.recv())
-    for worker in workers.values():
-        worker.send(None)
-    return {way: statistics.median(found) for way, found in answers.items()}
+
+    def answer(way: str) -> Any:
+        try:
+            return workers[way].recv()
+        except EOFError:
+            raise Died(f"the process of {way} has ended") from None
+
+    with contextlib.ExitStack() as stack:
+        first = {}
+        for way, arguments in ways.items():
+            workers[way], other = context.Pipe()
+            process = context.Process(target=work, args=(*arguments, other), daemon=True)
+            process.start()
+            stack.callback(process.kill)
+            other.close()  # so that its end shows here
+            first[way] = answer(way)
+        check(first)
+        answers: dict[str, list[Any]] = {way: [] for way in workers}
+        for _ in range(rounds):
+            for way, worker in workers.items():
+                worker.send(request)
+                answers[way].append(answer(way))
+    return {way: _median(found) for way, found in answers.items() if found}
+
+
+def _median(answers: list[Any]) -> Any:
+    if isinstance(answers[0], dict):
+        return {name: statistics.median(one[name] for one in answers) for name in answers[0]}
+    return statistics.median(answers)

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench import compare, exact, report  # noqa: E402
+from bench import compare, exact, report, turns  # noqa: E402
 from bench.cases import MODES, NARROW_MODES, Case, cases, inputs, states, weights  # noqa: E402
 from bench.harness import TOLERANCES, Row  # noqa: E402
 from bench.limits import Limits  # noqa: E402
@@ -138,6 +139,28 @@ def test_rows_in_16_bits_are_held_against_float32_too() -> None:
         [f"| {mode}", "1", "3.00", "3.00", "4.00", "4.00", "4.00"]
         for mode in ("inference, B = 1", "inference")
     ]
+
+
+def _counting(step: int, parent: Connection) -> None:
+    parent.send(step)
+    count = 0
+    while parent.recv():
+        count += step
+        parent.send({"count": count} if step > 1 else count)
+
+
+def _ending(parent: Connection) -> None:
+    parent.send("ready")
+    parent.recv()
+
+
+def test_ways_take_turns() -> None:
+    seen: list[dict[str, int]] = []
+    found = turns.in_turns(_counting, {"one": (1,), "two": (2,)}, 5, "go", seen.append)
+    assert seen == [{"one": 1, "two": 2}] and found == {"one": 3, "two": {"count": 6}}
+    assert turns.in_turns(_counting, {"one": (1,)}, 0, "go") == {}
+    with pytest.raises(turns.Died, match="the process of a has ended"):
+        turns.in_turns(_ending, {"a": ()}, 1, "go")
 
 
 def row(case: Case, torch_seconds: float, our_seconds: float) -> Row:

@@ -44,22 +44,20 @@ PEERS = {
     "openvino": Peer("open_vino", "openvino", ("inference", "streaming")),
     "rnnfused": Peer("rnnfused_nn", "rnnfused", MODES),
 }
-# In 16 bits: torch.nn has two ways, modules of that type and autocast; rnnfused is held against itself, too.
-NARROW = {
-    "torch": Peer("torch_nn", "torch", NARROW_MODES),
+# And rnnfused with an option, for a comparison of its own; and what 16 bits are held against, too.
+KNOWN = PEERS | {
+    "recompute": Peer("rnnfused_recompute", "rnnfused", ("training", "ragged", "stacked")),
     "autocast": Peer("torch_autocast", "torch", NARROW_MODES),
-    "openvino": Peer("open_vino", "openvino", ("inference",)),
     "float32": Peer("rnnfused_float32", "rnnfused", NARROW_MODES),
-    "rnnfused": Peer("rnnfused_nn", "rnnfused", NARROW_MODES),
 }
-# And rnnfused with an option, for a comparison of its own.
-RECOMPUTE = {"recompute": Peer("rnnfused_recompute", "rnnfused", ("training", "ragged", "stacked"))}
-KNOWN = NARROW | PEERS | RECOMPUTE
 OURS = ("float32", "recompute", "rnnfused")
 
 
 def peers_of(dtype: str) -> dict[str, Peer]:
-    return PEERS if dtype == "float32" else NARROW
+    """In 16 bits torch.nn has two ways, modules of that type and autocast."""
+    if dtype == "float32":
+        return PEERS
+    return {name: KNOWN[name] for name in ("torch", "autocast", "openvino", "float32", "rnnfused")}
 
 
 def available(dtype: str = "float32") -> list[str]:

@@ -158,9 +158,10 @@ class Stepper(_Snapshot):
             raise ValueError("module: expected one direction, got bidirectional=True")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        like = module._params()[0]
+        device = module._params()[0].device
+        computed = torch.float32 if self._stored in _DTYPES.values() else self._stored
         self._states = tuple(
-            torch.zeros(module.num_layers, batch_size, size, dtype=_computed(like.dtype), device=like.device)
+            torch.zeros(module.num_layers, batch_size, size, dtype=computed, device=device)
             for size in module._state_sizes()
         )
         self.refresh()
@@ -229,10 +230,6 @@ class Stepper(_Snapshot):
     def _pack(self) -> Any:
         layer = dataclasses.replace(self._module._config(), batch_first=False, cells=False)
         return _C.Stepper(layer.text, self._weights, self._states, self._dtype)
-
-
-def _computed(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in _DTYPES.values() else dtype
 
 
 def _as_index(rows: Any) -> Any:

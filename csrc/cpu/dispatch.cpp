@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
-#include <type_traits>
 
 #include "core/log.h"
 
@@ -42,7 +41,7 @@ std::vector<const KernelTable*> available() {
   static const KernelTable with_avx512 = RNNFUSED_TABLE(avx512);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("fma")) {
+      __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     tables.push_back(&with_avx512);
 #ifdef RNNFUSED_HAVE_AVX512_BF16
     static const KernelTable with_bf16 = {"avx512_bf16", with_avx512.f32, with_avx512.f64,
@@ -73,16 +72,8 @@ const KernelTable* choose() {
 }
 
 template <class S>
-const TypeKernels<S>& typed() {
-  if constexpr (std::is_same_v<S, float>) return *kernels().f32;
-  if constexpr (std::is_same_v<S, double>) return *kernels().f64;
-  if constexpr (std::is_same_v<S, BFloat16>) return *kernels().bf16;
-  if constexpr (std::is_same_v<S, Half>) return *kernels().f16;
-}
-
-template <class S>
 const CellKernels<S>& cell_kernels(CellId cell) {
-  return typed<S>().cells[int(cell)];
+  return kernels().of<S>().cells[int(cell)];
 }
 
 // Scratch is kept by the calling thread from call to call: fresh pages from the system cost more than a short
@@ -128,7 +119,7 @@ std::vector<std::string> available_isas() {
 
 template <class S>
 bool multiplies_pairs() {
-  return typed<S>().terms > 1;
+  return kernels().of<S>().terms > 1;
 }
 
 TapeSize tape_size(CellId cell, bool projected) { return cell_kernels<float>(cell).tape_size(projected); }
@@ -138,20 +129,11 @@ Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, i
   // Of sequences that end at different steps, what a step holds on average.
   const Index batch =
       shape.offsets && shape.steps > 0 ? (shape.rows() + shape.steps - 1) / shape.steps : shape.batch;
-  const TypeKernels<S>& type = typed<S>();
-  PlanInput in{shape.steps,
-               batch,
-               shape.input,
-               shape.hidden,
-               shape.output,
-               kernels().info(cell).gates,
-               directions,
-               type.lanes,
-               int(type.terms > 1 ? sizeof(S) : sizeof(Compute<S>)),
-               std::max(threads, 1),
-               backward,
-               layers,
-               type.terms};
+  const TypeKernels<S>& type = kernels().of<S>();
+  PlanInput in{
+      shape.steps, batch,      shape.input, shape.hidden,         shape.output, kernels().info(cell).gates,
+      directions,  type.lanes, type.bytes,  std::max(threads, 1), backward,     layers,
+      type.terms};
   const Plan wanted = make_plan(in);
   if (wanted.threads() == 1) return wanted;
   // Only now the system is asked: a short call on one thread need not wait for the answer.
@@ -235,7 +217,7 @@ void run_step(StepKernel<Args> kernel, CellId cell, const Args& step, Index rows
 
 template <class T>
 const TangentKernels<T>& tangent_kernels(CellId cell) {
-  return typed<T>().tangents[int(cell)];
+  return kernels().of<T>().tangents[int(cell)];
 }
 
 template <class T>

@@ -36,6 +36,7 @@ constexpr TypeKernels<S> type_kernels() {
 #define RNNFUSED_KERNELS(name, Cell) kernels_of<Cell, S>(),
 #define RNNFUSED_TANGENTS(name, Cell) tangent_kernels_or_none<Cell, S>(),
   return {kLanes<Compute<S>>,
+          int(sizeof(Operand<S>)),
           kTerms<S>,
           {RNNFUSED_CELLS(RNNFUSED_INFO)},
           {RNNFUSED_CELLS(RNNFUSED_KERNELS)},

@@ -1,6 +1,7 @@
 // What an ISA object offers and what it is handed: the seam between code built once and code built per ISA.
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
 #include "cells/all.h"
@@ -120,6 +121,7 @@ struct TangentKernels {
 template <class S>
 struct TypeKernels {
   int lanes;
+  int bytes;  // of a number as it is multiplied
   int terms;  // of a product that one instruction adds in each lane
   CellInfo info[int(CellId::count)];
   CellKernels<S> cells[int(CellId::count)];
@@ -134,6 +136,13 @@ struct KernelTable {
   const TypeKernels<BFloat16>* bf16;
   const TypeKernels<Half>* f16;
 
+  template <class S>
+  const TypeKernels<S>& of() const {
+    if constexpr (std::is_same_v<S, float>) return *f32;
+    if constexpr (std::is_same_v<S, double>) return *f64;
+    if constexpr (std::is_same_v<S, BFloat16>) return *bf16;
+    if constexpr (std::is_same_v<S, Half>) return *f16;
+  }
   const CellInfo& info(CellId cell) const { return f32->info[int(cell)]; }
 };
 

@@ -1,37 +1,27 @@
 // A few neighbouring units of a row: loaded and stored at once, worked on in the compute type.
 #pragma once
 
+#include "core/scalars.h"
 #include "cuda/layer.h"
 #include "cuda/ptx.cuh"
 
 namespace rnnfused::cuda {
 
 template <class T>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <class T>
-using Compute = typename ComputeOf<T>::type;
-
-template <class T>
 __device__ Compute<T> widen(T x) {
-  if constexpr (sizeof(T) == sizeof(Compute<T>)) {
-    return x;
-  } else {
+  if constexpr (kNarrow<T>) {
     return to_float(x);
+  } else {
+    return x;
   }
 }
 
 template <class T>
 __device__ T narrow(Compute<T> x) {
-  if constexpr (sizeof(T) == sizeof(Compute<T>)) {
-    return x;
-  } else {
+  if constexpr (kNarrow<T>) {
     return from_float<T>(x);
+  } else {
+    return x;
   }
 }
 

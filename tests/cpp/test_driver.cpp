@@ -76,14 +76,6 @@ const Tested kTested[] = {
     {CellId::gru, {3, 1, gru_forward, gru_backward}},
 };
 
-template <class S>
-const TypeKernels<S>& typed() {
-  if constexpr (std::is_same_v<S, float>) return *cpu::kernels().f32;
-  if constexpr (std::is_same_v<S, double>) return *cpu::kernels().f64;
-  if constexpr (std::is_same_v<S, BFloat16>) return *cpu::kernels().bf16;
-  if constexpr (std::is_same_v<S, Half>) return *cpu::kernels().f16;
-}
-
 // Rounding, grown by the steps and by the length of the sums.
 template <class S>
 constexpr double kTolerance = sizeof(S) == 8                ? 1e-12
@@ -111,7 +103,7 @@ const Plan& next_plan() {
 template <class S>
 Values check_plan(const Tested& tested, const Problem<S>& problem, const Plan& plan, const Values& expected,
                   double tolerance) {
-  const CellKernels<S>& kernels = typed<S>().cells[int(tested.id)];
+  const CellKernels<S>& kernels = cpu::kernels().of<S>().cells[int(tested.id)];
   CAPTURE(text(problem.sizes, problem.variant, plan));
   Run<S> training(kernels, problem, plan), inference(kernels, problem, plan);
   training.forward(true).backward({});
@@ -151,7 +143,7 @@ void check_all_cells(const Sizes& sizes, const Variant& variant) {
 }
 
 TEST_CASE_TEMPLATE("hidden sizes around whole vectors and tiles", S, float, double, BFloat16, Half) {
-  const Index L = typed<S>().lanes;
+  const Index L = cpu::kernels().of<S>().lanes;
   for (Index hidden : {Index(1), L - 1, L, L + 1, 2 * L + 1, 4 * L, 5 * L - 1, 9 * L + 1}) {
     if (hidden < 1) continue;
     check_all_cells<S>({3, 3, 5, hidden, hidden}, {});
@@ -160,7 +152,7 @@ TEST_CASE_TEMPLATE("hidden sizes around whole vectors and tiles", S, float, doub
 }
 
 TEST_CASE_TEMPLATE("batch sizes around tiles", S, float, double, BFloat16, Half) {
-  const Index L = typed<S>().lanes;
+  const Index L = cpu::kernels().of<S>().lanes;
   for (Index batch : {1, 2, 4, 5, 6, 7, 8, 9, 13}) {
     check_all_cells<S>({2, batch, 3, L + 2, L + 2}, {});
     check_all_cells<S>({6, batch, 3, L + 2, L + 2}, {true, 2});
@@ -168,7 +160,7 @@ TEST_CASE_TEMPLATE("batch sizes around tiles", S, float, double, BFloat16, Half)
 }
 
 TEST_CASE_TEMPLATE("input sizes around whole vectors", S, float, double, BFloat16, Half) {
-  const Index L = typed<S>().lanes;
+  const Index L = cpu::kernels().of<S>().lanes;
   for (Index input : {Index(1), L - 1, L, L + 1, 4 * L + 1, 7 * L}) {
     if (input < 1) continue;
     check_all_cells<S>({3, 4, input, 6, 6}, {false, 2});
@@ -183,7 +175,7 @@ TEST_CASE_TEMPLATE("ragged, without initial states, without biases", S, float, d
 }
 
 TEST_CASE_TEMPLATE("projection", S, float, double, BFloat16, Half) {
-  const Index L = typed<S>().lanes;
+  const Index L = cpu::kernels().of<S>().lanes;
   for (Index output : {Index(1), L - 1, L, L + 1, 3 * L - 1, 5 * L + 1}) {
     if (output < 1) continue;
     check_all_cells<S>({3, 3, 5, 6 * L + 3, output}, {false, 2});
@@ -204,7 +196,7 @@ TEST_CASE_TEMPLATE("nothing to do", S, float, double, BFloat16, Half) {
 // More than is in one go: rows than a chunk of the input projection, k than a panel in cache, units than a
 // pass of the gradients of the weights.
 TEST_CASE_TEMPLATE("beyond the blocking", S, float, double, BFloat16, Half) {
-  const Index L = typed<S>().lanes;
+  const Index L = cpu::kernels().of<S>().lanes;
   check_all_cells<S>({45, 20, 2, 3, 3}, {true, 1});
   check_all_cells<S>({2, 3, 2, 210, 210}, {});
   check_all_cells<S>({2, 2, L == 1 ? 9000 : 3000, 8, 8}, {});
@@ -216,7 +208,7 @@ TEST_CASE_TEMPLATE("beyond the blocking", S, float, double, BFloat16, Half) {
 // Several chunks of steps in backward: whole steps of many rows, of few, and steps that are longer than a
 // chunk.
 TEST_CASE_TEMPLATE("chunks", S, float, double, BFloat16, Half) {
-  const Index L = typed<S>().lanes;
+  const Index L = cpu::kernels().of<S>().lanes;
   for (const bool ragged : {false, true}) {
     check_all_cells<S>({9, 90, 3, L + 1, L + 1}, {ragged, 2});
     check_all_cells<S>({400, 2, 3, L + 1, L + 1}, {ragged, 1});
@@ -234,7 +226,7 @@ struct StackCase {
   std::vector<Values> expected;
 
   StackCase(const Tested& tested, const Sizes& sizes, const Variant& variant, int layers)
-      : kernels(typed<S>().cells[int(tested.id)]) {
+      : kernels(cpu::kernels().of<S>().cells[int(tested.id)]) {
     for (int l = 0; l < layers; ++l) {
       Sizes own = sizes;
       if (l > 0) own.input = sizes.output * variant.directions;
@@ -279,7 +271,7 @@ void check_stack(const Tested& tested, const Sizes& sizes, const Variant& varian
 
 TEST_CASE_TEMPLATE("a stack gives the bits of its layers one after the other", S, float, double, BFloat16,
                    Half) {
-  const Index L = typed<S>().lanes;
+  const Index L = cpu::kernels().of<S>().lanes;
   const Tested &lstm = kTested[2], &gru = kTested[3];
   for (const bool ragged : {false, true}) {
     check_stack<S>(lstm, {40, 3, 5, 2 * L + 1, 2 * L + 1}, {ragged}, 3, waves());
@@ -293,7 +285,7 @@ TEST_CASE_TEMPLATE("a stack gives the bits of its layers one after the other", S
 
 TEST_CASE_TEMPLATE("packed weights that stay give the bits of those that are packed anew", S, float, double,
                    BFloat16, Half) {
-  const Index L = typed<S>().lanes;
+  const Index L = cpu::kernels().of<S>().lanes;
   const StackCase<S> cases[] = {
       {kTested[0], {3, 3, 5, 9 * L + 1, 9 * L + 1}, {}, 1},
       {kTested[2], {10, 1, 5, 2 * L + 1, 2 * L + 1}, {}, 2},
@@ -315,7 +307,7 @@ TEST_CASE_TEMPLATE("what is not asked for changes nothing else", S, float, doubl
   for (const Tested& tested : kTested) {
     for (const Index output : {9, 7}) {
       if (output == 7 && tested.id != CellId::lstm) continue;
-      const CellKernels<S>& kernels = typed<S>().cells[int(tested.id)];
+      const CellKernels<S>& kernels = cpu::kernels().of<S>().cells[int(tested.id)];
       const Variant variant{true, 2};
       const Problem<S> problem({5, 4, 3, 9, output}, variant, tested.plain.gates, tested.plain.states, false,
                                2);
@@ -336,7 +328,7 @@ TEST_CASE_TEMPLATE("what is not asked for changes nothing else", S, float, doubl
 
 TEST_CASE_TEMPLATE("gradients that are not given are zero", S, float, double, BFloat16, Half) {
   for (const Tested& tested : kTested) {
-    const CellKernels<S>& kernels = typed<S>().cells[int(tested.id)];
+    const CellKernels<S>& kernels = cpu::kernels().of<S>().cells[int(tested.id)];
     for (int bits = 0; bits < 3; ++bits) {
       Asked asked;
       asked.dy = (bits & 1) != 0, asked.dfinal = (bits & 2) != 0;
@@ -361,7 +353,7 @@ TEST_CASE_TEMPLATE("gradients that are not given are zero", S, float, double, BF
 TEST_CASE_TEMPLATE("the chosen plan gives the bits of one thread, at any number of threads", S, float, double,
                    BFloat16, Half) {
   const Problem<S> problem({12, 24, 40, 130, 130}, {true, 2}, 4, 2, false, 4);
-  const CellKernels<S>& kernels = typed<S>().cells[int(CellId::lstm)];
+  const CellKernels<S>& kernels = cpu::kernels().of<S>().cells[int(CellId::lstm)];
   Run<S> serial(kernels, problem, {});
   serial.forward(true).backward({});
   for (int threads : {1, 2, 4}) {

@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CELLS", "DTYPES", "MODES", "NARROW_MODES", "Case", "cases", "inputs", "states", "weights"]
+__all__ = ["CELLS", "DTYPES", "MODES", "MODES_OF", "Case", "cases", "inputs", "states", "weights"]
 
 CELLS = {"rnn": 1, "lstm": 4, "gru": 3}  # and their gates
 MODES = ("inference", "training", "streaming", "ragged", "stacked", "calls")
-DTYPES = ("float32", "bfloat16")
-NARROW_MODES = ("inference", "training", "ragged", "stacked")  # of 16 bits
+# What is measured of each dtype: of int8 the weights alone, of which peers have none for training.
+MODES_OF = {
+    "float32": MODES,
+    "bfloat16": ("inference", "training", "ragged", "stacked"),
+    "int8": ("inference", "streaming"),
+}
+DTYPES = tuple(MODES_OF)
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}
 
 # T, B, H = I
 SHAPES = (
@@ -56,7 +62,8 @@ class Case:
 
     The rest is for calls: `of_cells` calls a cell T times, its output the next call's input, in place of a
     layer; `backward` says whether gradients are taken. `threads` are the row's own; 0: those of the run.
-    `dtype` is that of the input and of the parameters.
+    `dtype` is that of the input and of the parameters; int8 that of the matrices, made of float32 ones by
+    each peer in its way.
     """
 
     mode: str
@@ -120,8 +127,7 @@ class Case:
 
     def recurrent_bytes(self) -> float:
         """Weights that every step of every layer must read."""
-        scalar = 4.0 if self.dtype == "float32" else 2.0
-        return scalar * CELLS[self.cell] * self.hidden**2 * self.layers * self.directions
+        return _BYTES[self.dtype] * CELLS[self.cell] * self.hidden**2 * self.layers * self.directions
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from bench import report
-from bench.cases import CELLS, DTYPES, MODES, NARROW_MODES, Case, cases
+from bench.cases import CELLS, DTYPES, MODES, MODES_OF, Case, cases
 from bench.harness import Worker, measure_case, measure_peak
 from bench.limits import measure
-from bench.peers import KNOWN, available, peers_of
+from bench.peers import KNOWN, available, peers_of, weighed_against
 
 
 def add_timing(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def selected(options: argparse.Namespace) -> list[Case]:
-    known = MODES if options.dtype == "float32" else NARROW_MODES
+    known = MODES_OF[options.dtype]
     modes = tuple(mode for mode in options.modes or known if mode in known)
     rows = cases(modes, tuple(options.cells), options.quick, options.dtype)
     return [case for case in rows if any(part in case.name for part in options.match)]
@@ -60,7 +60,8 @@ def main() -> int:
     options = parse(sys.argv[1:])
     limits = measure(options.threads)
     print(
-        f"limits on {options.threads} threads: fma {limits.fma / 1e9:.0f}, dots {limits.dots / 1e9:.0f} and "
+        f"limits on {options.threads} threads: fma {limits.fma / 1e9:.0f}, dots {limits.dots / 1e9:.0f}, "
+        f"those of bytes {limits.byte_dots / 1e9:.0f} and "
         f"sgemm {limits.sgemm / 1e9:.0f} GFLOP/s, "
         f"reads {limits.l2 / 1e9:.0f} GB/s from L2 and {limits.l3 / 1e9:.0f} GB/s from L3, "
         f"barrier {limits.barrier * 1e6:.2f} us"
@@ -76,7 +77,11 @@ def main() -> int:
             return worker
 
         workers = [start(peer) for peer in options.peers]
-        scales = [start(peer, tight_memory=True) for peer in ("torch", "rnnfused") if options.memory]
+        scales = [
+            start(peer, tight_memory=True)
+            for peer in (weighed_against(options.dtype), "rnnfused")
+            if options.memory
+        ]
         try:
             for case in selected(options):
                 rows.append(measure_case(case, workers, options.rounds, options.seconds))

@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -81,6 +81,21 @@ float multiply_add_pairs(long n) {
 }
 #endif
 
+#if defined(__AVX512VNNI__)
+// The same with fours of bytes.
+float multiply_add_bytes(long n) {
+  __m512i sum[kChains] = {};
+  __m512i bytes = _mm512_set1_epi8(1);
+  asm volatile("" : "+m"(bytes));
+  for (long i = 0; i < n; ++i) {
+    for (__m512i& s : sum) s = _mm512_dpbusd_epi32(s, bytes, bytes);
+  }
+  __m512i total = sum[0];
+  for (int j = 1; j < kChains; ++j) total = _mm512_add_epi32(total, sum[j]);
+  return float(_mm512_reduce_add_epi32(total));
+}
+#endif
+
 // Work per second of all threads together, of which work(thread), called over and over, does `amount` and
 // returns what comes of it.
 template <class Work>
@@ -120,6 +135,17 @@ double dot_rate(int threads) {
   constexpr long kRounds = 1L << 16;
   return rate_of(threads, 2.0 * kChains * 32 * double(kRounds), 64,
                  [](int) { return multiply_add_pairs(kRounds); });
+#else
+  return 0 * threads;
+#endif
+}
+
+// The same of bytes.
+double byte_dot_rate(int threads) {
+#if defined(__AVX512VNNI__)
+  constexpr long kRounds = 1L << 16;
+  return rate_of(threads, 2.0 * kChains * 64 * double(kRounds), 64,
+                 [](int) { return multiply_add_bytes(kRounds); });
 #else
   return 0 * threads;
 #endif

@@ -23,10 +23,11 @@ L3_BYTES = 3 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """fma: float32 operations per second of multiplications and additions on registers; dots: those of the
-    instruction that multiplies pairs of bfloat16, 0 where there is none. sgemm: those of large
-    matrix products, by torch's library. l2, l3: bytes per second that all threads together read, each
-    from memory of its own that fits that level. barrier: seconds in which the threads meet once.
+    """fma: float32 operations per second of multiplications and additions on registers; dots and byte_dots:
+    those of the instructions that multiply pairs of bfloat16 and fours of bytes, 0 where there is none.
+    sgemm: those of large matrix products, by torch's library. l2, l3: bytes per second that all threads
+    together read, each from memory of its own that fits that level. barrier: seconds in which the threads
+    meet once.
     """
 
     threads: int
@@ -36,14 +37,16 @@ class Limits:
     l3: float
     barrier: float
     dots: float = 0.0
+    byte_dots: float = 0.0
 
     def seconds(self, case: Case) -> float:
-        """The least time for a case: the input projection at the rate of fma (in 16 bits: of dots), and step
-        by step either the recurrent product at that rate or the reading of the recurrent weights, whichever
-        is longer. Backward reads them once more, and computes three products for every one of forward's
-        two kinds.
+        """The least time for a case: the input projection at the rate of fma (in fewer bits: of dots), and
+        step by step either the recurrent product at that rate or the reading of the recurrent weights,
+        whichever is longer. Backward reads them once more, and computes three products for every one of
+        forward's two kinds.
         """
-        rate = self.fma if case.dtype == "float32" else max(self.dots, self.fma)
+        rates = {"float32": self.fma, "bfloat16": self.dots, "int8": self.byte_dots}
+        rate = max(rates[case.dtype], self.fma)
         recurrent = case.recurrent_flops() / rate
         bandwidth = self.l2 if case.recurrent_bytes() <= L2_BYTES * 2 * self.threads else self.l3
         reading = case.steps * case.recurrent_bytes() / bandwidth
@@ -63,6 +66,7 @@ class Limits:
             l3=max(self.l3, other.l3),
             barrier=min(self.barrier, other.barrier),
             dots=max(self.dots, other.dots),
+            byte_dots=max(self.byte_dots, other.byte_dots),
         )
 
     def as_dict(self) -> dict[str, float]:
@@ -96,7 +100,8 @@ def measure(threads: int) -> Limits:
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         native = _build(Path(folder))
-    for function in (native.multiply_add_rate, native.dot_rate, native.read_rate, native.barrier_seconds):
+    rates = (native.multiply_add_rate, native.dot_rate, native.byte_dot_rate)
+    for function in (*rates, native.read_rate, native.barrier_seconds):
         function.restype = ctypes.c_double
     native.read_rate.argtypes = [ctypes.c_int, ctypes.c_long]
 
@@ -111,4 +116,5 @@ def measure(threads: int) -> Limits:
         l3=reads(L3_BYTES),
         barrier=min(native.barrier_seconds(threads) for _ in range(5)) if threads > 1 else 0.0,
         dots=max(native.dot_rate(threads) for _ in range(5)),
+        byte_dots=max(native.byte_dot_rate(threads) for _ in range(5)),
     )

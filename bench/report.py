@@ -14,7 +14,7 @@ from typing import Any
 from bench.cases import Case
 from bench.harness import Row
 from bench.limits import Limits
-from bench.peers import KNOWN, peers_of
+from bench.peers import KNOWN, peers_of, weighed_against
 
 __all__ = [
     "at_limit",
@@ -29,6 +29,10 @@ __all__ = [
     "save",
     "summary",
 ]
+
+
+# torch.nn's layers in a case's dtype, by one way or another.
+_WAYS_OF_TORCH = ("torch", "autocast", "torch.ao")
 
 
 def per_step(case: Case, seconds: float) -> str:
@@ -81,7 +85,10 @@ def _steps(rows: list[Row], limits: Limits) -> str:
         c = row.case
         cells = [c.mode, c.cell, str(c.steps), str(c.batch), str(c.hidden)]
         cells += [per_step(c, row.medians[peer]) if peer in row.medians else "" for peer in peers]
-        cells += [row.best_peer()[0], f"{row.ratio():.2f}", f"{at_limit(row, limits):.2f}"]
+        if row.best_peer()[0]:
+            cells += [row.best_peer()[0], f"{row.ratio():.2f}", f"{at_limit(row, limits):.2f}"]
+        else:
+            cells += [""] * 3
         cells += [f"{limits.seconds(c) / row.medians['rnnfused']:.0%}", _memory(row)]
         lines.append(line(cells))
     return "\n".join(lines)
@@ -93,10 +100,11 @@ def at_limit(row: Row, limits: Limits) -> float:
 
 
 def _memory(row: Row) -> str:
-    """The peak of training above the parameters, as a share of torch.nn's."""
-    if "torch" not in row.peaks or "rnnfused" not in row.peaks:
+    """The peak of training above the parameters, as a share of torch.nn's, or in fewer bits of float32's."""
+    other = weighed_against(row.case.dtype)
+    if other not in row.peaks or "rnnfused" not in row.peaks:
         return ""
-    return f"{row.peaks['rnnfused'] / row.peaks['torch']:.0%}"
+    return f"{row.peaks['rnnfused'] / row.peaks[other]:.0%}"
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -106,8 +114,9 @@ def geometric_mean(values: list[float]) -> float:
 def summary(rows: list[Row], limits: Limits) -> str:
     """How many times faster than torch.nn, and than the best peer of each row: the geometric mean of each
     mode and its lowest row; and what the mean over the best peers were if every row ran at its limit. Calls
-    have none: what bounds them is the way to the kernels. In 16 bits torch.nn is the faster of its two ways,
-    rnnfused in float32 comes first, and sequences of one row are a mode of their own.
+    have none: what bounds them is the way to the kernels. In fewer bits rnnfused in float32 comes first,
+    sequences of one row are a mode of their own, and torch.nn is the faster of its ways to have them; rows
+    that no peer has count where rnnfused is held against itself.
     """
     narrow = rows[0].case.dtype != "float32"
     columns = ["mode", "rows", *(["float32", "lowest"] if narrow else []), "torch.nn", "lowest"]
@@ -119,15 +128,18 @@ def summary(rows: list[Row], limits: Limits) -> str:
     for mode in dict.fromkeys(name(row.case) for row in rows):
         of_mode = [row for row in rows if name(row.case) == mode]
         cells = [mode, str(len(of_mode))]
-        ways = ("torch", "autocast") if narrow else ("torch",)
-        torchs = [min(row.ratio(way) for way in ways) for row in of_mode]
+        with_peers = [row for row in of_mode if row.best_peer()[0]]
+        torchs = [
+            min(row.ratio(way) for way in _WAYS_OF_TORCH if way in row.medians)
+            for row in with_peers
+            if any(way in row.medians for way in _WAYS_OF_TORCH)
+        ]
         own = [[row.ratio("float32") for row in of_mode]] if narrow else []
-        for ratios in (*own, torchs, [row.ratio() for row in of_mode]):
-            cells += [f"{geometric_mean(ratios):.2f}", f"{min(ratios):.2f}"]
-        at_best = (
-            "" if mode == "calls" else f"{geometric_mean([at_limit(row, limits) for row in of_mode]):.2f}"
-        )
-        lines.append(line([*cells, min(of_mode, key=Row.ratio).case.name, at_best]))
+        for ratios in (*own, torchs, [row.ratio() for row in with_peers]):
+            cells += [f"{geometric_mean(ratios):.2f}", f"{min(ratios):.2f}"] if ratios else ["", ""]
+        worst = min(with_peers, key=Row.ratio).case.name if with_peers else ""
+        at_best = [at_limit(row, limits) for row in with_peers if mode != "calls"]
+        lines.append(line([*cells, worst, f"{geometric_mean(at_best):.2f}" if at_best else ""]))
     return "\n".join(lines)
 
 

@@ -19,6 +19,8 @@ from rnnfused._packed import Frozen as Frozen
 from rnnfused._packed import Stepper as Stepper
 from rnnfused._patch import Patch as Patch
 from rnnfused._patch import patch as patch
+from rnnfused._quantized import Quantized as Quantized
+from rnnfused._quantized import quantize_dynamic as quantize_dynamic
 from rnnfused._sequences import detach as detach
 from rnnfused.modules import GRU as GRU
 from rnnfused.modules import LSTM as LSTM

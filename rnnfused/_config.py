@@ -40,9 +40,12 @@ def _cuda() -> str:
 
 
 def _dtypes() -> str:
-    how = "in pairs" if _C.multiplies_pairs(torch.bfloat16) else "in float32"
+    pairs = _C.terms_at_once(torch.bfloat16) > 1
+    words = {1: "one by one", 2: "in pairs of 16 bits", 4: "four at a time"}
     return (
-        f"float32, float64, float16, bfloat16 (on the CPU the last is multiplied {how}, float16 in float32)"
+        "float32, float64, float16, bfloat16 (on the CPU the last is multiplied "
+        f"{'in pairs' if pairs else 'in float32'}, float16 in float32); weights of int8 (multiplied "
+        f"{words[_C.terms_at_once(torch.int8)]})"
     )
 
 

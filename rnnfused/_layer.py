@@ -33,7 +33,7 @@ class LayerConfig:
     cell: the registry's name. num_layers, bidirectional, batch_first, bias: as torch.nn's. projected: whether
     each direction's params end with weight_hr. recompute: whether backward rebuilds the gates. cells: whether
     c of every step, of the last layer, is returned too. step: whether input and states come without a time
-    dimension.
+    dimension. int8: whether the matrices are of 8 bits, the scales of their rows behind the other params.
 
     `text` is what the operators take, and with it traced and exported graphs: the cell's name and the options
     that are not the default, in words that csrc/torch/options.cpp reads. A new option is a field here, a word
@@ -49,6 +49,7 @@ class LayerConfig:
     recompute: bool = False
     cells: bool = False
     step: bool = False
+    int8: bool = False
 
     text: str = field(init=False, repr=False, compare=False)
 
@@ -100,7 +101,12 @@ class LayerConfig:
     @property
     def params_each(self) -> int:
         """Tensors of one layer in one direction."""
-        return 2 + 2 * self.bias + self.projected
+        return (2 + self.projected) * (1 + self.int8) + 2 * self.bias
+
+    @property
+    def params(self) -> int:
+        """Tensors of all layers and directions."""
+        return self.params_each * self.num_layers * self.directions
 
     def state_sizes(self, recurrent_weight: Sequence[int]) -> tuple[int, ...]:
         """Units of each state, by the size of W_hh [G H, P]."""
@@ -119,4 +125,4 @@ class LayerConfig:
         return not self.step and (output == 0 or (self.cells and output == self.outputs - 1))
 
 
-_FLAGS = ("bidirectional", "batch_first", "projected", "recompute", "cells", "step")
+_FLAGS = ("bidirectional", "batch_first", "projected", "recompute", "cells", "step", "int8")

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnfused._layer import Layout
+from rnnfused._layer import LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
+from rnnfused._quantized import quantized_params
 from rnnfused.modules import GRU, LSTM, RNN, _Sequence, expanded
 
 __all__ = ["Frozen", "Stepper"]
 
 
 Module = RNN | LSTM | GRU
-_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "int8": torch.int8}
 
 
 class _Snapshot:
@@ -39,7 +40,8 @@ class _Snapshot:
         self._module, self._kind = module, weights
         self._dtype = module._params()[0].dtype  # of what a call is given and gives
         if weights is not None and weights not in _DTYPES:
-            raise ValueError(f"weights: expected None, {' or '.join(map(repr, _DTYPES))}, got {weights!r}")
+            known = ", ".join(map(repr, _DTYPES))
+            raise ValueError(f"weights: expected None or one of {known}, got {weights!r}")
         if weights is not None and self._dtype != torch.float32:
             raise ValueError(f"module: expected dtype torch.float32 with weights, got {self._dtype}")
 
@@ -48,15 +50,21 @@ class _Snapshot:
         """The type of the weights."""
         return _DTYPES[self._kind] if self._kind else self._dtype
 
+    def _config(self) -> LayerConfig:
+        layer = self._module._config()
+        return dataclasses.replace(layer, int8=True) if self._kind == "int8" else layer
+
     def _in_words(self) -> str:
         return f", weights={self._kind!r}" if self._kind else ""
 
     def refresh(self) -> None:
         """Takes the module's weights as they are now."""
         with torch.no_grad():
-            self._weights = [
-                parameter.detach().to(self._stored, copy=True) for parameter in self._module._params()
-            ]
+            params = [parameter.detach() for parameter in self._module._params()]
+            if self._kind == "int8":
+                self._weights = [t.clone() for t in quantized_params(self._module._config(), params)]
+            else:
+                self._weights = [t.to(self._stored, copy=True) for t in params]
             self._learned = [state.detach() for state in self._module._learned()]
         self._native = self._pack()
 
@@ -81,14 +89,14 @@ class Frozen(_Snapshot):
 
     module: an rnnfused.RNN, LSTM or GRU on the CPU. Its weights are those that it has when the Frozen is
     made, whatever becomes of the module's: after a change, call `refresh`. weights: "bf16" or "f16" keeps
-    those of a float32 module, and what is multiplied with them, in bfloat16 or float16; input, output and
-    states stay float32. A Frozen can be copied and pickled, and be an attribute of a torch.nn.Module, of
-    which it is no part that trains. Nothing is differentiated. Calls from several threads are safe, and
-    wait for each other. A sequence of at most 8 rows is summed in the order of longer ones, where the
-    module reads its weights as they lie: the same numbers to rounding; so it is where a call is traced or
-    transformed, which runs the operator on the same weights. Raises TypeError for another module,
-    ValueError for other weights; calls raise what the module's raise, and RuntimeError for another device
-    and for tensors that require a gradient.
+    those of a float32 module, and what is multiplied with them, in bfloat16 or float16, "int8" in 8 bits with
+    a scale for each row (see `Quantized`); input, output and states stay float32. A Frozen can be copied and
+    pickled, and be an attribute of a torch.nn.Module, of which it is no part that trains. Nothing is
+    differentiated. Calls from several threads are safe, and wait for each other. A sequence of at most 8 rows
+    is summed in the order of longer ones, where the module reads its weights as they lie: the same numbers to
+    rounding; so it is where a call is traced or transformed, which runs the operator on the same weights.
+    Raises TypeError for another module, ValueError for other weights; calls raise what the module's raise,
+    and RuntimeError for another device and for tensors that require a gradient.
     """
 
     def __init__(self, module: Module, weights: str | None = None) -> None:
@@ -110,12 +118,12 @@ class Frozen(_Snapshot):
         return f"Frozen({self._module!r}{self._in_words()})"
 
     def _pack(self) -> Any:
-        return _C.Frozen(self._module._config().text, self._weights)
+        return _C.Frozen(self._config().text, self._weights)
 
     def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
         if self._learned and not hx:
             hx = expanded(self._module._config(), self._learned, input, layout)
-        if self._kind is None:
+        if self._kind in (None, "int8"):
             return self._outputs(input, hx, layout)
         if input.dtype != self._dtype:
             raise RuntimeError(f"input: expected dtype {self._dtype}, got {input.dtype}")
@@ -127,7 +135,7 @@ class Frozen(_Snapshot):
             outputs = self._native.forward(input, hx, *layout)
             if outputs is not None:
                 return outputs
-        return recurrent(self._module._config(), input, hx, self._weights, *layout)
+        return recurrent(self._config(), input, hx, self._weights, *layout)
 
 
 class Stepper(_Snapshot):
@@ -141,9 +149,10 @@ class Stepper(_Snapshot):
 
     module: an rnnfused.RNN, LSTM or GRU of any number of layers, in one direction, on the CPU. It is run as
     in eval mode, without dropout. batch_size: sequences that go on side by side. weights: "bf16" or "f16"
-    keeps those of a float32 module, and what is multiplied with them, in bfloat16 or float16. The state is
-    zero at first, or the module's learned one; it is float32 where weights are of 16 bits, the module's own
-    too, so that what a step rounds away is not lost to the next.
+    keeps those of a float32 module, and what is multiplied with them, in bfloat16 or float16, "int8" in 8
+    bits with a scale for each row (see `Quantized`). The state is zero at first, or the module's learned one;
+    it is float32 where weights are of 16 bits, the module's own too, so that what a step rounds away is not
+    lost to the next.
 
     Weights are those that the module has when the Stepper is made, whatever becomes of the module's: after a
     change, call `refresh`. A Stepper can be copied and pickled, its state with it, and be an attribute of a
@@ -228,7 +237,7 @@ class Stepper(_Snapshot):
                 own[:, index] = new
 
     def _pack(self) -> Any:
-        layer = dataclasses.replace(self._module._config(), batch_first=False, cells=False)
+        layer = dataclasses.replace(self._config(), batch_first=False, cells=False)
         return _C.Stepper(layer.text, self._weights, self._states, self._dtype)
 
 

@@ -40,6 +40,13 @@ _DESCRIBED = frozenset(
 )
 
 
+def leaf(module: torch.nn.Module, input: Proxy, hx: Any, **options: Any) -> Any:
+    """In a symbolic trace (torch.fx) a layer is a leaf, as torch.nn's are."""
+    tracer: Any = input.tracer
+    given = {name: value for name, value in options.items() if value is not None}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), given)
+
+
 class _Described(torch.nn.Module):
     """A module with one LayerConfig, made when it is first asked for: a converted layer was never initialised
     as one of ours.
@@ -76,10 +83,7 @@ class _Described(torch.nn.Module):
         raise NotImplementedError
 
     def _leaf(self, input: Proxy, hx: Any, **options: Any) -> Any:
-        """In a symbolic trace (torch.fx) a layer is a leaf, as torch.nn's are."""
-        tracer: Any = input.tracer
-        given = {name: value for name, value in options.items() if value is not None}
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, hx), given)
+        return leaf(self, input, hx, **options)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         # torch.jit.script asks for what to compile in this module's place.

@@ -18,7 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["CELLS", "Cell", "Forward", "Gradients", "Step", "Tape", "Weights", "backward", "forward"]
+__all__ = [
+    *("CELLS", "Cell", "Forward", "Gradients", "Step", "Tape", "Weights"),
+    *("backward", "forward", "rounded"),
+]
 
 Array = NDArray[Any]
 Arrays = tuple[Array, ...]
@@ -229,6 +232,7 @@ def forward(
     *,
     batch_sizes: Sequence[int] | None = None,
     reverse: bool = False,
+    rounds: bool = False,
 ) -> Forward:
     """Runs one layer in one direction.
 
@@ -238,6 +242,8 @@ def forward(
     weights: see `Weights`; w_hr is for the LSTM only.
     batch_sizes: the number of rows running at each step, positive and never growing, as in PackedSequence.
     reverse: runs every row from its last step to its first; y stays in the order of x.
+    rounds: whether rows are `rounded` before they are multiplied with a matrix, as they are with matrices of
+        8 bits (which are given as their numbers times their scales). There is no `backward` of that.
 
     Returns y [T, B, P|H] (packed: [N, P|H]), each row's states after the last step that it ran, and the tape.
     Raises ValueError, naming the argument, for an unknown cell or a shape, dtype or batch size that is wrong.
@@ -253,7 +259,8 @@ def forward(
     current = _check_states("states", states, state_shapes, x.dtype)
 
     rows_of_x = x.reshape(sum(sizes), x.shape[-1])
-    from_x = _product(rows_of_x, checked.w_ih, checked.b_ih)
+    operand = rounded if rounds else np.asarray
+    from_x = _product(operand(rows_of_x), checked.w_ih, checked.b_ih)
     y = np.empty((len(rows_of_x), width), x.dtype)
     steps = []
     for rows in _rows_by_step(sizes, reverse):
@@ -261,10 +268,10 @@ def forward(
         prev = tuple(state[:n].copy() for state in current)
         acc = np.zeros((len(spec.accumulators), n, hidden), x.dtype)
         acc[list(spec.x_to)] += _split(from_x[rows], len(spec.x_to))
-        acc[list(spec.h_to)] += _split(_product(prev[0], checked.w_hh, checked.b_hh), len(spec.h_to))
+        acc[list(spec.h_to)] += _split(_product(operand(prev[0]), checked.w_hh, checked.b_hh), len(spec.h_to))
         new, gates = spec.forward(acc, prev)
         steps.append(Step(rows, prev, new, gates))
-        y[rows] = new[0] if checked.w_hr is None else new[0] @ checked.w_hr.T
+        y[rows] = new[0] if checked.w_hr is None else operand(new[0]) @ checked.w_hr.T
         # Rows beyond n have ended, or in reverse have not begun: their states stay.
         for state, value in zip(current, (y[rows], *new[1:]), strict=True):
             state[:n] = value
@@ -317,6 +324,16 @@ def backward(cell: str, tape: Tape, dy: ArrayLike, dstates: tuple[ArrayLike, ...
         b_hh=None if b_hh is None else from_h.sum(axis=0),
         w_hr=dw_hr,
     )
+
+
+def rounded(rows: Array) -> Array:
+    """Each row [n, K] at the nearest of 127 steps on each side of zero, the last of which is its largest number;
+    NaN if it is not finite.
+    """
+    scale = np.abs(rows).max(axis=1, keepdims=True, initial=0) / 127
+    steps = np.rint(rows / np.where(scale == 0, 1, scale))
+    nearest: Array = np.where(np.isfinite(scale), steps * scale, np.nan)
+    return nearest
 
 
 def _rows_by_step(sizes: list[int], reverse: bool) -> list[slice]:

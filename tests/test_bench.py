@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import compare, exact, report, turns  # noqa: E402
-from bench.cases import MODES, NARROW_MODES, Case, cases, inputs, states, weights  # noqa: E402
+from bench.cases import MODES, MODES_OF, Case, cases, inputs, states, weights  # noqa: E402
 from bench.harness import TOLERANCES, Row  # noqa: E402
 from bench.limits import Limits  # noqa: E402
 from bench.peers import OURS, PEERS, peers_of, prepare  # noqa: E402
@@ -117,7 +117,7 @@ def test_the_output_of_a_cell_is_its_next_input() -> None:
 @pytest.mark.parametrize(
     "peer", [name for name, peer in peers_of("bfloat16").items() if "training" in peer.modes]
 )
-@pytest.mark.parametrize("mode", NARROW_MODES)
+@pytest.mark.parametrize("mode", MODES_OF["bfloat16"])
 def test_peers_in_16_bits_compute_the_same_numbers(mode: str, peer: str, tmp_path: Path) -> None:
     case = Case(mode, "lstm", 6, 4, 24, dtype="bfloat16")
     assert all(

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.cases import MODES, NARROW_MODES, Case
+from bench.cases import CELLS, MODES, MODES_OF, Case
 
-__all__ = ["KNOWN", "OURS", "PEERS", "Prepared", "available", "peers_of", "prepare"]
+__all__ = ["KNOWN", "OURS", "PEERS", "Prepared", "available", "peers_of", "prepare", "weighed_against"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Peer:
     module: str  # of this package; its prepare(case, threads) makes the Prepared
     package: str  # that must be installed
     modes: tuple[str, ...]
+    cells: tuple[str, ...] = tuple(CELLS)
+
+    def takes(self, case: Case) -> bool:
+        return case.mode in self.modes and case.cell in self.cells
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,26 @@ PEERS = {
 # And rnnfused with an option, for a comparison of its own; and what 16 bits are held against, too.
 KNOWN = PEERS | {
     "recompute": Peer("rnnfused_recompute", "rnnfused", ("training", "ragged", "stacked")),
-    "autocast": Peer("torch_autocast", "torch", NARROW_MODES),
-    "float32": Peer("rnnfused_float32", "rnnfused", NARROW_MODES),
+    "autocast": Peer("torch_autocast", "torch", MODES_OF["bfloat16"]),
+    "float32": Peer("rnnfused_float32", "rnnfused", MODES),
+    # Of torch.nn's layers it quantises these.
+    "torch.ao": Peer("torch_quantized", "torch", MODES_OF["int8"], ("lstm", "gru")),
+    "ort int8": Peer("onnx_quantized", "onnxruntime", MODES_OF["int8"], ("lstm",)),
 }
 OURS = ("float32", "recompute", "rnnfused")
 
 
 def peers_of(dtype: str) -> dict[str, Peer]:
-    """In 16 bits torch.nn has two ways, modules of that type and autocast."""
+    """In 16 bits torch.nn has two ways, modules of that type and autocast. In 8 bits peers have some cells."""
     if dtype == "float32":
         return PEERS
-    return {name: KNOWN[name] for name in ("torch", "autocast", "openvino", "float32", "rnnfused")}
+    others = {"bfloat16": ("torch", "autocast", "openvino"), "int8": ("torch.ao", "ort int8")}
+    return {name: KNOWN[name] for name in (*others[dtype], "float32", "rnnfused")}
+
+
+def weighed_against(dtype: str) -> str:
+    """The peer whose memory is the measure of rnnfused's."""
+    return "torch" if dtype == "float32" else "float32"
 
 
 def available(dtype: str = "float32") -> list[str]:

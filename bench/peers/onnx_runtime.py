@@ -9,15 +9,20 @@ from bench.cases import Case, inputs
 from bench.peers import Prepared
 from bench.peers.onnx_model import STATES, in_turns, onnx_model
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "prepare_model"]
 
 
 def prepare(case: Case, threads: int) -> Prepared:
+    return prepare_model(onnx_model(case), case, threads)
+
+
+def prepare_model(model: bytes, case: Case, threads: int) -> Prepared:
+    """A model of the case's, its inputs and outputs named as `onnx_model` names them."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(onnx_model(case), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = STATES[case.cell]
 
     def allocate(array: np.ndarray) -> onnxruntime.OrtValue:

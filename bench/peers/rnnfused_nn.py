@@ -20,14 +20,17 @@ def settle(threads: int) -> None:
 
 
 def prepare(case: Case, threads: int) -> Prepared:
+    if case.dtype == "int8":
+        return prepare_as(case, threads, torch.float32, "int8")
     return prepare_as(case, threads, getattr(torch, case.dtype))
 
 
-def prepare_as(case: Case, threads: int, dtype: torch.dtype) -> Prepared:
+def prepare_as(case: Case, threads: int, dtype: torch.dtype, weights: str | None = None) -> Prepared:
     settle(threads)
     layers = rnnfused.convert(torch_layers(case, dtype))
-    if case.mode == "streaming" and hasattr(rnnfused, "Stepper"):  # an older version has none
-        return streaming(rnnfused.Stepper(layers, case.batch), torch.from_numpy(inputs(case))[0])
+    options = {} if weights is None else {"weights": weights}  # which older versions do not have
+    if case.mode == "streaming" and hasattr(rnnfused, "Stepper"):  # nor this
+        return streaming(rnnfused.Stepper(layers, case.batch, **options), torch.from_numpy(inputs(case))[0])
     if case.mode == "inference" and hasattr(rnnfused, "Frozen"):
-        return measured(rnnfused.Frozen(layers), case, dtype)
+        return measured(rnnfused.Frozen(layers, **options), case, dtype)
     return measured(layers, case, dtype)

@@ -37,6 +37,8 @@ struct Weights {
   const Compute<S>* input_bias;  // b_ih [G * H] or null
   const Compute<S>* bias;        // b_hh [G * H] or null
   const S* projection;           // W_hr [P, H] or null
+  // Of the rows of each matrix, where they have scales.
+  const float *input_scales = nullptr, *recurrent_scales = nullptr, *projection_scales = nullptr;
 };
 
 // A matrix whose rows are contiguous but need not touch, nor lie in order.
@@ -63,12 +65,12 @@ struct ForwardArgs {
   using T = Compute<S>;
   SequenceShape shape;
   Weights<S> weights;
-  Rows<const S> x;                    // [rows, I]
+  Rows<const Stored<S>> x;            // [rows, I]
   Rows<const T> initial[kMaxStates];  // h [B, P], c [B, H]; zeros where not there
-  Rows<S> y;                          // [rows, P]
+  Rows<Stored<S>> y;                  // [rows, P]
   Rows<T> cells;                      // c of every row [rows, H]; null data means not wanted
   Rows<T> final[kMaxStates];          // h [B, P], c [B, H]; not wanted where not there
-  S* tape;                            // for backward, as large as TapeSize says; null for inference
+  Stored<S>* tape;                    // for backward, as large as TapeSize says; null for inference
   bool recompute;                     // whether the tape goes without most gates, and backward rebuilds them
 };
 

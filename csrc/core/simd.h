@@ -62,6 +62,12 @@ struct Lanes<float> {
   using Int = int32_t;
 };
 template <>
+struct Lanes<int32_t> {
+  using Scalar = int32_t;
+  static constexpr int count = 1;
+  using Int = int32_t;
+};
+template <>
 struct Lanes<double> {
   using Scalar = double;
   static constexpr int count = 1;

@@ -447,11 +447,21 @@ void backward(const LayerGradient<S>& layer, const Team& team, int thread) {
   BackwardCall<Cell, S>(layer, team, thread).run();
 }
 
-// What the drivers offer for a cell.
+// What the drivers offer for a cell: quantised weights have no gradients.
 template <class Cell, class S>
 constexpr CellKernels<S> kernels_of() {
-  return {&Tape<Cell, S>::size, &packed_bytes<Cell, S>,     &pack<Cell, S>,    &forward_scratch<Cell, S>,
-          &forward<Cell, S>,    &backward_scratch<Cell, S>, &backward<Cell, S>};
+  CellKernels<S> kernels{&Tape<Cell, Stored<S>>::size,
+                         &packed_bytes<Cell, S>,
+                         &pack<Cell, S>,
+                         &forward_scratch<Cell, S>,
+                         &forward<Cell, S>,
+                         nullptr,
+                         nullptr};
+  if constexpr (!kQuantized<S>) {
+    kernels.backward_scratch = &backward_scratch<Cell, S>;
+    kernels.backward = &backward<Cell, S>;
+  }
+  return kernels;
 }
 
 }  // namespace rnnfused::RNNFUSED_ISA

@@ -5,6 +5,10 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(RNNFUSED_HAVE_NEON_DOT) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #include "core/log.h"
 
 namespace rnnfused {
@@ -15,19 +19,38 @@ namespace rnnfused {
   extern const TypeKernels<double> kernels_double;     \
   extern const TypeKernels<BFloat16> kernels_BFloat16; \
   extern const TypeKernels<Half> kernels_Half;         \
+  extern const TypeKernels<Int8> kernels_Int8;         \
   }
 RNNFUSED_DECLARE(scalar)
 RNNFUSED_DECLARE(avx2)
 RNNFUSED_DECLARE(avx512)
+RNNFUSED_DECLARE(avx512_vnni)
 RNNFUSED_DECLARE(avx512_bf16)
 RNNFUSED_DECLARE(neon)
+RNNFUSED_DECLARE(neon_dot)
 #undef RNNFUSED_DECLARE
 
 namespace cpu {
 namespace {
 
 #define RNNFUSED_TABLE(isa) \
-  {#isa, &isa::kernels_float, &isa::kernels_double, &isa::kernels_BFloat16, &isa::kernels_Half}
+  {#isa,                    \
+   &isa::kernels_float,     \
+   &isa::kernels_double,    \
+   &isa::kernels_BFloat16,  \
+   &isa::kernels_Half,      \
+   &isa::kernels_Int8}
+
+#ifdef RNNFUSED_HAVE_NEON_DOT
+bool has_dot_products() {
+#ifdef __linux__
+  constexpr unsigned long kDotProducts = 1 << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & kDotProducts) != 0;
+#else
+  return true;  // of Apple's processors every one that runs a 64-bit system of today
+#endif
+}
+#endif
 
 std::vector<const KernelTable*> available() {
   static const KernelTable plain = RNNFUSED_TABLE(scalar);
@@ -43,16 +66,28 @@ std::vector<const KernelTable*> available() {
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     tables.push_back(&with_avx512);
+#ifdef RNNFUSED_HAVE_AVX512_VNNI
+    static const KernelTable with_vnni = {"avx512_vnni",    with_avx512.f32, with_avx512.f64,
+                                          with_avx512.bf16, with_avx512.f16, &avx512_vnni::kernels_Int8};
+    if (__builtin_cpu_supports("avx512vnni")) tables.push_back(&with_vnni);
 #ifdef RNNFUSED_HAVE_AVX512_BF16
-    static const KernelTable with_bf16 = {"avx512_bf16", with_avx512.f32, with_avx512.f64,
-                                          &avx512_bf16::kernels_BFloat16, with_avx512.f16};
-    if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&with_bf16);
+    // No processor has it without the other.
+    static const KernelTable with_bf16 = {"avx512_bf16", with_vnni.f32,
+                                          with_vnni.f64, &avx512_bf16::kernels_BFloat16,
+                                          with_vnni.f16, with_vnni.i8};
+    if (tables.back() == &with_vnni && __builtin_cpu_supports("avx512bf16")) tables.push_back(&with_bf16);
+#endif
 #endif
   }
 #endif
 #ifdef RNNFUSED_HAVE_NEON
   static const KernelTable with_neon = RNNFUSED_TABLE(neon);
   tables.push_back(&with_neon);
+#ifdef RNNFUSED_HAVE_NEON_DOT
+  static const KernelTable with_dot = {"neon_dot",     with_neon.f32, with_neon.f64,
+                                       with_neon.bf16, with_neon.f16, &neon_dot::kernels_Int8};
+  if (has_dot_products()) tables.push_back(&with_dot);
+#endif
 #endif
   return tables;
 }
@@ -118,8 +153,8 @@ std::vector<std::string> available_isas() {
 }
 
 template <class S>
-bool multiplies_pairs() {
-  return kernels().of<S>().terms > 1;
+int terms_at_once() {
+  return kernels().of<S>().terms;
 }
 
 TapeSize tape_size(CellId cell, bool projected) { return cell_kernels<float>(cell).tape_size(projected); }
@@ -231,15 +266,19 @@ void tangent_backward(CellId cell, const TangentBackward<T>& step, int threads) 
 }
 
 #define RNNFUSED_INSTANTIATE(S)                                             \
-  template bool multiplies_pairs<S>();                                      \
+  template int terms_at_once<S>();                                          \
   template Plan plan<S>(CellId, const SequenceShape&, int, int, int, bool); \
   template void forward<S>(CellId, const Stack<S>&, int);                   \
-  template void PackedStack::forward<S>(CellId, Stack<S>, int);             \
+  template void PackedStack::forward<S>(CellId, Stack<S>, int);
+RNNFUSED_INSTANTIATE(Int8)
+#define RNNFUSED_INSTANTIATE_WITH_GRADIENTS(S) \
+  RNNFUSED_INSTANTIATE(S)                      \
   template void backward<S>(CellId, const LayerGradient<S>&, int);
-RNNFUSED_INSTANTIATE(float)
-RNNFUSED_INSTANTIATE(double)
-RNNFUSED_INSTANTIATE(BFloat16)
-RNNFUSED_INSTANTIATE(Half)
+RNNFUSED_INSTANTIATE_WITH_GRADIENTS(float)
+RNNFUSED_INSTANTIATE_WITH_GRADIENTS(double)
+RNNFUSED_INSTANTIATE_WITH_GRADIENTS(BFloat16)
+RNNFUSED_INSTANTIATE_WITH_GRADIENTS(Half)
+#undef RNNFUSED_INSTANTIATE_WITH_GRADIENTS
 #undef RNNFUSED_INSTANTIATE
 
 #define RNNFUSED_INSTANTIATE(T)                                            \

@@ -18,9 +18,9 @@ const KernelTable& kernels();
 // Names of the tables that were built and that this processor can run, widest last.
 std::vector<std::string> available_isas();
 
-// Whether the processor multiplies numbers as they are stored, rather than widened.
+// How many terms of a product one instruction adds in each lane; one where numbers are widened first.
 template <class S>
-bool multiplies_pairs();
+int terms_at_once();
 
 // What a tape has to hold: that forward() fills and backward() reads.
 TapeSize tape_size(CellId cell, bool projected);

@@ -29,11 +29,37 @@ template <class Cell, class S>
 class ForwardStream {
   using T = Compute<S>;
   using O = Operand<S>;
+  using Q = Stored<S>;
   using V = Native<T>;
   static constexpr Index L = kLanes<T>;
   static constexpr Index A = Cell::accumulators, G = Cell::gates;
   static constexpr bool has_cell_state = Cell::states > 1;
   static constexpr int kOutputGroup = 4;  // blocks of projected units per tile
+
+  // Weights: `gates` rows for each of `units`, in the order in which the accumulators take them.
+  struct Matrix {
+    const S* rows;
+    Index size, units;
+    int gates;
+    const int* gate_of;
+    const float* row_scales;
+    Range blocks;  // this member's, of the units
+    // As they are packed; and if they are quantised, the scales of the panels' lanes and where sums begin.
+    O* panels = nullptr;
+    T* scales = nullptr;
+    Sum<S>* starts = nullptr;
+
+    Index row(int gate, Index block) const { return gate_of[gate] * units + block * L; }
+    Index vectors() const { return blocks.size() * gates; }
+    Index vector_of(Index block) const { return (block - blocks.first) * gates; }
+    O* panel(Index block) const { return panels + vector_of(block) * L * panel_terms<S>(size); }
+    void take(Arena& packed, Index vectors_at_once) {
+      panels = packed.take<O>(vectors_at_once * L * panel_terms<S>(size));
+      if (!kQuantized<S>) return;
+      scales = packed.take<T>(vectors() * L);
+      starts = packed.take<Sum<S>>(vectors() * L);
+    }
+  };
 
  public:
   // Packed weights are taken from `packed`, everything else from `arena`; the two may be one.
@@ -42,20 +68,19 @@ class ForwardStream {
       : args_(args),
         stream_(args.shape, shard),
         tape_(args.shape, args.recompute, args.tape),
-        blocks_(share(blocks_of<T>(args.shape.hidden), manner.members, member)),
-        outputs_(share(blocks_of<T>(args.shape.output), manner.members, member)),
         manner_(manner),
         group_(manner.few_rows && max_rows(kWideGroup<Cell> * G) >= 2 ? kWideGroup<Cell>
                                                                       : kNarrowGroup<Cell>),
-        direct_(!manner.packed && runs_unpacked(args.shape.steps, args.shape.batch, args.shape.hidden)) {
+        direct_(!kQuantized<S> && !manner.packed &&
+                runs_unpacked(args.shape.steps, args.shape.batch, args.shape.hidden)) {
     const SequenceShape& shape = args.shape;
     const int members = manner.members;
     const Index units = padded<T>(shape.hidden);
     const Index of_output = padded<T>(shape.output);
-    start_ = arena.take<S>(kNarrow<S> ? shard.count * of_output : of_output > units ? of_output : units);
+    start_ = arena.take<Q>(kNarrow<S> ? shard.count * of_output : of_output > units ? of_output : units);
     if (keeps_output()) output_ = arena.take<T>(shard.count * units);
     if (keeps_cell()) cell_ = arena.take<T>(shard.count * units);
-    if (!args.tape && shape.projected()) unprojected_ = arena.take<S>(shard.count * units);
+    if (!args.tape && shape.projected()) unprojected_ = arena.take<Q>(shard.count * units);
     const auto lay_out_member = [&](ForwardStream& stream, int m) {
       stream.lay_out(share(blocks_of<T>(shape.hidden), members, m),
                      share(blocks_of<T>(shape.output), members, m), packed, arena);
@@ -129,22 +154,31 @@ class ForwardStream {
 
   void lay_out(Range blocks, Range outputs, Arena& packed, Arena& arena) {
     const SequenceShape& shape = stream_.shape;
-    const Index batch = stream_.batch(), vectors = blocks.size() * G;
-    const Index all = shape.rows();
+    const Weights<S>& w = args_.weights;
+    static constexpr int only[] = {0};
     blocks_ = blocks, outputs_ = outputs;
+    input_ = {w.input,        shape.input, shape.hidden, int(G), Cell::gate_of + Cell::x_first,
+              w.input_scales, blocks};
+    recurrent_ = {w.recurrent,        shape.output, shape.hidden, int(G), Cell::gate_of + Cell::h_first,
+                  w.recurrent_scales, blocks};
+    projection_ = {w.projection, shape.hidden, shape.output, 1, only, w.projection_scales, outputs};
+    const Index batch = stream_.batch(), all = shape.rows();
     const Index chunk = chunk_rows() + batch < all ? chunk_rows() + batch : all;
     chunk_capacity_ = chunk;
     if (!direct_) {
-      const Index at_once = packs_by_chunk() ? kNarrowGroup<Cell> * G : vectors;
-      input_panels_ = packed.take<O>(at_once * L * panel_terms<S>(shape.input));
-      recurrent_panels_ = packed.take<O>(vectors * L * panel_terms<S>(shape.output));
-      if (shape.projected())
-        projection_panels_ = packed.take<O>(outputs.size() * L * panel_terms<S>(shape.hidden));
+      input_.take(packed, packs_by_chunk() ? kNarrowGroup<Cell> * G : input_.vectors());
+      recurrent_.take(packed, recurrent_.vectors());
+      if (shape.projected()) projection_.take(packed, projection_.vectors());
     }
     bias_ = packed.take<T>(blocks.size() * A * L);
-    partial_ = arena.take<T>(partial_size(chunk > batch ? chunk : batch));
+    partial_ = arena.take<Sum<S>>(partial_size(chunk > batch ? chunk : batch));
     chunk_row_ = arena.take<Index>(chunk);
     if (!tapes_all_sums()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
+    if constexpr (kQuantized<S>) {
+      const Index of_inputs = chunk * padded<T>(shape.input), most_units = padded<T>(shape.hidden);
+      rounded_ = arena.take<Left<S>>(of_inputs > batch * most_units ? of_inputs : batch * most_units);
+      rounded_scale_ = arena.take<T>(chunk > batch ? chunk : batch);
+    }
   }
 
   // For the largest product of all.
@@ -184,37 +218,32 @@ class ForwardStream {
   }
 
   void pack_weights() {
-    const SequenceShape& shape = stream_.shape;
-    const Weights<S>& w = args_.weights;
-    const Index H = shape.hidden;
     if (!packs_by_chunk()) {
       for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index block, Index n) { pack_input(block, n); });
     }
-    for_groups(blocks_, group_, false, [&](Index block, Index n) {
-      pack_gates<Cell>(w.recurrent, H, shape.output, Cell::h_first, block, n,
-                       recurrent_panels_ + recurrent_panel(block));
-    });
-    if (!shape.projected()) return;
-    for_groups(outputs_, kOutputGroup, false, [&](Index block, Index n) {
-      O* panel = projection_panels_ + (block - outputs_.first) * L * panel_terms<S>(H);
-      for (Index b = 0; b < n; ++b) {
-        const Index lanes = lanes_in<T>(block + b, shape.output);
-        pack_rows(w.projection + (block + b) * L * H, H, lanes, H, panel + b * L * kTerms<S>, n * L);
+    for_groups(blocks_, group_, false,
+               [&](Index block, Index n) { pack_panel(recurrent_, block, n, recurrent_.panel(block)); });
+    if (!stream_.shape.projected()) return;
+    for_groups(outputs_, kOutputGroup, false,
+               [&](Index block, Index n) { pack_panel(projection_, block, n, projection_.panel(block)); });
+  }
+
+  O* input_panel(Index block) const { return packs_by_chunk() ? input_.panels : input_.panel(block); }
+
+  void pack_input(Index block, Index n) { pack_panel(input_, block, n, input_panel(block)); }
+
+  void pack_panel(const Matrix& m, Index block, Index n, O* panel) {
+    pack_gates(m.rows, m.units, m.size, m.gates, m.gate_of, block, n, panel);
+    if constexpr (kQuantized<S>) {
+      Index at = m.vector_of(block) * L;
+      for (Index b = block; b < block + n; ++b) {
+        for (int g = 0; g < m.gates; ++g, at += L) {
+          const Index row = m.row(g, b), lanes = lanes_in<T>(b, m.units);
+          store(m.scales + at, load<V>(m.row_scales + row, lanes));
+          store_starts(m.rows + row * m.size, m.size, lanes, m.size, m.starts + at);
+        }
       }
-    });
-  }
-
-  Index input_panel(Index block) const {
-    return packs_by_chunk() ? 0 : (block - blocks_.first) * G * L * panel_terms<S>(stream_.shape.input);
-  }
-
-  Index recurrent_panel(Index block) const {
-    return (block - blocks_.first) * G * L * panel_terms<S>(stream_.shape.output);
-  }
-
-  void pack_input(Index block, Index n) {
-    pack_gates<Cell>(args_.weights.input, stream_.shape.hidden, stream_.shape.input, Cell::x_first, block, n,
-                     input_panels_ + input_panel(block));
+    }
   }
 
   // This member's lanes of an initial state, with zeros in the lanes beyond the last unit.
@@ -240,9 +269,11 @@ class ForwardStream {
 
   // Whether the products can add to the accumulators where these are kept: both feed all of them, and those
   // of a group of blocks are neighbours.
-  bool in_place() const { return G == A && !direct_ && (tapes_all_sums() || group_ == kNarrowGroup<Cell>); }
+  bool in_place() const {
+    return G == A && !direct_ && !kQuantized<S> && (tapes_all_sums() || group_ == kNarrowGroup<Cell>);
+  }
 
-  const S* previous_output(Index s, Index b) const {
+  const Q* previous_output(Index s, Index b) const {
     const Index row = stream_.previous(s, b);
     if (row >= 0) return args_.y[row];
     if constexpr (kNarrow<S>) {
@@ -254,7 +285,7 @@ class ForwardStream {
 
   // What the cell is given of it, and of c; the former only without a projection, after which h has other
   // units than the gates have, and no cell that can be projected reads it.
-  RNNFUSED_HD V previous_output(const S* h, Index b, Index block) const {
+  RNNFUSED_HD V previous_output(const Q* h, Index b, Index block) const {
     if (stream_.shape.projected()) return V{};
     if (kNarrow<S>) return load<V>(output_ + b * tape_.units + block * L);
     return load<V>(h + block * L, lanes_in<T>(block, stream_.shape.hidden));
@@ -274,21 +305,52 @@ class ForwardStream {
     return initial ? initial : start_;
   }
 
-  // The rows' products with n blocks from `first` on of the units of w [gates of `units` rows each, size]: by
-  // tiles with the packed panel, or with the rows of w as they lie.
-  template <int N, class RowOf, class Init, class Sink>
-  RNNFUSED_HD void multiply(Index rows, const S* w, Index size, Index units, const int* gate_of, Index first,
-                            Index n, const O* panels, Index at, RowOf a, Init init, Sink sink) {
-    if (!direct_) return product<S>(rows, Runs{1, size, 0}, int(n * N), panels + at, partial_, a, init, sink);
-    T acc[kMaxWidth * L];
-    for (Index row = 0; row < rows; ++row) {
-      init(row, acc);
-      for (Index i = 0; i < n * N; ++i) {
-        const Index block = first + i / N;
-        dots(w + (gate_of[i % N] * units + block * L) * size, lanes_in<T>(block, units), size, a(row),
-             acc + i * L);
+  // What is multiplied next: rows of m.size numbers, a(row), of which nothing is kept but where they are
+  // rounded.
+  template <class RowOf>
+  RNNFUSED_HD void round_rows([[maybe_unused]] Index rows, [[maybe_unused]] const Matrix& m,
+                              [[maybe_unused]] RowOf a) {
+    if constexpr (kQuantized<S>) {
+      for (Index row = 0; row < rows; ++row)
+        rounded_scale_[row] = round_row(a(row), m.size, rounded_ + row * padded<T>(m.size));
+    }
+  }
+
+  // The rows' products with n blocks of units from `first` on: by tiles with the packed panel, or with the
+  // weights as they lie. init(row, acc) says what they are added to, sink(row, acc) takes the sums. Rows
+  // that have to be rounded were.
+  template <class RowOf, class Init, class Sink>
+  RNNFUSED_HD void multiply(Index rows, const Matrix& m, Index first, Index n, const O* panel, RowOf a,
+                            Init init, Sink sink) {
+    const int width = int(n) * m.gates;
+    if constexpr (kQuantized<S>) {
+      const Index at = m.vector_of(first) * L;
+      return product<S>(
+          rows, Runs{1, panel_terms<S>(m.size), 0}, width, panel, partial_,
+          [&](Index row) { return rounded_ + row * padded<T>(m.size); },
+          [&](Index, Sum<S>* acc) { copy_vectors(m.starts + at, acc, width); },
+          [&](Index row, const Sum<S>* acc) {
+            alignas(64) T sums[kMaxWidth * L];
+            init(row, sums);
+            for (int i = 0; i < width; ++i) {
+              const V product_of = convert_lanes<V>(load<Native<Sum<S>>>(acc + i * L));
+              const V scale = load<V>(m.scales + at + i * L) * rounded_scale_[row];
+              store(sums + i * L, fma(product_of, scale, load<V>(sums + i * L)));
+            }
+            sink(row, sums);
+          });
+    } else {
+      if (!direct_) return product<S>(rows, Runs{1, m.size, 0}, width, panel, partial_, a, init, sink);
+      T acc[kMaxWidth * L];
+      for (Index row = 0; row < rows; ++row) {
+        init(row, acc);
+        T* at = acc;
+        for (Index block = first; block < first + n; ++block) {
+          for (int g = 0; g < m.gates; ++g, at += L)
+            dots(m.rows + m.row(g, block) * m.size, lanes_in<T>(block, m.units), m.size, a(row), at);
+        }
+        sink(row, acc);
       }
-      sink(row, acc);
     }
   }
 
@@ -303,22 +365,24 @@ class ForwardStream {
 
   // Input projection of a chunk, biases included.
   void project_inputs(Index rows) {
+    const auto input = [&](Index i) { return args_.x[chunk_row_[i]]; };
+    round_rows(rows, input_, input);
     for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index first, Index n) {
       if (packs_by_chunk() && !direct_) pack_input(first, n);
-      if (in_place()) {
-        return product_at<S>(
-            rows, Runs{1, stream_.shape.input, 0}, int(n * G), input_panels_ + input_panel(first),
-            [&](Index i) { return args_.x[chunk_row_[i]]; },
-            [&](Index i, Index, bool starts, bool) {
-              T* gates = gates_of(chunk_row_[i], i, first);
-              if (starts) start_projection<Cell>(bias_of(first), n, gates);
-              return gates;
-            },
-            [](Index, const T*) {});
+      if constexpr (!kQuantized<S>) {
+        if (in_place()) {
+          return product_at<S>(
+              rows, Runs{1, input_.size, 0}, int(n * G), input_panel(first), input,
+              [&](Index i, Index, bool starts, bool) {
+                T* gates = gates_of(chunk_row_[i], i, first);
+                if (starts) start_projection<Cell>(bias_of(first), n, gates);
+                return gates;
+              },
+              [](Index, const T*) {});
+        }
       }
-      multiply<G>(
-          rows, args_.weights.input, stream_.shape.input, stream_.shape.hidden, Cell::gate_of + Cell::x_first,
-          first, n, input_panels_, input_panel(first), [&](Index i) { return args_.x[chunk_row_[i]]; },
+      multiply(
+          rows, input_, first, n, input_panel(first), input,
           [&](Index, T* acc) { start_projection<Cell>(bias_of(first), n, acc); },
           [&](Index i, const T* acc) {
             keep_projection<Cell>(bias_of(first), n, acc,
@@ -331,18 +395,19 @@ class ForwardStream {
   // backwards: weights that do not fit in a cache level are then half there, instead of not at all.
   void step(Index s, Index local) {
     const Index rows = stream_.active(s);
+    const auto h_prev = [&](Index b) { return previous_output(s, b); };
+    round_rows(rows, recurrent_, h_prev);
     for_groups(blocks_, group_, s % 2 == 1, [&](Index first, Index n) {
-      if (in_place()) {
-        return product_at<S>(
-            rows, Runs{1, stream_.shape.output, 0}, int(n * G), recurrent_panels_ + recurrent_panel(first),
-            [&](Index b) { return previous_output(s, b); },
-            [&](Index b, Index, bool, bool) { return gates_of(stream_.row(s, b), local + b, first); },
-            [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
+      if constexpr (!kQuantized<S>) {
+        if (in_place()) {
+          return product_at<S>(
+              rows, Runs{1, recurrent_.size, 0}, int(n * G), recurrent_.panel(first), h_prev,
+              [&](Index b, Index, bool, bool) { return gates_of(stream_.row(s, b), local + b, first); },
+              [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
+        }
       }
-      multiply<G>(
-          rows, args_.weights.recurrent, stream_.shape.output, stream_.shape.hidden,
-          Cell::gate_of + Cell::h_first, first, n, recurrent_panels_, recurrent_panel(first),
-          [&](Index b) { return previous_output(s, b); },
+      multiply(
+          rows, recurrent_, first, n, recurrent_.panel(first), h_prev,
           [&](Index b, T* acc) {
             const Index row = stream_.row(s, b);
             for (Index i = 0; i < n; ++i) {
@@ -356,9 +421,9 @@ class ForwardStream {
   RNNFUSED_HD void epilogue(Index s, Index b, Index local, Index first, Index n, const T* acc) {
     const SequenceShape& shape = stream_.shape;
     const Index row = stream_.row(s, b);
-    const S* h_prev = previous_output(s, b);
+    const Q* h_prev = previous_output(s, b);
     const T* c_prev = has_cell_state ? previous_cell(s, b) : nullptr;
-    S* h = !shape.projected() ? args_.y[row]
+    Q* h = !shape.projected() ? args_.y[row]
            : args_.tape       ? tape_.unprojected_of(row)
                               : unprojected_ + b * tape_.units;
     for (Index i = 0; i < n; ++i) {
@@ -369,7 +434,7 @@ class ForwardStream {
       if constexpr (has_cell_state) prev[1] = load<V>(c_prev + at, lanes);
       Cell::forward(accumulators, prev, next, taped);
       if (tapes_gates(row)) {
-        S* gates = tape_.gates_of(row) + block * A * L;
+        Q* gates = tape_.gates_of(row) + block * A * L;
         for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
       }
       store(h + at, next[0], shape.projected() ? L : lanes);
@@ -384,20 +449,18 @@ class ForwardStream {
 
   // Sak et al. (2014): h = W_hr (o tanh(c)).
   void project_outputs(Index s) {
-    const SequenceShape& shape = stream_.shape;
+    const auto unprojected = [&](Index b) -> const Q* {
+      return args_.tape ? tape_.unprojected_of(stream_.row(s, b)) : unprojected_ + b * tape_.units;
+    };
+    round_rows(stream_.active(s), projection_, unprojected);
     for_groups(outputs_, kOutputGroup, false, [&](Index first, Index n) {
-      static constexpr int only[] = {0};
-      multiply<1>(
-          stream_.active(s), args_.weights.projection, shape.hidden, shape.output, only, first, n,
-          projection_panels_, (first - outputs_.first) * L * panel_terms<S>(shape.hidden),
-          [&](Index b) -> const S* {
-            return args_.tape ? tape_.unprojected_of(stream_.row(s, b)) : unprojected_ + b * tape_.units;
-          },
+      multiply(
+          stream_.active(s), projection_, first, n, projection_.panel(first), unprojected,
           [&](Index, T* acc) { memset(acc, 0, size_t(n * L) * sizeof(T)); },
           [&](Index b, const T* acc) {
-            S* h = args_.y[stream_.row(s, b)];
+            Q* h = args_.y[stream_.row(s, b)];
             for (Index i = 0; i < n; ++i) {
-              store(h + (first + i) * L, load<V>(acc + i * L), lanes_in<T>(first + i, shape.output));
+              store(h + (first + i) * L, load<V>(acc + i * L), lanes_in<T>(first + i, projection_.units));
             }
           });
     });
@@ -436,19 +499,22 @@ class ForwardStream {
 
   const ForwardArgs<S>& args_;
   Stream stream_;
-  Tape<Cell, S> tape_;
-  Range blocks_, outputs_;  // of hidden units, and of units after a projection
+  Tape<Cell, Q> tape_;
+  Range blocks_{}, outputs_{};  // of hidden units, and of units after a projection
   Manner manner_;
   Index group_;
   bool direct_;  // weights are read as they lie
 
   // Shared by the members, each its own lanes. What h starts from: of narrow numbers the initial states
   // rounded [batch, P], otherwise zeros where there are none.
-  S* start_ = nullptr;
+  Q* start_ = nullptr;
   T *output_ = nullptr, *cell_ = nullptr;  // [batch, units]
-  S* unprojected_ = nullptr;               // [batch, units]
-  O *input_panels_ = nullptr, *recurrent_panels_ = nullptr, *projection_panels_ = nullptr;
-  T *bias_ = nullptr, *partial_ = nullptr;
+  Q* unprojected_ = nullptr;               // [batch, units]
+  Matrix input_{}, recurrent_{}, projection_{};
+  T* bias_ = nullptr;
+  Sum<S>* partial_ = nullptr;
+  Left<S>* rounded_ = nullptr;  // the rows to be multiplied, if they have to be rounded, and their scales
+  T* rounded_scale_ = nullptr;
   T* chunk_gates_ = nullptr;  // [narrow groups, rows of the chunk, blocks, accumulators, lanes]
   Index chunk_capacity_ = 0;
   Index* chunk_row_ = nullptr;

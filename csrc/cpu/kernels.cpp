@@ -1,5 +1,5 @@
-// Compiled once per ISA and type: RNNFUSED_TYPE is float, double, Half or BFloat16. One symbol leaves this
-// object: its table of kernels.
+// Compiled once per ISA and type: RNNFUSED_TYPE is float, double, Half, BFloat16 or Int8. One symbol leaves
+// this object: its table of kernels.
 #include "cpu/kernels.h"
 
 #include "cpu/backward.h"
@@ -21,7 +21,7 @@ RNNFUSED_CELLS(RNNFUSED_CHECK)
 
 template <class Cell, class S>
 constexpr TangentKernels<S> tangent_kernels_or_none() {
-  if constexpr (kNarrow<S>) {
+  if constexpr (kNarrow<S> || kQuantized<S>) {
     return {};
   } else {
     return tangent_kernels_of<Cell, S>();

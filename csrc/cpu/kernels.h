@@ -98,6 +98,7 @@ struct CellKernels {
   TeamKernel<Stack<S>> pack;
   Index (*forward_scratch)(const Stack<S>& stack, const Plan& plan);
   TeamKernel<Stack<S>> forward;
+  // Null for weights that have no gradients.
   Index (*backward_scratch)(const LayerGradient<S>& layer, const Plan& plan);
   TeamKernel<LayerGradient<S>> backward;
 };
@@ -125,7 +126,8 @@ struct TypeKernels {
   int terms;  // of a product that one instruction adds in each lane
   CellInfo info[int(CellId::count)];
   CellKernels<S> cells[int(CellId::count)];
-  TangentKernels<S> tangents[int(CellId::count)];  // null for narrow types, whose tangents are computed wide
+  TangentKernels<S>
+      tangents[int(CellId::count)];  // null for types whose tangents are computed wide, or not at all
 };
 
 // What one ISA runs. A type that it has nothing better for, it takes from an older one.
@@ -135,6 +137,7 @@ struct KernelTable {
   const TypeKernels<double>* f64;
   const TypeKernels<BFloat16>* bf16;
   const TypeKernels<Half>* f16;
+  const TypeKernels<Int8>* i8;
 
   template <class S>
   const TypeKernels<S>& of() const {
@@ -142,6 +145,7 @@ struct KernelTable {
     if constexpr (std::is_same_v<S, double>) return *f64;
     if constexpr (std::is_same_v<S, BFloat16>) return *bf16;
     if constexpr (std::is_same_v<S, Half>) return *f16;
+    if constexpr (std::is_same_v<S, Int8>) return *i8;
   }
   const CellInfo& info(CellId cell) const { return f32->info[int(cell)]; }
 };

@@ -145,9 +145,24 @@ constexpr bool kDots<BFloat16> = true;
 
 // What a panel of numbers of a type holds, and how many terms of a product lie in one of its lanes.
 template <class S>
-using Operand = std::conditional_t<kDots<S>, S, Compute<S>>;
+using Operand = std::conditional_t<kDots<S> || kQuantized<S>, S, Compute<S>>;
 template <class S>
 constexpr int kTerms = kDots<S> ? 2 : 1;
+
+// What the rows of a product's left operand hold as they lie and as they are multiplied, and what it is
+// summed in.
+template <class S>
+struct FactorsOf {
+  using Left = S;
+  using LeftTerms = Operand<S>;
+  using Sum = Compute<S>;
+};
+template <class S>
+using Left = typename FactorsOf<S>::Left;
+template <class S>
+using LeftTerms = typename FactorsOf<S>::LeftTerms;
+template <class S>
+using Sum = typename FactorsOf<S>::Sum;
 
 template <class S, bool dots = kDots<S>>
 struct TermsOf {
@@ -210,7 +225,7 @@ RNNFUSED_HD void store_terms(Operand<S>* p, Terms<S> terms) {
 
 // The same in every lane: the scalars at p, or the last of a row of an odd number.
 template <class S>
-RNNFUSED_HD Terms<S> broadcast_terms(const Operand<S>* p) {
+RNNFUSED_HD Terms<S> broadcast_terms(const LeftTerms<S>* p) {
   if constexpr (kDots<S>) {
     uint32_t pair;
     memcpy(&pair, p, sizeof pair);
@@ -221,7 +236,7 @@ RNNFUSED_HD Terms<S> broadcast_terms(const Operand<S>* p) {
 }
 
 template <class S>
-RNNFUSED_HD Terms<S> broadcast_last(const Operand<S>* p) {
+RNNFUSED_HD Terms<S> broadcast_last(const LeftTerms<S>* p) {
   if constexpr (kDots<S>) {
     return Terms<S>{} + uint32_t(p->bits);
   } else {
@@ -230,7 +245,7 @@ RNNFUSED_HD Terms<S> broadcast_last(const Operand<S>* p) {
 }
 
 template <class S>
-RNNFUSED_HD Native<Compute<S>> add_product(Terms<S> a, Terms<S> b, Native<Compute<S>> acc) {
+RNNFUSED_HD Native<Sum<S>> add_product(Terms<S> a, Terms<S> b, Native<Sum<S>> acc) {
   if constexpr (kDots<S>) {
 #if defined(__AVX512BF16__)
     return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);

@@ -5,7 +5,7 @@
 
 #include "core/sequence.h"
 #include "core/simd.h"
-#include "cpu/narrow.h"
+#include "cpu/int8.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 
@@ -44,29 +44,33 @@ RNNFUSED_HD void transpose(V (&v)[E]) {
 template <class S>
 void pack_rows(const S* rows, Index row_stride, Index lanes, Index size, Operand<S>* out, Index stride) {
   constexpr Index L = kLanes<Compute<S>>, P = kTerms<S>;
-  for (Index k = 0; k < size; k += L * P) {
-    const Index n = size - k < L * P ? size - k : L * P;
+  if constexpr (kQuantized<S>) {
+    pack_numbers(rows, row_stride, lanes, size, out, stride);
+  } else {
+    for (Index k = 0; k < size; k += L * P) {
+      const Index n = size - k < L * P ? size - k : L * P;
 #if RNNFUSED_VECTOR_BYTES >= 32
-    if constexpr (!kNarrow<S>) {
-      using V = Native<S>;
-      constexpr int E = 16 / sizeof(S);
-      if (n == L && lanes == L) {
-        for (Index column = k; column < k + L; column += E) {
-          V v[E];
-          for (int r = 0; r < E; ++r)
-            v[r] = instruction::pieces(rows + r * row_stride + column, E * row_stride);
-          transpose(v);
-          for (int i = 0; i < E; ++i) store(out + (column + i) * stride, v[i]);
+      if constexpr (!kNarrow<S>) {
+        using V = Native<S>;
+        constexpr int E = 16 / sizeof(S);
+        if (n == L && lanes == L) {
+          for (Index column = k; column < k + L; column += E) {
+            V v[E];
+            for (int r = 0; r < E; ++r)
+              v[r] = instruction::pieces(rows + r * row_stride + column, E * row_stride);
+            transpose(v);
+            for (int i = 0; i < E; ++i) store(out + (column + i) * stride, v[i]);
+          }
+          continue;
         }
-        continue;
       }
-    }
 #endif
-    Terms<S> v[L];
-    for (Index lane = 0; lane < L; ++lane)
-      v[lane] = lane < lanes ? load_terms<S>(rows + lane * row_stride + k, n) : Terms<S>{};
-    transpose(v);
-    for (Index i = 0; i * P < n; ++i) store_terms<S>(out + (k + i * P) * stride, v[i]);
+      Terms<S> v[L];
+      for (Index lane = 0; lane < L; ++lane)
+        v[lane] = lane < lanes ? load_terms<S>(rows + lane * row_stride + k, n) : Terms<S>{};
+      transpose(v);
+      for (Index i = 0; i * P < n; ++i) store_terms<S>(out + (k + i * P) * stride, v[i]);
+    }
   }
 }
 
@@ -76,18 +80,19 @@ RNNFUSED_HD Index panel_terms(Index size) {
   return (size + kTerms<S> - 1) / kTerms<S> * kTerms<S>;
 }
 
-// Panel of `count` blocks from `first` on for a product that sums over the columns of W [gates * hidden,
-// size]; the vectors of a block are the cell's accumulators from `feeds` on.
-template <class Cell, class S>
-void pack_gates(const S* w, Index hidden, Index size, int feeds, Index first, Index count, Operand<S>* out) {
+// Panel of `count` blocks from `first` on for a product that sums over the columns of W [gates * units,
+// size]; the vectors of a block are those of `gates` gates, in the order gate_of.
+template <class S>
+void pack_gates(const S* w, Index units, Index size, int gates, const int* gate_of, Index first, Index count,
+                Operand<S>* out) {
   using T = Compute<S>;
   constexpr Index L = kLanes<T>;
-  const Index width = count * Cell::gates;
+  const Index width = count * gates;
   for (Index b = 0; b < count; ++b) {
-    const Index unit = (first + b) * L, lanes = lanes_in<T>(first + b, hidden);
-    for (int g = 0; g < Cell::gates; ++g) {
-      const Index row = Cell::gate_of[feeds + g] * hidden + unit;
-      pack_rows(w + row * size, size, lanes, size, out + (b * Cell::gates + g) * L * kTerms<S>, width * L);
+    const Index unit = (first + b) * L, lanes = lanes_in<T>(first + b, units);
+    for (int g = 0; g < gates; ++g) {
+      const Index row = gate_of[g] * units + unit;
+      pack_rows(w + row * size, size, lanes, size, out + (b * gates + g) * L * kTerms<S>, width * L);
     }
   }
 }

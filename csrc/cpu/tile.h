@@ -30,22 +30,24 @@ struct Runs {
 };
 
 // Terms summed in registers before they are added to the accumulators in memory: one chain over a long k
-// range would round too often, and the second level costs next to nothing.
-constexpr Index kChain = 128;
+// range would round too often, and the second level costs next to nothing. Integers are not rounded.
+template <class S>
+constexpr Index kChain = kQuantized<S> ? 4096 : 128;
 
 // Runs that make up a chain.
+template <class S>
 RNNFUSED_HD Index chain_runs(const Runs& k) {
-  return k.length >= kChain ? 1 : (kChain + k.length - 1) / (k.length + !k.length);
+  return k.length >= kChain<S> ? 1 : (kChain<S> + k.length - 1) / (k.length + !k.length);
 }
 
 // A chain's terms of R rows as a tile multiplies them: where they lie, or widened.
-template <class S, int R, bool widens = !std::is_same_v<S, Operand<S>>>
+template <class S, int R, bool widens = !std::is_same_v<Left<S>, LeftTerms<S>>>
 struct LeftRows {
-  const S* at(int, const S* row, Index) { return row; }
+  const Left<S>* at(int, const Left<S>* row, Index) { return row; }
 };
 template <class S, int R>
 struct LeftRows<S, R, true> {
-  alignas(64) Operand<S> terms[R][kChain];
+  alignas(64) Operand<S> terms[R][kChain<S>];
 
   const Operand<S>* at(int r, const S* row, Index count) {
     using V = Native<Operand<S>>;
@@ -58,21 +60,21 @@ struct LeftRows<S, R, true> {
 // the ISA has fma) or pair of terms: the same bits whatever Rows is, and however the k range is cut between
 // chains. No run is longer than a chain where there are several.
 template <class S, int R, int W>
-void tile(const S* const* a, Runs k, const Operand<S>* b, Compute<S>* const* acc) {
-  using T = Compute<S>;
+void tile(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* acc) {
+  using T = Sum<S>;
   using V = Native<T>;
   constexpr Index L = kLanes<T>, P = kTerms<S>;
   // A single run is cut into chains, several short ones are joined.
-  const Index per_chain = k.runs == 1 ? 1 : chain_runs(k);
-  const Index chains = k.runs == 1 ? (k.length + kChain - 1) / kChain : (k.runs + per_chain - 1) / per_chain;
+  const Index per_chain = k.runs == 1 ? 1 : chain_runs<S>(k);
+  const Index chains = k.runs == 1 ? (k.length + kChain<S> - 1) / kChain<S> : (k.runs + per_chain - 1) / per_chain;
   for (Index chain = 0; chain < chains; ++chain) {
     V sum[R][W] = {};
     const Index first = chain * per_chain;
     const Index runs = k.runs == 1 ? 1 : k.runs - first < per_chain ? k.runs - first : per_chain;
-    const Index from = k.runs == 1 ? chain * kChain : 0;
-    const Index terms = k.runs > 1 ? k.length : k.length - from < kChain ? k.length - from : kChain;
+    const Index from = k.runs == 1 ? chain * kChain<S> : 0;
+    const Index terms = k.runs > 1 ? k.length : k.length - from < kChain<S> ? k.length - from : kChain<S>;
     for (Index run = 0; run < runs; ++run) {
-      const Operand<S>* row[R];
+      const LeftTerms<S>* row[R];
       LeftRows<S, R> rows;
       for (int r = 0; r < R; ++r)
         row[r] = rows.at(r, a[r] + (k.runs == 1 ? from : (first + run) * k.stride), terms);
@@ -86,8 +88,10 @@ void tile(const S* const* a, Runs k, const Operand<S>* b, Compute<S>* const* acc
         b += W * L * P;
       };
       Index i = 0;
-      for (; i + P <= terms; i += P) add([&](const Operand<S>* p) { return broadcast_terms<S>(p + i); });
-      if (P > 1 && i < terms) add([&](const Operand<S>* p) { return broadcast_last<S>(p + i); });
+      for (; i + P <= terms; i += P) add([&](const LeftTerms<S>* p) { return broadcast_terms<S>(p + i); });
+      if constexpr (kDots<S>) {
+        if (i < terms) add([&](const LeftTerms<S>* p) { return broadcast_last<S>(p + i); });
+      }
     }
     for (int r = 0; r < R; ++r) {
       for (int j = 0; j < W; ++j) {
@@ -99,7 +103,7 @@ void tile(const S* const* a, Runs k, const Operand<S>* b, Compute<S>* const* acc
 }
 
 template <class S>
-using TileFn = void (*)(const S* const* a, Runs k, const Operand<S>* b, Compute<S>* const* acc);
+using TileFn = void (*)(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* acc);
 
 template <class S>
 struct TileTable {
@@ -153,7 +157,7 @@ RNNFUSED_HD Index piece_of(const Runs& k, int width) {
   const Index cut = kPanelBytes / Index(width * kLanes<Compute<S>> * sizeof(Operand<S>));
   // Runs are cut between each other, a single run anywhere.
   const Index unit = k.runs == 1 ? 1 : k.length;
-  const Index chain = k.runs == 1 ? kChain : chain_runs(k);
+  const Index chain = k.runs == 1 ? kChain<S> : chain_runs<S>(k);
   return (cut / unit / chain > 0 ? cut / unit / chain : 1) * chain;
 }
 
@@ -185,8 +189,8 @@ RNNFUSED_HD void product_at(Index n, Runs k, int width, const Operand<S>* panel,
     for (Index t = 0; t < tiles; ++t) {
       // An even split: a full tile and a small remainder would waste the remainder's bandwidth.
       const Index begin = n * t / tiles, rows = n * (t + 1) / tiles - begin;
-      const S* left[kMaxRows];
-      Compute<S>* acc[kMaxRows];
+      const Left<S>* left[kMaxRows];
+      Sum<S>* acc[kMaxRows];
       for (Index r = 0; r < rows; ++r) {
         left[r] = a(begin + r) + skip;
         acc[r] = place(begin + r, r, first, last);
@@ -201,9 +205,9 @@ RNNFUSED_HD void product_at(Index n, Runs k, int width, const Operand<S>* panel,
 // The same with accumulators that nobody keeps: init(row, acc) starts them, and they are gone after sink.
 // `partial` holds partial_scalars.
 template <class S, class RowOf, class Init, class Sink>
-RNNFUSED_HD void product(Index n, Runs k, int width, const Operand<S>* panel, Compute<S>* partial, RowOf a,
+RNNFUSED_HD void product(Index n, Runs k, int width, const Operand<S>* panel, Sum<S>* partial, RowOf a,
                          Init init, Sink sink) {
-  using T = Compute<S>;
+  using T = Sum<S>;
   const Index row_scalars = width * kLanes<T>;
   alignas(64) T stack[tile_scalars<T>()];
   product_at<S>(

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <iterator>
 #include <sstream>
 
 #include "cpu/dispatch.h"
@@ -13,7 +14,9 @@ namespace {
 using Symbols = std::initializer_list<c10::SymInt>;
 
 const char* const kStates[] = {"h", "c"};
-const char* const kWeights[kSlots] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
+const char* const kWeights[] = {"weight_ih", "weight_hh", "bias_ih",  "bias_hh",
+                                "weight_hr", "scale_ih",  "scale_hh", "scale_hr"};
+static_assert(std::size(kWeights) == kSlots + kScaleSlots);
 
 bool is_narrow(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
 
@@ -88,11 +91,21 @@ void read_weights(const Arguments& a, Form& form) {
   form.output = o.projected ? size(w_hh, 1) : form.hidden;
   TORCH_CHECK(!o.projected || form.output < form.hidden, "weight_hr: expected a projection to fewer than ",
               form.hidden, " units (hidden_size), got ", form.output);
+  for (const Index columns : {form.input, form.output, o.projected ? form.hidden : 0})
+    TORCH_CHECK(!o.int8 || columns <= kMostInt8Terms, "params: expected at most ", kMostInt8Terms,
+                " columns of 8 bits, got ", columns);
 }
 
 void check_types(const Arguments& a) {
   const LayerOptions& o = a.options;
   const at::ScalarType type = a.input.scalar_type(), weights = a.params[0].scalar_type();
+  if (o.int8) {
+    TORCH_CHECK(type == at::kFloat, "input: expected dtype torch.float32 with weights of 8 bits, got ",
+                torch_name(type));
+    TORCH_CHECK(a.input.device().is_cpu() || a.input.device().is_meta(),
+                "input: expected a tensor on the CPU with weights of 8 bits, got ", a.input.device());
+    return;
+  }
   // torch leaves it to the product of cells, and of its LSTM on packed rows.
   if (type != weights && (o.step || (a.layout.batch_sizes && o.states() > 1))) {
     TORCH_CHECK(false, "mat1 and mat2 must have the same dtype, but got ", type, " and ", weights);
@@ -215,11 +228,12 @@ void check_weights(const Arguments& a, const Form& form) {
         TORCH_CHECK(w.device() == a.input.device(),
                     "Input and parameter tensors are not at the same device, found input tensor at ",
                     a.input.device(), " and parameter tensor at ", w.device());
-        const bool same_type = w.scalar_type() == a.input.scalar_type();
+        const bool is_matrix = slot < 2 || slot == 4;
+        const at::ScalarType type = o.int8 && is_matrix ? at::kChar : a.input.scalar_type();
+        const bool same_type = w.scalar_type() == type;
         if (same_type && sizes_are(w, sizes)) return;
         const std::string place = o.step ? "" : "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
-        TORCH_CHECK(same_type, kWeights[slot], place, ": expected dtype ", a.input.scalar_type(), ", got ",
-                    w.scalar_type());
+        TORCH_CHECK(same_type, kWeights[slot], place, ": expected dtype ", type, ", got ", w.scalar_type());
         TORCH_CHECK(false, kWeights[slot], place, ": expected size ",
                     c10::SymIntArrayRef(sizes.begin(), sizes.size()), ", got ", w.sym_sizes());
       };
@@ -227,6 +241,9 @@ void check_weights(const Arguments& a, const Form& form) {
       take(1, {gates, form.output});
       if (o.biases) take(2, {gates}), take(3, {gates});
       if (o.projected) take(4, {form.output, form.hidden});
+      if (!o.int8) continue;
+      take(kSlots, {gates}), take(kSlots + 1, {gates});
+      if (o.projected) take(kSlots + 2, {form.output});
     }
   }
 }
@@ -253,6 +270,10 @@ Form check(const Arguments& a) {
   check_states(a, form);
   check_weights(a, form);
   return form;
+}
+
+void check_gradients(const LayerOptions& o) {
+  TORCH_CHECK(!o.int8, o.kind, ": weights of 8 bits are for inference, and have no derivative");
 }
 
 void check_input(const at::Tensor& x) {

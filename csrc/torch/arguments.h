@@ -13,7 +13,8 @@
 
 namespace rnnfused {
 
-constexpr int kSlots = 5;  // of a direction's weights: W_ih, W_hh, b_ih, b_hh, W_hr
+constexpr int kSlots = 5;       // of a direction's weights: W_ih, W_hh, b_ih, b_hh, W_hr
+constexpr int kScaleSlots = 3;  // of the scales of W_ih, W_hh, W_hr
 
 using OptionalTensor = std::optional<at::Tensor>;
 
@@ -37,7 +38,7 @@ struct Layout {
 // lengths; of a step [B, I] or [I]. hx: none (zeros), or h [L D, B, P] and, where the cell has one, c
 // [L D, B, H]; without a batch [L D, .], of a step [B, H] or [H]. params: for each layer and direction W_ih
 // [G H, I], W_hh [G H, P], then b_ih, b_hh [G H] if there are biases, then W_hr [P, H] if there is a
-// projection.
+// projection; of matrices of 8 bits then the scales of their rows: [G H], [G H] and [P], in the same order.
 struct Arguments {
   const LayerOptions& options;
   const at::Tensor& input;
@@ -72,6 +73,9 @@ Form check(const Arguments& arguments);
 // Throws what torch throws for a state of another size.
 [[noreturn]] void refuse_state(const LayerOptions& options, size_t state, c10::SymIntArrayRef expected,
                                c10::SymIntArrayRef got);
+
+// Throws RuntimeError for a layer whose weights have no gradients.
+void check_gradients(const LayerOptions& options);
 
 // Throws RuntimeError unless there are kernels for the tensor's device and dtype.
 void check_input(const at::Tensor& x);

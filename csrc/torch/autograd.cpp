@@ -327,6 +327,17 @@ struct RecurrentTangentBackward final : Node {
   }
 };
 
+struct NoBackward final : Node {
+  const LayerOptions* options = nullptr;
+
+  std::string name() const override { return "NoBackward"; }
+
+  variable_list apply(variable_list&&) override {
+    check_gradients(*options);
+    return {};
+  }
+};
+
 Tensors tangents_of(at::TensorList tensors) {
   Tensors found;
   found.reserve(tensors.size());
@@ -373,6 +384,10 @@ template <class Below>
 Tensors differentiated(const Arguments& a, bool save, bool moved, const Below& below) {
   const bool followed = is_followed(a);
   if (!followed && !moved) return below(a, save);
+  if (a.options.int8) {
+    if (moved) check_gradients(a.options);
+    return without_gradients(a, below(a, save));
+  }
   Tensors outputs;
   const auto run = [&] { outputs = below(a, save || followed); };
   const size_t count = a.options.outputs();
@@ -424,7 +439,21 @@ Tensors by_layers(const Arguments& a, const Run& run) {
   return results;
 }
 
+// Whether layers run one by one, each with its part of the graph.
+bool is_graph_of_layers(const Arguments& a, bool moved) {
+  return a.options.layers > 1 && !a.options.int8 && (moved || is_followed(a));
+}
+
 }  // namespace
+
+Tensors without_gradients(const Arguments& a, Tensors outputs) {
+  if (!is_followed(a)) return outputs;
+  auto node = make_node<NoBackward>();
+  node->options = &a.options;
+  node->set_next_edges(torch::autograd::collect_next_edges(a.input, a.hx, a.params));
+  for (at::Tensor& output : outputs) torch::autograd::set_history(output, node);
+  return outputs;
+}
 
 Tensors call_recurrent(const at::Tensor& input, at::TensorList hx, at::TensorList params,
                        const Layout& layout, std::string_view layer, bool save) {
@@ -448,7 +477,7 @@ Tensors recurrent_unwatched(const Arguments& arguments) {
       return recurrent(given, save);
     });
   };
-  if (arguments.options.layers > 1 && is_followed(arguments)) {
+  if (is_graph_of_layers(arguments, false)) {
     check(arguments);
     return by_layers(arguments, run);
   }
@@ -469,7 +498,7 @@ Tensors recurrent_autograd(c10::DispatchKeySet keys, const at::Tensor& input, at
                            std::string_view layer, bool save) {
   const Arguments arguments{layer_options(layer), input, hx, params, {batch_sizes, lengths, resets}};
   const bool moved = has_tangent(arguments);
-  if (arguments.options.layers > 1 && (moved || is_followed(arguments))) {
+  if (is_graph_of_layers(arguments, moved)) {
     TORCH_CHECK_VALUE(!save, "save: expected one layer, got ", arguments.options.layers);
     check(arguments);
     return by_layers(arguments, [](const Arguments& a) {

@@ -27,6 +27,9 @@ RNNFUSED_API Tensors recurrent_unwatched(const Arguments& arguments);
 // Whether that is done before another thread would have taken Python's lock: a few microseconds, on the CPU.
 RNNFUSED_API bool is_short(const Arguments& unwatched);
 
+// What a layer whose weights have no derivative has computed: to go back through it is an error.
+Tensors without_gradients(const Arguments& arguments, Tensors outputs);
+
 // The operators' kernels for the Autograd keys.
 Tensors recurrent_autograd(c10::DispatchKeySet keys, const at::Tensor& input, at::TensorList hx,
                            at::TensorList params, const OptionalTensor& batch_sizes,

@@ -60,6 +60,12 @@ auto for_dtype(const at::Tensor& x, Body body) {
   return for_dtype(x.scalar_type(), body);
 }
 
+// Calls body with one of a layer's weights.
+template <class Body>
+void for_weights(const Inputs& in, Body body) {
+  in.scales.empty() ? for_dtype(in.x, body) : body(Int8{});
+}
+
 // What a call may use of torch's threads.
 int threads_allowed();
 

@@ -154,7 +154,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);
   m.def("available_isas", &rnnfused::available_isas);
-  m.def("multiplies_pairs", &rnnfused::multiplies_pairs, py::arg("dtype"));
+  m.def("terms_at_once", &rnnfused::terms_at_once, py::arg("dtype"));
   m.def("scarcity", &rnnfused::scarcity);
   m.def("kept_bytes", &rnnfused::kept_bytes);
   m.def("empty_cache", &rnnfused::empty_cache);

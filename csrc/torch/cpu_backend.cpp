@@ -27,7 +27,11 @@ template <class S>
 Weights<S> weights_of(const Inputs& in, int direction) {
   const auto matrix = [&](int slot) { return data_or_null<S>(in.weight(direction, slot)); };
   const auto bias = [&](int slot) { return data_or_null<Compute<S>>(in.weight(direction, slot)); };
-  return {matrix(0), matrix(1), bias(2), bias(3), matrix(4)};
+  const auto scales = [&](int slot) {
+    return in.scales.empty() ? nullptr
+                             : data_or_null<float>(in.scales[size_t(direction * kScaleSlots + slot)]);
+  };
+  return {matrix(0), matrix(1), bias(2), bias(3), matrix(4), scales(0), scales(1), scales(2)};
 }
 
 SequenceShape shape_of(const Inputs& in, int direction) {
@@ -82,22 +86,23 @@ ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::
 template <class S>
 Layer<S> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompute) {
   using T = Compute<S>;
+  using Q = Stored<S>;
   Layer<S> layer{};
   layer.directions = in.directions;
   for (int d = 0; d < in.directions; ++d) {
     ForwardArgs<S>& args = layer.forward[d];
     args.shape = shape_of(in, d);
     args.weights = weights_of<S>(in, d);
-    args.x = rows_of(data_or_null<S>(in.x), in, in.shape.input);
+    args.x = rows_of(data_or_null<Q>(in.x), in, in.shape.input);
     args.y =
-        rows_of(mutable_data_or_null<S>(out.y), in, in.directions * in.shape.output, d * in.shape.output);
+        rows_of(mutable_data_or_null<Q>(out.y), in, in.directions * in.shape.output, d * in.shape.output);
     args.cells =
         rows_of(mutable_data_or_null<T>(out.cells), in, in.directions * in.shape.hidden, d * in.shape.hidden);
     args.initial[0] = states_of(data_or_null<T>(in.h0), in, d, in.shape.output, true);
     args.initial[1] = states_of(data_or_null<T>(in.c0), in, d, in.shape.hidden, true);
     args.final[0] = states_of(mutable_data_or_null<T>(out.hn), in, d, in.shape.output, false);
     args.final[1] = states_of(mutable_data_or_null<T>(out.cn), in, d, in.shape.hidden, false);
-    args.tape = out.tape.defined() ? mutable_data_or_null<S>(out.tape) + d * out.tape.size(1) : nullptr;
+    args.tape = out.tape.defined() ? mutable_data_or_null<Q>(out.tape) + d * out.tape.size(1) : nullptr;
     args.recompute = recompute;
   }
   return layer;
@@ -106,11 +111,12 @@ template Layer<float> forward_layer(const Inputs&, const ForwardTensors&, bool);
 template Layer<double> forward_layer(const Inputs&, const ForwardTensors&, bool);
 template Layer<BFloat16> forward_layer(const Inputs&, const ForwardTensors&, bool);
 template Layer<Half> forward_layer(const Inputs&, const ForwardTensors&, bool);
+template Layer<Int8> forward_layer(const Inputs&, const ForwardTensors&, bool);
 
 void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute,
                     cpu::PackedStack* packed) {
-  for_dtype(layers[0].x, [&](auto type) {
-    using S = decltype(type);
+  for_weights(layers[0], [&](auto weight) {
+    using S = decltype(weight);
     c10::SmallVector<Layer<S>, 1> stack;
     for (size_t i = 0; i < layers.size(); ++i)
       stack.push_back(forward_layer<S>(layers[i], out[i], recompute));

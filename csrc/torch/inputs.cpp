@@ -196,13 +196,19 @@ Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Seque
   if (info.states > 1) c0 = state(1, "c0");
   weights.reserve(size_t(directions * kSlots));
   auto next = a.params.begin() + ptrdiff_t(a.options.params_each()) * index * directions;
+  const auto take_to = [&](std::vector<at::Tensor>& to, const char* name, bool present, const auto& as) {
+    present ? to.push_back(as(*next++, name)) : void(to.emplace_back());
+  };
   const auto take = [&](const char* name, bool present, const auto& as) {
-    present ? weights.push_back(as(*next++, name)) : void(weights.emplace_back());
+    take_to(weights, name, present, as);
   };
   for (int d = 0; d < directions; ++d) {
     take("weight_ih", true, read), take("weight_hh", true, read);
     take("bias_ih", a.options.biases, read_by_unit), take("bias_hh", a.options.biases, read_by_unit);
     take("weight_hr", a.options.projected, read);
+    if (!a.options.int8) continue;
+    take_to(scales, "scale_ih", true, dense), take_to(scales, "scale_hh", true, dense);
+    take_to(scales, "scale_hr", a.options.projected, dense);
   }
 }
 

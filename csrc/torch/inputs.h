@@ -60,6 +60,7 @@ struct Inputs {
   // the weights as they are stored, states and biases in the type that is computed in.
   at::Tensor x, h0, c0;
   std::vector<at::Tensor> weights;  // [directions * kSlots], undefined where absent
+  std::vector<at::Tensor> scales;   // of matrices of 8 bits [directions * kScaleSlots], or none
   std::shared_ptr<const Sequences> sequences;
   SequenceShape shape;
   Index rows;  // the caller's

@@ -86,6 +86,7 @@ Tensors recurrent_meta(const at::Tensor& input, at::TensorList hx, at::TensorLis
   const Arguments a = bare_arguments(input, hx, params, {batch_sizes, lengths, resets}, layer);
   const Form form = check(a);
   TORCH_CHECK_VALUE(!save || a.options.layers == 1, "save: expected one layer, got ", a.options.layers);
+  if (save) check_gradients(a.options);
   TORCH_CHECK(
       !batch_sizes || !hx.empty(),
       "hx: expected initial states with packed rows, since batch_sizes, which tells the batch, has no "

@@ -157,6 +157,7 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
   const LayerOptions& o = a.options;
   const Form form = check(a);
   TORCH_CHECK_VALUE(!save || o.layers == 1, "save: expected one layer, got ", o.layers);
+  if (save) check_gradients(o);
   const bool on_gpu = gpu::serves(a.input.device());
   const auto sequences = sequences_of(a, form, on_gpu);
   if (sequences->placed && on_gpu) {
@@ -213,6 +214,7 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
 
 Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept, at::IntArrayRef wanted) {
   const LayerOptions& o = a.options;
+  check_gradients(o);
   const Form form = check(a);
   TORCH_CHECK_VALUE(o.layers == 1, "layer: expected one layer, got ", o.layers);
   TORCH_CHECK(outer.size() == o.outputs(), "grads: expected ", o.outputs(), " entries, got ", outer.size());
@@ -313,6 +315,7 @@ struct Canonical {
         order(a, form),
         input(sequence(a.input)),
         computed(compute_type(a.input.scalar_type())) {
+    check_gradients(options);
     TORCH_CHECK_VALUE(options.layers == 1, "layer: expected one layer, got ", options.layers);
     for (const at::Tensor& state : a.hx) hx.push_back(states(state));
   }
@@ -470,8 +473,9 @@ std::vector<std::string> cell_names() {
 
 std::string isa() { return cpu::kernels().isa; }
 
-bool multiplies_pairs(at::ScalarType type) {
-  return for_dtype(type, [](auto scalar) { return cpu::multiplies_pairs<decltype(scalar)>(); });
+int64_t terms_at_once(at::ScalarType type) {
+  if (type == at::kChar) return cpu::terms_at_once<Int8>();
+  return for_dtype(type, [](auto scalar) { return cpu::terms_at_once<decltype(scalar)>(); });
 }
 
 std::pair<int64_t, bool> scarcity() { return {Scarcity::losses(), Scarcity::is_now()}; }

@@ -55,8 +55,9 @@ RNNFUSED_API void check_call(const std::string& layer, const at::Tensor& input, 
 RNNFUSED_API std::vector<std::string> cell_names();
 RNNFUSED_API std::string isa();
 RNNFUSED_API std::vector<std::string> available_isas();
-// Whether the CPU multiplies numbers of a type as they are stored, rather than widened.
-RNNFUSED_API bool multiplies_pairs(at::ScalarType type);
+// How many terms of a product one instruction of the CPU adds in each lane; one where numbers of the type are
+// widened first.
+RNNFUSED_API int64_t terms_at_once(at::ScalarType type);
 // Calls that lost their time waiting for processors, and whether calls run on one thread now: cpu/threads.h.
 RNNFUSED_API std::pair<int64_t, bool> scarcity();
 // Mode, groups, members, shards, wave: cpu/plan.h.

@@ -17,7 +17,8 @@ const std::map<std::string, bool LayerOptions::*> kFlags = {{"batch_first", &Lay
                                                             {"projected", &LayerOptions::projected},
                                                             {"recompute", &LayerOptions::recompute},
                                                             {"cells", &LayerOptions::cells},
-                                                            {"step", &LayerOptions::step}};
+                                                            {"step", &LayerOptions::step},
+                                                            {"int8", &LayerOptions::int8}};
 
 void read_word(LayerOptions& options, const std::string& word) {
   if (const auto flag = kFlags.find(word); flag != kFlags.end()) {

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include "torch/autograd.h"
 #include "torch/backends.h"
 #include "torch/watchers.h"
 
@@ -12,9 +13,10 @@ namespace rnnfused {
 namespace {
 
 // Throws RuntimeError for a tensor through which a derivative is to be taken.
-void check_undifferentiated(const at::Tensor& t, const char* name) {
+void check_undifferentiated(const LayerOptions& o, const at::Tensor& t, const char* name) {
+  // Those of 8 bits have none anyway, and say so when it is asked for.
   TORCH_CHECK(
-      !(t.requires_grad() && at::GradMode::is_enabled()) && !t._fw_grad(0).defined(), name,
+      (o.int8 || !(t.requires_grad() && at::GradMode::is_enabled())) && !t._fw_grad(0).defined(), name,
       ": expected a tensor that nothing differentiates, since packed layers have no derivative; got one "
       "that does (call the module itself, or detach the tensor)");
 }
@@ -26,24 +28,29 @@ Frozen::Frozen(const std::string& layer, Tensors params)
 
 std::optional<Tensors> Frozen::forward(const at::Tensor& input, at::TensorList hx, const Layout& layout) {
   const Arguments arguments{options_, input, hx, params_, layout};
-  check_undifferentiated(input, "input");
-  for (const at::Tensor& state : hx) check_undifferentiated(state, "hx");
+  check_undifferentiated(options_, input, "input");
+  for (const at::Tensor& state : hx) check_undifferentiated(options_, state, "hx");
   if (somebody_watches(arguments)) return std::nullopt;
-  const std::lock_guard<std::mutex> lock(one_at_a_time_);
-  return recurrent(arguments, false, &packed_);
+  const auto run = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const std::lock_guard<std::mutex> lock(one_at_a_time_);
+    return recurrent(arguments, false, &packed_);
+  };
+  return without_gradients(arguments, run());
 }
 
-Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx, at::ScalarType type) : type_(type) {
-  const LayerOptions& o = layer_options(layer);
+Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx, at::ScalarType type)
+    : options_(layer_options(layer)), type_(type) {
+  const LayerOptions& o = options_;
   TORCH_CHECK_VALUE(!hx.empty() && hx[0].dim() == 3 && !params.empty(),
                     "hx: expected h [layers, batch, units]");
   const at::Tensor& h = hx[0];
   TORCH_CHECK(h.device().is_cpu(), "module: expected tensors on the CPU, got ", h.device());
   for (const at::Tensor& state : hx) TORCH_CHECK(state.is_contiguous(), "hx: expected contiguous tensors");
-  at::Tensor x = at::empty({1, h.size(1), params[0].size(-1)}, params[0].options());
+  const at::ScalarType stored = o.int8 ? at::kFloat : params[0].scalar_type();
+  at::Tensor x = at::empty({1, h.size(1), params[0].size(-1)}, at::dtype(stored));
   const Arguments arguments{o, x, hx, params, {}};
   const Form form = check(arguments);
-  const at::ScalarType stored = params[0].scalar_type();
   TORCH_CHECK(compute_type(stored) == h.scalar_type(), "hx: expected dtype ", compute_type(stored), ", got ",
               h.scalar_type());
   TORCH_CHECK(type == stored || type == compute_type(stored), "type: expected dtype ", stored, " or ",
@@ -62,7 +69,7 @@ at::Tensor Stepper::step(const at::Tensor& x, const OptionalTensor& active) {
   const Inputs& first = layers_[0];
   const c10::SymInt sizes[] = {first.shape.batch, first.shape.input};
   check_tensor(x, "input", first.x.device(), type_, sizes);
-  check_undifferentiated(x, "input");
+  check_undifferentiated(options_, x, "input");
   at::Tensor in = dense(x, "input");
   TORCH_CHECK(
       is_plain(in) && !thread_is_watched(),
@@ -80,7 +87,7 @@ at::Tensor Stepper::step(const at::Tensor& x, const OptionalTensor& active) {
     y.zero_();
   }
   if (!active || !rows.empty())
-    for_dtype(in, [&](auto type) { run<decltype(type)>(in, y, active ? &rows : nullptr); });
+    for_weights(first, [&](auto weight) { run<decltype(weight)>(in, y, active ? &rows : nullptr); });
   return y.scalar_type() == type_ ? y : y.to(type_);
 }
 
@@ -95,7 +102,7 @@ void Stepper::run(const at::Tensor& x, const at::Tensor& y, const std::vector<In
     Layer<S> layer =
         forward_layer<S>(in, {l < outputs_.size() ? outputs_[l] : y, in.h0, in.c0, {}, {}}, false);
     ForwardArgs<S>& args = layer.forward[0];
-    if (l == 0) args.x.data = static_cast<const S*>(x.const_data_ptr());
+    if (l == 0) args.x.data = static_cast<const Stored<S>*>(x.const_data_ptr());
     if (rows) {
       args.shape.batch = offsets[1];
       args.shape.offsets = offsets;

@@ -48,6 +48,7 @@ class RNNFUSED_API Stepper {
   void run(const at::Tensor& x, const at::Tensor& y, const std::vector<Index>* rows);
 
   std::mutex one_at_a_time_;
+  const LayerOptions& options_;
   at::ScalarType type_;
   Tensors outputs_;             // of every layer but the last
   std::vector<Inputs> layers_;  // which hold the state

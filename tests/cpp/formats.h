@@ -39,6 +39,11 @@ struct NarrowFormat {
     return {uint16_t(sign | (count < kInfinite ? count : kInfinite))};
   }
 };
+// Without the scale of its row.
+template <>
+struct Format<Int8> {
+  static double value(Int8 x) { return x.number; }
+};
 template <>
 struct Format<BFloat16> : NarrowFormat<BFloat16, 8, -126> {};
 template <>

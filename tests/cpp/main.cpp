@@ -3,6 +3,10 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <unistd.h>
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include <cstdio>
 #include <cstdlib>
@@ -14,7 +18,7 @@ constexpr int kUnknownIsa = 2;
 constexpr int kSkipped = 77;
 
 bool is_known(const char* isa) {
-  for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16", "neon"}) {
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon", "neon_dot"}) {
     if (std::strcmp(isa, name) == 0) return true;
   }
   return false;
@@ -29,9 +33,11 @@ bool cpu_supports(const char* isa) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   if (std::strcmp(isa, "avx2") == 0) return avx2;
   if (std::strcmp(isa, "avx512") == 0) return avx512;
+  if (std::strcmp(isa, "avx512_vnni") == 0) return avx512 && __builtin_cpu_supports("avx512vnni");
   if (std::strcmp(isa, "avx512_bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
   if (std::strcmp(isa, "neon") == 0) return true;
+  if (std::strcmp(isa, "neon_dot") == 0) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #endif
   return std::strcmp(isa, "scalar") == 0;
 }
@@ -42,7 +48,7 @@ __attribute__((constructor(101))) void skip_unless_supported() {
   const char* isa = std::getenv("RNNFUSED_ISA");
   if (isa == nullptr) return;
   if (!is_known(isa)) {
-    std::fprintf(stderr, "RNNFUSED_ISA: expected scalar, avx2, avx512, avx512_bf16 or neon, got %s\n", isa);
+    std::fprintf(stderr, "RNNFUSED_ISA: no ISA is called %s\n", isa);
     _exit(kUnknownIsa);
   }
   if (!cpu_supports(isa)) {

@@ -111,6 +111,7 @@ struct DirectionData {
   using T = Compute<S>;
   std::vector<S> w_ih, w_hh, w_hr;
   std::vector<T> b_ih, b_hh;
+  std::vector<float> s_ih, s_hh, s_hr;  // scales of the matrices' rows, if they have any
   std::vector<T> initial[kMaxStates], dfinal[kMaxStates];
 };
 
@@ -121,7 +122,7 @@ struct Problem {
   Variant variant;
   int gates, states;
   std::vector<Index> offsets;
-  std::vector<S> x, dy;  // [rows, I], [rows, D P]
+  std::vector<Stored<S>> x, dy;  // [rows, I], [rows, D P]
   std::vector<DirectionData<S>> directions;
 
   // Integers from -1 to 1 if `integers`, otherwise reals from -1 to 1; weights are scaled down with the
@@ -130,15 +131,15 @@ struct Problem {
       : sizes(s), variant(v), gates(gate_count), states(state_count), random_(seed), integers_(integers) {
     offsets = {0};
     for (Index t = 0; t < s.steps; ++t) offsets.push_back(offsets.back() + active(t));
-    x = make<S>(rows() * s.input, 1);
-    dy = make<S>(rows() * v.directions * s.output, 1);
+    x = make<Stored<S>>(rows() * s.input, 1);
+    dy = make<Stored<S>>(rows() * v.directions * s.output, 1);
     const double from_x = 1 / std::sqrt(double(s.input + 1)), from_h = 1 / std::sqrt(double(s.hidden + 1));
     for (int d = 0; d < v.directions; ++d) {
       DirectionData<S>& data = directions.emplace_back();
-      data.w_ih = make<S>(gates * s.hidden * s.input, from_x);
-      data.w_hh = make<S>(gates * s.hidden * s.output, from_h);
+      make_matrix(gates * s.hidden, s.input, from_x, data.w_ih, data.s_ih);
+      make_matrix(gates * s.hidden, s.output, from_h, data.w_hh, data.s_hh);
       if (v.biases) data.b_ih = make<T>(gates * s.hidden, 1), data.b_hh = make<T>(gates * s.hidden, 1);
-      if (projected()) data.w_hr = make<S>(s.output * s.hidden, from_h);
+      if (projected()) make_matrix(s.output, s.hidden, from_h, data.w_hr, data.s_hr);
       for (int state = 0; state < states; ++state) {
         if (v.initial) data.initial[state] = make<T>(s.batch * units(state), 1);
         data.dfinal[state] = make<T>(s.batch * units(state), 1);
@@ -170,10 +171,22 @@ struct Problem {
   Weights<S> weights(int direction) const {
     const auto at = [](const auto& v) { return v.empty() ? nullptr : v.data(); };
     const DirectionData<S>& data = directions[size_t(direction)];
-    return {data.w_ih.data(), data.w_hh.data(), at(data.b_ih), at(data.b_hh), at(data.w_hr)};
+    return {data.w_ih.data(), data.w_hh.data(), at(data.b_ih), at(data.b_hh),
+            at(data.w_hr),    at(data.s_ih),    at(data.s_hh), at(data.s_hr)};
   }
 
  private:
+  void make_matrix(Index rows_of, Index columns, double scale, std::vector<S>& matrix,
+                   std::vector<float>& scales) {
+    if constexpr (kQuantized<S>) {
+      for (Index i = 0; i < rows_of * columns; ++i) matrix.push_back({int8_t(int(random_() % 256) - 128)});
+      for (Index i = 0; i < rows_of; ++i)
+        scales.push_back(float(scale / 127 * double(1 + random_() % 3) / 3));
+    } else {
+      matrix = make<S>(rows_of * columns, scale);
+    }
+  }
+
   template <class X>
   std::vector<X> make(Index n, double scale) {
     std::vector<X> values(static_cast<size_t>(n));
@@ -239,7 +252,8 @@ class Run {
     for (int d = 0; d < p_.variant.directions; ++d) {
       const SequenceShape shape = p_.shape(d);
       const TapeSize size = kernels_.tape_size(shape.projected());
-      tape_.emplace_back(1, size.scalars(shape.rows(), shape.hidden, p_.variant.recompute, Index(sizeof(S))));
+      tape_.emplace_back(
+          1, size.scalars(shape.rows(), shape.hidden, p_.variant.recompute, Index(sizeof(Stored<S>))));
       for (int s = 0; s < p_.states; ++s) final_.emplace_back(p_.sizes.batch, p_.units(s), kGap);
     }
   }
@@ -345,7 +359,7 @@ class Run {
     }
     return layers;
   }
-  Layer<S> layer(bool training, const Poisoned<S>& x) const {
+  Layer<S> layer(bool training, const Poisoned<Stored<S>>& x) const {
     Layer<S> layer{};
     layer.directions = p_.variant.directions;
     for (int d = 0; d < layer.directions; ++d) {
@@ -379,8 +393,8 @@ class Run {
   const CellKernels<S>& kernels_;
   const Problem<S>& p_;
   Plan plan_;
-  Poisoned<S> x_, dy_, y_;
-  std::vector<Poisoned<S>> tape_;
+  Poisoned<Stored<S>> x_, dy_, y_;
+  std::vector<Poisoned<Stored<S>>> tape_;
   std::vector<Poisoned<T>> final_;
   Values values_;
   bool intact_ = true;
@@ -393,16 +407,10 @@ class PlainRun {
  public:
   PlainRun(const PlainCell& cell, const Problem<S>& problem) : cell_(cell), p_(problem), n_(problem.sizes) {
     values_["y"].resize(size_t(p_.rows() * p_.variant.directions * n_.output));
-    values_["dx"].resize(size_t(p_.rows() * n_.input));
+    if (!kQuantized<S>) values_["dx"].resize(size_t(p_.rows() * n_.input));
     for (int d = 0; d < p_.variant.directions; ++d) {
-      for (int s = 0; s < p_.states; ++s) {
-        for (const char* name : {"final", "dinitial"}) at(name, d, s).resize(size_t(n_.batch * p_.units(s)));
-      }
-      const Index gates = p_.gates * n_.hidden;
-      at("dw_ih", d).resize(size_t(gates * n_.input));
-      at("dw_hh", d).resize(size_t(gates * n_.output));
-      if (p_.variant.biases) at("db_ih", d).resize(size_t(gates)), at("db_hh", d).resize(size_t(gates));
-      if (p_.projected()) at("dw_hr", d).resize(size_t(n_.output * n_.hidden));
+      for (int s = 0; s < p_.states; ++s) at("final", d, s).resize(size_t(n_.batch * p_.units(s)));
+      if (!kQuantized<S>) size_gradients(d);
       for (Index b = 0; b < n_.batch; ++b) row_of_batch(d, b);
     }
   }
@@ -417,10 +425,34 @@ class PlainRun {
     std::vector<Unit> units;
   };
 
+  void size_gradients(int d) {
+    for (int s = 0; s < p_.states; ++s) at("dinitial", d, s).resize(size_t(n_.batch * p_.units(s)));
+    const Index gates = p_.gates * n_.hidden;
+    at("dw_ih", d).resize(size_t(gates * n_.input));
+    at("dw_hh", d).resize(size_t(gates * n_.output));
+    if (p_.variant.biases) at("db_ih", d).resize(size_t(gates)), at("db_hh", d).resize(size_t(gates));
+    if (p_.projected()) at("dw_hr", d).resize(size_t(n_.output * n_.hidden));
+  }
+
   Row& at(const char* what, int d, int s = -1) { return values_[Run<S>::named(what, d, s)]; }
   template <class X>
   static double get(const std::vector<X>& values, Index i) {
     return values.empty() ? 0 : Format<X>::value(values[size_t(i)]);
+  }
+  // An entry of a matrix.
+  static double get(const std::vector<S>& matrix, const std::vector<float>& scales, Index columns, Index row,
+                    Index column) {
+    return get(matrix, row * columns + column) * (scales.empty() ? 1 : double(scales[size_t(row)]));
+  }
+  // What quantised weights are multiplied with in place of a row: the nearest of 127 steps on each side of
+  // zero.
+  static Row rounded(Row row) {
+    double largest = 0;
+    for (const double value : row) largest = std::fmax(largest, std::fabs(value));
+    for (double& value : row) {
+      if (kQuantized<S> && largest > 0) value = std::nearbyint(value / largest * 127) * largest / 127;
+    }
+    return row;
   }
 
   void row_of_batch(int d, Index b) {
@@ -437,6 +469,7 @@ class PlainRun {
       forward(d, steps.back(), state);
     }
     for (int s = 0; s < p_.states; ++s) put(state[s], at("final", d, s), b * p_.units(s));
+    if (kQuantized<S>) return;
 
     for (int s = 0; s < p_.states; ++s) {
       for (Index u = 0; u < p_.units(s); ++u) state[s][size_t(u)] = get(data.dfinal[s], b * p_.units(s) + u);
@@ -451,16 +484,19 @@ class PlainRun {
 
   void forward(int d, Step& step, Row (&state)[kMaxStates]) {
     const DirectionData<S>& w = p_.directions[size_t(d)];
-    Row h(static_cast<size_t>(n_.hidden));
+    Row h(static_cast<size_t>(n_.hidden)), x(static_cast<size_t>(n_.input));
+    for (Index k = 0; k < n_.input; ++k) x[size_t(k)] = get(p_.x, step.row * n_.input + k);
+    x = rounded(x);
+    const Row h_prev = rounded(step.h_prev);
     for (Index u = 0; u < n_.hidden; ++u) {
       Unit unit{};
       for (int g = 0; g < p_.gates; ++g) {
         const Index row = g * n_.hidden + u;
         unit.x[g] = get(w.b_ih, row), unit.h[g] = get(w.b_hh, row);
         for (Index k = 0; k < n_.input; ++k)
-          unit.x[g] += get(w.w_ih, row * n_.input + k) * get(p_.x, step.row * n_.input + k);
+          unit.x[g] += get(w.w_ih, w.s_ih, n_.input, row, k) * x[size_t(k)];
         for (Index k = 0; k < n_.output; ++k)
-          unit.h[g] += get(w.w_hh, row * n_.output + k) * step.h_prev[size_t(k)];
+          unit.h[g] += get(w.w_hh, w.s_hh, n_.output, row, k) * h_prev[size_t(k)];
       }
       if (!p_.projected()) unit.prev[0] = state[0][size_t(u)];
       for (int s = 1; s < p_.states; ++s) unit.prev[s] = state[s][size_t(u)];
@@ -475,8 +511,10 @@ class PlainRun {
 
   Row project(const DirectionData<S>& w, const Row& h) const {
     Row out(static_cast<size_t>(n_.output));
+    const Row factors = rounded(h);
     for (Index o = 0; o < n_.output; ++o) {
-      for (Index u = 0; u < n_.hidden; ++u) out[size_t(o)] += get(w.w_hr, o * n_.hidden + u) * h[size_t(u)];
+      for (Index u = 0; u < n_.hidden; ++u)
+        out[size_t(o)] += get(w.w_hr, w.s_hr, n_.hidden, o, u) * factors[size_t(u)];
     }
     return out;
   }

@@ -1,0 +1,165 @@
+// 8-bit weights, and rows of numbers that are rounded to 8 bits in order to be multiplied with them. The
+// products are sums of integers, exact and the same on every machine; all else is computed in float32.
+//
+// A row's scale is the largest of its numbers divided by 127: numbers become the nearest of 127 steps on each
+// side of zero.
+#pragma once
+
+#include "cpu/narrow.h"
+
+namespace rnnfused::RNNFUSED_ISA {
+
+// The terms of a product that lie in a lane, what a row of the left operand is made of, and what is added to
+// each of its numbers. Pairs are widened to 16 bits on the way, where no instruction multiplies bytes without
+// saturation.
+template <>
+struct FactorsOf<Int8> {
+#if defined(__AVX512VNNI__)
+  static constexpr int terms = 4, offset = 128;
+  using Left = uint8_t;
+#elif RNNFUSED_VECTOR_BYTES >= 32
+  static constexpr int terms = 2, offset = 0;
+  using Left = int16_t;
+#elif defined(__ARM_FEATURE_DOTPROD) && RNNFUSED_VECTOR_BYTES == 16
+  static constexpr int terms = 4, offset = 0;
+  using Left = int8_t;
+#elif RNNFUSED_VECTOR_BYTES == 16
+  static constexpr int terms = 2, offset = 0;
+  using Left = int8_t;
+#else
+  static constexpr int terms = 1, offset = 0;
+  using Left = int8_t;
+#endif
+  using LeftTerms = Left;
+  using Sum = int32_t;
+};
+template <>
+constexpr int kTerms<Int8> = FactorsOf<Int8>::terms;
+
+// The terms of all lanes: bytes, or where pairs are widened twice as many.
+template <>
+struct TermsOf<Int8, false> {
+#if RNNFUSED_VECTOR_BYTES == 16
+  using type = std::conditional_t<kTerms<Int8> == 4, int8x16_t, int8x8_t>;
+#else
+  using type = UIntOf<Native<float>>;
+#endif
+};
+
+template <>
+RNNFUSED_HD Terms<Int8> load_terms<Int8, Int8>(const Int8* p) {
+#if defined(__AVX512VNNI__) || RNNFUSED_VECTOR_BYTES == 16
+  Terms<Int8> terms;
+  memcpy(&terms, p, sizeof terms);
+  return terms;
+#elif RNNFUSED_VECTOR_BYTES == 64
+  return Terms<Int8>(_mm512_maskz_cvtepi8_epi16(~__mmask32(0), _mm256_loadu_si256((const __m256i*)(p))));
+#elif RNNFUSED_VECTOR_BYTES == 32
+  return Terms<Int8>(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(p))));
+#else
+  return Terms<Int8>(p->number);
+#endif
+}
+
+template <>
+RNNFUSED_HD Terms<Int8> broadcast_terms<Int8>(const Left<Int8>* p) {
+#if RNNFUSED_VECTOR_BYTES == 16
+  std::conditional_t<kTerms<Int8> == 4, uint32_t, uint16_t> terms;
+  memcpy(&terms, p, sizeof terms);
+  if constexpr (kTerms<Int8> == 4) return vreinterpretq_s8_u32(vdupq_n_u32(terms));
+  if constexpr (kTerms<Int8> == 2) return vreinterpret_s8_u16(vdup_n_u16(terms));
+#elif RNNFUSED_VECTOR_BYTES > 0
+  uint32_t terms;
+  memcpy(&terms, p, sizeof terms);
+  return Terms<Int8>{} + terms;
+#else
+  return Terms<Int8>(*p);
+#endif
+}
+
+template <>
+RNNFUSED_HD Native<int32_t> add_product<Int8>(Terms<Int8> left, Terms<Int8> right, Native<int32_t> acc) {
+#if defined(__AVX512VNNI__)
+  return (Native<int32_t>)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)left, (__m512i)right);
+#elif RNNFUSED_VECTOR_BYTES == 64
+  return acc + (Native<int32_t>)_mm512_madd_epi16((__m512i)left, (__m512i)right);
+#elif RNNFUSED_VECTOR_BYTES == 32
+  return acc + (Native<int32_t>)_mm256_madd_epi16((__m256i)left, (__m256i)right);
+#elif defined(__ARM_FEATURE_DOTPROD) && RNNFUSED_VECTOR_BYTES == 16
+  return vdotq_s32(acc, left, right);
+#elif RNNFUSED_VECTOR_BYTES == 16
+  return vpadalq_s16(acc, vmull_s8(left, right));
+#else
+  return acc + int32_t(left) * int32_t(right);
+#endif
+}
+
+// As pack_rows (cpu/pack.h) does with terms that are floats.
+RNNFUSED_HD void pack_numbers(const Int8* rows, int64_t row_stride, int64_t lanes, int64_t size, Int8* out,
+                              int64_t stride) {
+  constexpr int64_t L = kLanes<float>, P = kTerms<Int8>;
+  for (int64_t k = 0; k < size; k += P) {
+    for (int64_t lane = 0; lane < L; ++lane) {
+      Int8* const to = out + k * stride + lane * P;
+      for (int64_t i = 0; i < P; ++i)
+        to[i] = lane < lanes && k + i < size ? rows[lane * row_stride + k + i] : Int8{0};
+    }
+  }
+}
+
+// Where the sums of a vector of rows of a matrix begin: what the left operand's offset adds to each is taken
+// off.
+RNNFUSED_HD void store_starts(const Int8* rows, int64_t row_stride, int64_t lanes, int64_t size,
+                              int32_t* out) {
+  for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
+    int32_t sum = 0;
+    for (int64_t k = 0; FactorsOf<Int8>::offset != 0 && lane < lanes && k < size; ++k)
+      sum += rows[lane * row_stride + k].number;
+    out[lane] = -FactorsOf<Int8>::offset * sum;
+  }
+}
+
+template <class I>
+RNNFUSED_HD int32_t largest_lane(I lanes) {
+#if RNNFUSED_VECTOR_BYTES == 64
+  return _mm512_reduce_max_epi32((__m512i)lanes);
+#elif RNNFUSED_VECTOR_BYTES == 16
+  return vmaxvq_s32(lanes);
+#else
+  int32_t lane[kLanes<float>], most = 0;
+  memcpy(lane, &lanes, sizeof lane);
+  for (const int32_t number : lane) most = number > most ? number : most;
+  return most;
+#endif
+}
+
+// A row of the left operand from `size` numbers, with zeros up to whole vectors; returns its scale. Rows of
+// numbers that are too small to be divided by are zero; one that is not finite has the scale NaN, and so is
+// all that comes from it.
+RNNFUSED_HD float round_row(const float* from, int64_t size, Left<Int8>* out) {
+  using V = Native<float>;
+  using I = IntOf<V>;
+  constexpr int64_t L = kLanes<float>;
+  constexpr int32_t kInfinite = 0x7f800000;
+  I magnitudes{};
+  for (int64_t k = 0; k < size; k += L) {
+    const I bits = bit_cast<I>(load<V>(from + k, size - k)) & 0x7fffffff;
+    magnitudes = bits > magnitudes ? bits : magnitudes;
+  }
+  const int32_t most = largest_lane(magnitudes);
+  const bool finite = most < kInfinite;
+  const float largest = bit_cast<float>(most);
+  const bool zeros = !finite || largest < 1e-36f;
+  const float steps = zeros ? 0.0f : 127.0f / largest;
+  // A sum with it rounds to an integer, which its lowest bits are.
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+  for (int64_t k = 0; k < size; k += L) {
+    const V scaled = load<V>(from + k, size - k) * steps + kRound;
+    const I number = zeros ? I{} : bit_cast<I>(scaled) - bit_cast<I>(broadcast<V>(kRound));
+    const auto numbers = convert_lanes<Vec<Left<Int8>, L>>(number + FactorsOf<Int8>::offset);
+    memcpy(out + k, &numbers, sizeof numbers);
+  }
+  return finite ? largest / 127.0f : largest - largest;
+}
+
+}  // namespace rnnfused::RNNFUSED_ISA

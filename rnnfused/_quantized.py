@@ -1,0 +1,321 @@
+"""Recurrent layers with weights of 8 bits, for inference: `quantize_dynamic` makes a model's layers such."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.fx import Proxy
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from rnnfused import modules
+from rnnfused._convert import convert
+from rnnfused._layer import PADDED, LayerConfig, Layout
+from rnnfused._load import _C
+from rnnfused._ops import recurrent
+
+__all__ = ["SMALLEST", "Quantized", "quantize_dynamic", "quantized_params"]
+
+M = TypeVar("M", bound=torch.nn.Module)
+
+_log = logging.getLogger("rnnfused")
+
+# Hidden units from which on a layer gains by 8 bits: bench/results/cpu-int8.md.
+SMALLEST = 64
+
+_KINDS = {kind.__name__: kind for kind in (modules.RNN, modules.LSTM, modules.GRU)} | {
+    kind.__name__: kind for kind in (modules.RNNCell, modules.LSTMCell, modules.GRUCell)
+}
+
+
+def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix as integers from -127 to 127, int8, and the scale of each of its rows, float32: symmetric, the
+    largest number of a row becomes 127 or -127. A row that is not finite has a scale that is not.
+    """
+    largest = weight.abs().amax(1) if weight.size(1) else weight.new_zeros(weight.size(0))
+    scale = largest / 127
+    numbers = (weight / scale.unsqueeze(1)).nan_to_num(0.0, 0.0, 0.0).round().clamp(-127, 127)
+    return numbers.to(torch.int8), scale
+
+
+def quantized_params(layer: LayerConfig, params: Sequence[Tensor]) -> list[Tensor]:
+    """The weights of a layer or stack, its matrices as 8 bits, as the operator takes them
+    (csrc/torch/arguments.h).
+    """
+    found: list[Tensor] = []
+    for first in range(0, len(params), layer.params_each):
+        scales = []
+        for weight in params[first : first + layer.params_each]:
+            if weight.dim() == 2:
+                weight, scale = to_int8(weight)
+                scales.append(scale)
+            found.append(weight)
+        found += scales
+    return found
+
+
+class Quantized(torch.nn.Module):
+    """A recurrent layer or cell for inference with matrices of 8 bits, called as the layer it is made of.
+
+    Each row of a matrix is int8 with a scale (symmetric, per output channel). In a product each row of the
+    input and each h is rounded to 8 bits, too, by a scale of its own (its largest number becomes 127); sums
+    are integers, exact; everything else, c and the gates among it, is float32. Weights are packed once.
+
+    layer: an RNN, LSTM, GRU or cell of rnnfused's or torch.nn's on the CPU, in float32, whose weights are
+    copied. state_dict: `weight_*` int8, `scale_*` and `bias_*` float32; `load_state_dict` takes a float32
+    layer's and that of torch.ao's dynamically quantised layers, too. Can be copied, pickled, exported and
+    compiled. To go back through it raises RuntimeError: there is no derivative. Raises TypeError for another
+    layer, RuntimeError for another device or dtype; calls raise what the layer's raise.
+    """
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        source = convert(copy.copy(layer)) if isinstance(layer, torch.nn.Module) else layer
+        if type_before_parametrizations(source) not in _KINDS.values():
+            raise TypeError(
+                "layer: expected an RNN, LSTM, GRU or cell of rnnfused's or torch.nn's, got "
+                f"{type(layer).__name__}"
+            )
+        self.__dict__["_shape"] = _without_memory(source)
+        for group in self._groups():
+            for name in group:
+                weight = getattr(source, name).detach()
+                if weight.dtype != torch.float32 or weight.device.type != "cpu":
+                    raise RuntimeError(
+                        f"{name}: expected dtype torch.float32 on cpu, got {weight.dtype} on {weight.device}"
+                    )
+                self._put(name, weight, self.register_buffer)
+        for names in self._initial_names():
+            for name in names:
+                self.register_buffer(name, getattr(source, name).detach().clone())
+        self.register_load_state_dict_pre_hook(_quantize_state)
+        self.register_load_state_dict_post_hook(_pack_anew)
+        self.eval()
+
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        lengths: Any = None,
+        resets: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Any:
+        """As the layer's own forward."""
+        shape, others = self._shape, {"lengths": lengths, "resets": resets, "cu_seqlens": cu_seqlens}
+        if isinstance(input, Proxy):
+            return modules.leaf(self, input, hx, **others)
+        if isinstance(shape, modules._Sequence):
+            return shape._forward(self._run, input, hx, lengths, resets, cu_seqlens)
+        for name, given in others.items():
+            if given is not None:
+                raise TypeError(f"{name}: expected none, since a cell runs one step")
+        return shape._hx(self._run(input, () if hx is None else shape._states(hx), PADDED))
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: torch.nn's layers have it, and models call it."""
+
+    def extra_repr(self) -> str:
+        return repr(self._shape)
+
+    def __getattr__(self, name: str) -> Any:
+        # hidden_size, batch_first and whatever else describes the layer.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            described = vars(self.__dict__.get("_shape", object))
+            if name.startswith("_") or name not in described:
+                raise
+            return described[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        _pack_anew(self)
+        return super()._apply(*args, **kwargs)
+
+    def _put(self, name: str, weight: Tensor, put: Callable[[str, Tensor], Any]) -> None:
+        """A weight of the layer's as the buffers that hold it."""
+        if not _is_matrix(name):
+            put(name, weight.clone())
+            return
+        numbers, scale = to_int8(weight)
+        put(name, numbers)
+        put(_scale_of(name), scale)
+
+    def _groups(self) -> list[list[str]]:
+        """Names of the weights of each layer and direction, in the operator's order."""
+        shape = self._shape
+        names: list[str] = getattr(shape, "_flat_weights_names", list(shape._parameters))
+        each = shape._config().params_each
+        return [names[first : first + each] for first in range(0, shape._config().params, each)]
+
+    def _initial_names(self) -> list[list[str]]:
+        """Of the learned initial states, if they are learned."""
+        return self._shape._initial_names() if getattr(self._shape, "learn_initial_state", False) else []
+
+    def _config(self) -> LayerConfig:
+        return dataclasses.replace(self._shape._config(), int8=True)
+
+    def _params(self) -> list[Tensor]:
+        """As the operator takes them."""
+        found: list[Tensor] = []
+        for group in self._groups():
+            found += [getattr(self, name) for name in group]
+            found += [getattr(self, _scale_of(name)) for name in group if _is_matrix(name)]
+        return found
+
+    def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+        layer, initial = self._config(), self._initial_names()
+        if initial and not hx:
+            learned = [torch.stack([getattr(self, name) for name in names]) for names in initial]
+            hx = modules.expanded(layer, learned, input, layout)
+        if not torch.compiler.is_compiling():
+            packed = self.__dict__.get("_packed")
+            if packed is None:
+                packed = self.__dict__["_packed"] = _C.Frozen(layer.text, self._params())
+            outputs: list[Tensor] | None = packed.forward(input, hx, *layout)
+            if outputs is not None:
+                return outputs
+        return recurrent(layer, input, hx, self._params(), *layout)
+
+
+def _is_matrix(name: str) -> bool:
+    return name.startswith("weight")
+
+
+def _scale_of(name: str) -> str:
+    return name.replace("weight", "scale", 1)
+
+
+def _without_memory(layer: Any) -> Any:
+    """One of ours that is described by the same options, its weights on the meta device."""
+    kind = type_before_parametrizations(layer)
+    options = {"bias": layer.bias, "device": "meta"}
+    if kind in (modules.RNN, modules.RNNCell):
+        options["nonlinearity"] = layer.nonlinearity
+    if issubclass(kind, modules._Sequence):
+        for name in ("num_layers", "batch_first", "dropout", "bidirectional", "learn_initial_state"):
+            options[name] = getattr(layer, name)
+    if kind is modules.LSTM:
+        options |= {"proj_size": layer.proj_size, "return_cells": layer.return_cells}
+    return kind(layer.input_size, layer.hidden_size, **options).eval()
+
+
+def _pack_anew(module: Quantized, *_: Any) -> None:
+    """Weights have changed."""
+    module.__dict__.pop("_packed", None)
+
+
+def _quantize_state(module: Quantized, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """What a float32 layer or one of torch.ao's has saved becomes what `module` would have."""
+
+    def put(name: str, value: Tensor) -> None:
+        state[prefix + name] = value
+
+    for index, group in enumerate(module._groups()):
+        for name, value in _saved_by_torch_ao(state, prefix, index, group):
+            put(name, value)
+        for name in filter(_is_matrix, group):
+            weight = state.get(prefix + name)
+            if not isinstance(weight, Tensor):
+                continue
+            if weight.is_quantized:
+                numbers, scale = weight.int_repr(), _scales(weight)
+                put(name, numbers)
+                put(_scale_of(name), scale)
+            elif weight.is_floating_point():
+                module._put(name, weight.float(), put)
+
+
+# ---- torch.ao's quantised layers
+
+
+def _is_of_torch_ao(layer: torch.nn.Module) -> bool:
+    kind = type(layer)
+    return kind.__module__.startswith("torch.ao.nn.quantized.dynamic") and kind.__name__ in _KINDS
+
+
+def _from_torch_ao(layer: Any) -> Quantized:
+    kind = _KINDS[type(layer).__name__]
+    names = ("bias", "nonlinearity", "num_layers", "batch_first", "dropout", "bidirectional")
+    options = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+    made = Quantized(kind(layer.input_size, layer.hidden_size, **options))
+    made.load_state_dict(layer.state_dict())
+    return made
+
+
+def _saved_by_torch_ao(
+    state: dict[str, Any], prefix: str, index: int, group: Sequence[str]
+) -> list[tuple[str, Tensor]]:
+    """Takes the weights of one layer and direction out of what torch.ao has saved; none if it has not.
+
+    Raises RuntimeError for weights that are not of 8 bits.
+    """
+    of_layer = state.pop(f"{prefix}_all_weight_values.{index}.param", None)
+    if of_layer is not None:
+        packed = of_layer.__getstate__()[0][4]
+    else:
+        packed = [state.pop(f"{prefix}_packed_weight_{kind}", None) for kind in ("ih", "hh")]
+        if None in packed:
+            return []
+    found = [torch.ops.quantized.linear_unpack(weight) for weight in packed]
+    weights, biases = zip(*found, strict=True)
+    values = [*weights, *(bias.detach() for bias in biases if bias is not None)]
+    return list(zip(group, values, strict=True))
+
+
+def _scales(weight: Tensor) -> Tensor:
+    """Of the rows of a tensor that torch has quantised. Raises RuntimeError for one with zero points."""
+    per_row = weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
+    zero_points = weight.q_per_channel_zero_points() if per_row else torch.tensor(weight.q_zero_point())
+    if weight.dtype != torch.qint8 or zero_points.any():
+        raise RuntimeError(f"weight: expected dtype torch.qint8 with zero point 0, got {weight.dtype}")
+    if per_row:
+        return weight.q_per_channel_scales().float()
+    return torch.full((weight.size(0),), weight.q_scale())
+
+
+def quantize_dynamic(model: M, inplace: bool = False, smallest: int = SMALLEST) -> M:
+    """A model for inference with weights of 8 bits in its recurrent layers: each RNN, LSTM, GRU and cell of
+    rnnfused's and of torch.nn's, and each that torch.ao.quantization.quantize_dynamic has made of one (by the
+    same numbers), becomes a `Quantized`. The successor of torch.ao's function for recurrent layers; the
+    model's other layers stay as they are.
+
+    inplace: changes `model` itself instead of a copy. smallest: layers of fewer hidden units stay float32
+    (rnnfused's), since 8 bits gain nothing there; the logger "rnnfused" says so at level INFO, and warns of
+    layers of another dtype or device and of those that `convert` leaves alone. Returns the model, or where
+    that is a layer itself what it becomes. Raises TypeError if `model` is not a torch.nn.Module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not inplace:
+        model = copy.deepcopy(model)
+    convert(model)
+    made: dict[torch.nn.Module, torch.nn.Module] = {}
+    for name, layer in model.named_modules():
+        name = name or "the model itself"
+        if _is_of_torch_ao(layer):
+            made[layer] = _from_torch_ao(layer)
+        elif type_before_parametrizations(layer) in _KINDS.values():
+            weight: Any = layer.weight_ih_l0 if hasattr(layer, "weight_ih_l0") else layer.weight_ih
+            if layer.hidden_size < smallest:
+                _log.info(
+                    "%s stays float32: %d hidden units, fewer than %d", name, layer.hidden_size, smallest
+                )
+            elif weight.dtype != torch.float32 or weight.device.type != "cpu":
+                _log.warning("%s is left alone: %s on %s", name, weight.dtype, weight.device)
+            else:
+                made[layer] = Quantized(layer)
+        if layer in made:
+            _log.info("%s is quantised", name)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in made:
+                parent._modules[name] = made[child]
+    return made.get(model, model)  # type: ignore[return-value]

@@ -32,7 +32,7 @@ with_python = -DRNNFUSED_BUILD_PYTHON=ON -DPython_EXECUTABLE="$$($(python) -c 'i
 without_python = -DRNNFUSED_BUILD_PYTHON=OFF -DRNNFUSED_CUDA=OFF -DRNNFUSED_WERROR=ON
 
 machine := $(shell uname -m)
-vector_isas := $(if $(filter x86_64,$(machine)),avx2;avx512;avx512_vnni;avx512_bf16,$(if $(filter aarch64 arm64,$(machine)),neon;neon_dot,scalar))
+vector_isas := $(if $(filter x86_64,$(machine)),avx2;avx512;avx512_vnni;avx512_bf16,$(if $(filter aarch64 arm64,$(machine)),neon;neon_dot;neon_bf16,scalar))
 has = $(shell grep -qw $(1) /proc/cpuinfo && echo yes)
 widest_isa := $(if $(filter x86_64,$(machine)),$(if $(call has,avx512_bf16),avx512_bf16,$(if $(call has,avx512f),avx512,avx2)))
 sanitized_isas := scalar$(addprefix ;,$(patsubst avx512_bf16,avx512;avx512_vnni;avx512_bf16,$(widest_isa)))

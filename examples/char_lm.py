@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Train a character language model with rnnfused, then the same one with torch.nn, and compare them.
+"""Train a character language model with rnnfused and the same one with torch.nn, and compare them.
 
     python examples/char_lm.py --output demo-output
 
-The text is the Python standard library's own sources (``--text PATH`` for any other). Both runs start from
-the same weights and read the same windows in the same order. Written to the output folder: ``checkpoint.pt``
-(``--resume`` continues from it, exactly), ``plot.png`` (loss curves and throughput) and ``sample.txt`` (text
-drawn from the model). Ctrl-C saves the checkpoint. ``docs/demo.md`` tells the whole story.
+The text is the Python standard library's own sources (``--text PATH`` for any other). Each trains in
+float32 and, by autocast, in bfloat16. All runs start from the same weights and read the same windows in the
+same order. Written to the output folder: ``checkpoint.pt`` (``--resume`` continues from it, exactly),
+``plot.png`` (loss curves and throughput) and ``sample.txt`` (text drawn from the model). Ctrl-C saves the
+checkpoint. ``docs/demo.md`` tells the whole story.
 """
 
 import argparse
@@ -19,9 +20,9 @@ try:
     from _char_lm import DemoError
     from _char_lm.checkpoint import Checkpoint, begin, load_checkpoint
     from _char_lm.corpus import Corpus
-    from _char_lm.model import RNNFUSED, TORCH, sample
+    from _char_lm.model import RNNFUSED, RNNFUSED_BF16, TORCH, TORCH_BF16, is_ours, sample
     from _char_lm.options import given_recipe, parse
-    from _char_lm.report import epoch_line, introduction, summary, write_plot
+    from _char_lm.report import epoch_line, introduction, summary, weights_table, write_plot
     from _char_lm.training import Interrupt, Run, train
 
     import rnnfused
@@ -57,7 +58,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     runs = []
     with Interrupt() as interrupt:
-        for backend in [RNNFUSED] if options.peer == "none" else [RNNFUSED, TORCH]:
+        for backend in _backends(options):
             runs.append(_train(backend, checkpoint, corpus, options, path, interrupt))
             if interrupt.requested():
                 checkpoint.save(path)
@@ -65,6 +66,17 @@ def _demo(options: argparse.Namespace) -> int:
                 return INTERRUPTED
     _write_results(runs, checkpoint, corpus, options)
     return 0
+
+
+def _backends(options: argparse.Namespace) -> list[str]:
+    of_precision = {"float32": [RNNFUSED, TORCH], "bfloat16": [RNNFUSED_BF16, TORCH_BF16]}
+    chosen = [
+        backend
+        for precision in of_precision
+        for backend in of_precision[precision]
+        if precision in options.precisions
+    ]
+    return [backend for backend in chosen if options.peer == "torch" or is_ours(backend)]
 
 
 def _prepare_machine(options: argparse.Namespace) -> None:
@@ -93,7 +105,7 @@ def _train(
 ) -> Run:
     """Train one backend to the last epoch or until interrupted, saving after each epoch and at the stop."""
     # torch.nn's layers break the graph.
-    compiled = options.compile and backend == RNNFUSED
+    compiled = options.compile and is_ours(backend)
     run = Run(backend, checkpoint.recipe, corpus, options.device, compiled)
     if backend in checkpoint.runs:
         run.load_state_dict(checkpoint.runs[backend])
@@ -119,6 +131,8 @@ def _write_results(
     no_plot = write_plot(runs, options.output / PLOT)
     print("\nsample:", *text.splitlines()[:SAMPLE_LINES_SHOWN], sep="\n  | ")
     print("", summary(runs), sep="\n")
+    if runs[0].backend == RNNFUSED and options.device == "cpu":
+        print("", weights_table(runs[0]), sep="\n")
     written = [CHECKPOINT, SAMPLE] if no_plot else [CHECKPOINT, SAMPLE, PLOT]
     print(f"written to {options.output}: {', '.join(written)}")
     if no_plot:

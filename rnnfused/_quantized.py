@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.fx import Proxy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from rnnfused import modules
-from rnnfused._convert import convert
+from rnnfused._convert import _OURS, convert
 from rnnfused._layer import PADDED, LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
@@ -28,6 +28,11 @@ _log = logging.getLogger("rnnfused")
 # Hidden units from which on a layer gains by 8 bits: bench/results/cpu-int8.md.
 SMALLEST = 64
 
+# What torch.nn.Module calls around forward.
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+)
 _KINDS = {kind.__name__: kind for kind in (modules.RNN, modules.LSTM, modules.GRU)} | {
     kind.__name__: kind for kind in (modules.RNNCell, modules.LSTMCell, modules.GRUCell)
 }
@@ -75,16 +80,16 @@ class Quantized(torch.nn.Module):
 
     def __init__(self, layer: torch.nn.Module) -> None:
         super().__init__()
-        source = convert(copy.copy(layer)) if isinstance(layer, torch.nn.Module) else layer
-        if type_before_parametrizations(source) not in _KINDS.values():
+        kind = kind_of(layer) if isinstance(layer, torch.nn.Module) else None
+        if kind is None:
             raise TypeError(
                 "layer: expected an RNN, LSTM, GRU or cell of rnnfused's or torch.nn's, got "
                 f"{type(layer).__name__}"
             )
-        self.__dict__["_shape"] = _without_memory(source)
+        self.__dict__["_shape"] = _without_memory(kind, layer)
         for group in self._groups():
             for name in group:
-                weight = getattr(source, name).detach()
+                weight = getattr(layer, name).detach()
                 if weight.dtype != torch.float32 or weight.device.type != "cpu":
                     raise RuntimeError(
                         f"{name}: expected dtype torch.float32 on cpu, got {weight.dtype} on {weight.device}"
@@ -92,9 +97,8 @@ class Quantized(torch.nn.Module):
                 self._put(name, weight, self.register_buffer)
         for names in self._initial_names():
             for name in names:
-                self.register_buffer(name, getattr(source, name).detach().clone())
+                self.register_buffer(name, getattr(layer, name).detach().clone())
         self.register_load_state_dict_pre_hook(_quantize_state)
-        self.register_load_state_dict_post_hook(_pack_anew)
         self.eval()
 
     def forward(
@@ -133,11 +137,7 @@ class Quantized(torch.nn.Module):
             return described[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        _pack_anew(self)
-        return super()._apply(*args, **kwargs)
+        return {name: value for name, value in self.__dict__.items() if name not in ("_packed", "_seen")}
 
     def _put(self, name: str, weight: Tensor, put: Callable[[str, Tensor], Any]) -> None:
         """A weight of the layer's as the buffers that hold it."""
@@ -176,13 +176,25 @@ class Quantized(torch.nn.Module):
             learned = [torch.stack([getattr(self, name) for name in names]) for names in initial]
             hx = modules.expanded(layer, learned, input, layout)
         if not torch.compiler.is_compiling():
-            packed = self.__dict__.get("_packed")
-            if packed is None:
-                packed = self.__dict__["_packed"] = _C.Frozen(layer.text, self._params())
-            outputs: list[Tensor] | None = packed.forward(input, hx, *layout)
+            if torch.is_autocast_cpu_enabled():
+                with torch.autocast("cpu", enabled=False):
+                    return self._run(input.float(), [state.float() for state in hx], layout)
+            outputs: list[Tensor] | None = self._native(layer).forward(input, hx, *layout)
             if outputs is not None:
                 return outputs
         return recurrent(layer, input, hx, self._params(), *layout)
+
+    def _native(self, layer: LayerConfig) -> Any:
+        """What has packed the weights as they are now."""
+        # Whoever has put them there, or written to them.
+        now = [(t, -1 if t.is_inference() else t._version) for t in self._buffers.values() if t is not None]
+        seen = self.__dict__.get("_seen", ())
+        if len(seen) != len(now) or not all(
+            t is s and v == w for (t, v), (s, w) in zip(now, seen, strict=True)
+        ):
+            self.__dict__["_packed"] = _C.Frozen(layer.text, self._params())
+            self.__dict__["_seen"] = now
+        return self.__dict__["_packed"]
 
 
 def _is_matrix(name: str) -> bool:
@@ -193,23 +205,27 @@ def _scale_of(name: str) -> str:
     return name.replace("weight", "scale", 1)
 
 
-def _without_memory(layer: Any) -> Any:
+def kind_of(layer: torch.nn.Module) -> Any:
+    """The class of ours that a layer is of, or would be converted to; None for other modules and for
+    subclasses, whose forward may do more.
+    """
+    source = type_before_parametrizations(layer)
+    target = _OURS.get(source, source)
+    return target if target in _KINDS.values() else None
+
+
+def _without_memory(kind: Any, layer: Any) -> Any:
     """One of ours that is described by the same options, its weights on the meta device."""
-    kind = type_before_parametrizations(layer)
     options = {"bias": layer.bias, "device": "meta"}
     if kind in (modules.RNN, modules.RNNCell):
         options["nonlinearity"] = layer.nonlinearity
     if issubclass(kind, modules._Sequence):
-        for name in ("num_layers", "batch_first", "dropout", "bidirectional", "learn_initial_state"):
+        for name in ("num_layers", "batch_first", "dropout", "bidirectional"):
             options[name] = getattr(layer, name)
+        options["learn_initial_state"] = getattr(layer, "learn_initial_state", False)
     if kind is modules.LSTM:
-        options |= {"proj_size": layer.proj_size, "return_cells": layer.return_cells}
+        options |= {"proj_size": layer.proj_size, "return_cells": getattr(layer, "return_cells", False)}
     return kind(layer.input_size, layer.hidden_size, **options).eval()
-
-
-def _pack_anew(module: Quantized, *_: Any) -> None:
-    """Weights have changed."""
-    module.__dict__.pop("_packed", None)
 
 
 def _quantize_state(module: Quantized, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -221,10 +237,10 @@ def _quantize_state(module: Quantized, state: dict[str, Any], prefix: str, *_: A
     for index, group in enumerate(module._groups()):
         for name, value in _saved_by_torch_ao(state, prefix, index, group):
             put(name, value)
-        for name in filter(_is_matrix, group):
+        for name in group:
             weight = state.get(prefix + name)
-            if not isinstance(weight, Tensor):
-                continue
+            if not isinstance(weight, Tensor) or weight.shape != getattr(module, name).shape:
+                continue  # what is missing or of another size is torch's to complain of
             if weight.is_quantized:
                 numbers, scale = weight.int_repr(), _scales(weight)
                 put(name, numbers)
@@ -262,10 +278,13 @@ def _saved_by_torch_ao(
         packed = of_layer.__getstate__()[0][4]
     else:
         packed = [state.pop(f"{prefix}_packed_weight_{kind}", None) for kind in ("ih", "hh")]
-        if None in packed:
+        if any(weight is None for weight in packed):
             return []
     found = [torch.ops.quantized.linear_unpack(weight) for weight in packed]
     weights, biases = zip(*found, strict=True)
+    for name, weight in zip(group, weights, strict=False):
+        if not weight.is_quantized:
+            raise RuntimeError(f"{name}: expected weights of 8 bits, got torch.ao's of {weight.dtype}")
     values = [*weights, *(bias.detach() for bias in biases if bias is not None)]
     return list(zip(group, values, strict=True))
 
@@ -289,7 +308,8 @@ def quantize_dynamic(model: M, inplace: bool = False, smallest: int = SMALLEST) 
 
     inplace: changes `model` itself instead of a copy. smallest: layers of fewer hidden units stay float32
     (rnnfused's), since 8 bits gain nothing there; the logger "rnnfused" says so at level INFO, and warns of
-    layers of another dtype or device and of those that `convert` leaves alone. Returns the model, or where
+    layers of another dtype or device, of torch.ao's in float16, of subclasses and of what `convert` leaves
+    alone. Hooks of forward move to what a layer becomes. Returns the model, or where
     that is a layer itself what it becomes. Raises TypeError if `model` is not a torch.nn.Module.
     """
     if not isinstance(model, torch.nn.Module):
@@ -299,23 +319,47 @@ def quantize_dynamic(model: M, inplace: bool = False, smallest: int = SMALLEST) 
     convert(model)
     made: dict[torch.nn.Module, torch.nn.Module] = {}
     for name, layer in model.named_modules():
-        name = name or "the model itself"
-        if _is_of_torch_ao(layer):
-            made[layer] = _from_torch_ao(layer)
-        elif type_before_parametrizations(layer) in _KINDS.values():
-            weight: Any = layer.weight_ih_l0 if hasattr(layer, "weight_ih_l0") else layer.weight_ih
-            if layer.hidden_size < smallest:
-                _log.info(
-                    "%s stays float32: %d hidden units, fewer than %d", name, layer.hidden_size, smallest
-                )
-            elif weight.dtype != torch.float32 or weight.device.type != "cpu":
-                _log.warning("%s is left alone: %s on %s", name, weight.dtype, weight.device)
-            else:
-                made[layer] = Quantized(layer)
-        if layer in made:
-            _log.info("%s is quantised", name)
+        found = _quantized_or_why_not(layer, smallest)
+        if isinstance(found, Quantized):
+            made[layer] = found
+            _log.info("%s is quantised", name or "the model itself")
+        elif found is not None:
+            _log.log(found.level, "%s stays as it is: %s", name or "the model itself", found.reason)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in made:
                 parent._modules[name] = made[child]
     return made.get(model, model)  # type: ignore[return-value]
+
+
+class _Left(NamedTuple):
+    level: int
+    reason: str
+
+
+def _quantized_or_why_not(layer: Any, smallest: int) -> Quantized | _Left | None:
+    """None for what is no recurrent layer."""
+    try:
+        if _is_of_torch_ao(layer):
+            made = _from_torch_ao(layer)
+        elif kind_of(layer) is not None:
+            if layer.hidden_size < smallest:
+                return _Left(logging.INFO, f"{layer.hidden_size} hidden units, fewer than {smallest}")
+            made = Quantized(layer)
+        elif isinstance(layer, modules._Described):
+            return _Left(
+                logging.WARNING, f"{type(layer).__qualname__} is a subclass, whose forward may do more"
+            )
+        else:
+            return None
+    except RuntimeError as error:  # another dtype or device
+        return _Left(logging.WARNING, str(error))
+    for name in _HOOKS:
+        # Those of weight_norm and pruning have computed the weights for the last time.
+        kept = {k: v for k, v in getattr(layer, name).items() if not _is_of_weights(layer, k)}
+        getattr(made, name).update(kept)
+    return made
+
+
+def _is_of_weights(layer: torch.nn.Module, hook: int) -> bool:
+    return type(layer._forward_pre_hooks.get(hook)).__module__.startswith("torch.nn.utils.")

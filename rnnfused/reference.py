@@ -327,8 +327,8 @@ def backward(cell: str, tape: Tape, dy: ArrayLike, dstates: tuple[ArrayLike, ...
 
 
 def rounded(rows: Array) -> Array:
-    """Each row [n, K] at the nearest of 127 steps on each side of zero, the last of which is its largest number;
-    NaN if it is not finite.
+    """Each row [n, K] at the nearest of 127 steps on each side of zero, the last of which is its largest
+    number; NaN if it is not finite.
     """
     scale = np.abs(rows).max(axis=1, keepdims=True, initial=0) / 127
     steps = np.rint(rows / np.where(scale == 0, 1, scale))

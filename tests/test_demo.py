@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import char_lm
 from _char_lm.corpus import UNKNOWN, cut_streams, load_corpus
-from _char_lm.model import RNNFUSED, TORCH, build_model, sample
+from _char_lm.model import RNNFUSED, RNNFUSED_BF16, TORCH, TORCH_BF16, build_model, sample
 from _char_lm.options import Recipe
 from _char_lm.report import COMPARED, block_rates, largest_difference
 from _char_lm.training import Run
@@ -90,11 +90,17 @@ def test_it_writes_a_checkpoint_a_plot_and_a_sample(tmp_path: Path, text: Path) 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert len((tmp_path / "sample.txt").read_text()) == 50
-    assert load(tmp_path)["runs"].keys() == {RNNFUSED, TORCH}
-    assert re.search(r"training loss +\d\.\d{4} +\d\.\d{4}  bits/character", done.stdout)
-    assert re.search(r"held-out loss +\d\.\d{4} +\d\.\d{4}  bits/character", done.stdout)
-    assert re.search(r"speed-up over torch\.nn: [\d.]+x \(median\), [\d.]+x \(total\)", done.stdout)
-    assert "largest difference of the losses over the first 100 steps" in done.stdout
+    assert load(tmp_path)["runs"].keys() == {RNNFUSED, TORCH, RNNFUSED_BF16, TORCH_BF16}
+    assert re.search(r"training loss( +\d\.\d{4}){4}  bits/character", done.stdout)
+    assert re.search(r"held-out loss( +\d\.\d{4}){4}  bits/character", done.stdout)
+    for ours in (RNNFUSED, RNNFUSED_BF16):
+        for peer in (TORCH, TORCH_BF16):
+            line = rf"speed-up of {ours} over {peer}: [\d.]+x \(median\), [\d.]+x \(total\)"
+            assert re.search(line, done.stdout)
+    assert "largest difference of the losses of rnnfused and torch.nn over the first 100 steps" in done.stdout
+    assert re.search(r"held-out loss of rnnfused bf16 less that of rnnfused: [+-]0\.\d{4}", done.stdout)
+    for kind in ("float32", "bf16", "f16", "int8"):
+        assert re.search(rf"^  {kind} +\d\.\d{{4}}  [+-]0\.\d{{4}}$", done.stdout, re.MULTILINE)
     assert "rnnfused epoch 1/2" in done.stderr, "no progress bar"
 
 
@@ -122,7 +128,7 @@ def test_resuming_after_an_epoch_equals_never_having_stopped(tmp_path: Path, tex
     assert_same_training(resumed, whole)
 
 
-@pytest.mark.parametrize("stop_in", [RNNFUSED, TORCH])
+@pytest.mark.parametrize("stop_in", [RNNFUSED, TORCH, RNNFUSED_BF16])
 def test_ctrl_c_saves_a_checkpoint_that_continues_exactly(
     tmp_path: Path,
     text: Path,

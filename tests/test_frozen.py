@@ -71,7 +71,9 @@ def test_weights_in_16_bits(kind: str, weights: str, dtype: torch.dtype) -> None
         assert_same_bits(copied(ragged)[0].data, narrow(ragged.to(dtype))[0].data.float())
     with pytest.raises(RuntimeError, match=r"input: expected dtype torch.float32, got torch.float64"):
         frozen(x.double())
-    with pytest.raises(ValueError, match="weights: expected None, 'bf16' or 'f16', got 'bfloat16'"):
+    with pytest.raises(
+        ValueError, match="weights: expected None or one of 'bf16', 'f16', 'int8', got 'bfloat16'"
+    ):
         rnnfused.Frozen(module, weights="bfloat16")
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 import rnnfused
 from rnnfused._layer import LayerConfig
 from rnnfused._load import _C
+from rnnfused._quantized import quantized_params
 from rnnfused.cells import CELLS
 
 CALLS = int(os.environ.get("RNNFUSED_FUZZ_CALLS", "2000"))  # of all targets together
@@ -151,7 +152,15 @@ def changed(value: Any, pick: Pick) -> Any:
     if isinstance(value, int):
         return pick.choice((0, -1, value + 1, 1 << 31, 1 << 62, -(1 << 63), None))
     if isinstance(value, str):
-        words = (" step", " projected", " no_biases", " bidirectional", " layers=2", " layers=9999999999")
+        words = (
+            " step",
+            " projected",
+            " no_biases",
+            " bidirectional",
+            " layers=2",
+            " layers=9999999999",
+            " int8",
+        )
         other = pick.choice(("", "gru", "lstm", "rnn_tanh", "x" * 1000, value.upper(), None))
         return pick.choice((other, value + pick.choice((*words, " recompute", " batch_first", "\0", " "))))
     if isinstance(value, list) and value:
@@ -300,6 +309,8 @@ def forward_arguments(pick: Pick) -> dict[str, Any]:
             params += [random_weight(gates) for _ in range(2 * config.bias)]
             params += [random_weight(width, hidden)] * projected
     hx = [random_tensor(*states, n) for n in (width, hidden)[: len(CELLS[cell].states)]]
+    if dtype == torch.float32 and pick.random() < 0.3:
+        params, config = quantized_params(config, params), replace(config, int8=True)
     return {
         "input": random_tensor(*rows, size),
         "hx": hx if pick.random() < 0.7 else [],
@@ -315,12 +326,16 @@ def forward_arguments(pick: Pick) -> dict[str, Any]:
 
 def operator_arguments(pick: Pick) -> dict[str, Any]:
     given = forward_arguments(pick)
-    return given | {"save": "layers=" not in given["layer"] and pick.random() < 0.5}
+    return given | {"save": has_tape(given) and pick.random() < 0.5}
+
+
+def has_tape(given: Arguments) -> bool:
+    return not {"layers=2", "int8"} & set(given["layer"].split())
 
 
 def backward_arguments(pick: Pick) -> dict[str, Any]:
     given = forward_arguments(pick)
-    while "layers=" in given["layer"]:
+    while not has_tape(given):
         given = forward_arguments(pick)
     *results, tape = torch.ops.rnnfused.recurrent(**given, save=True)
     grads = [t if pick.random() < 0.8 else None for t in results]

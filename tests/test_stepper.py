@@ -79,7 +79,9 @@ def test_weights_in_16_bits(kind: str, weights: str, dtype: torch.dtype) -> None
 
 
 def test_weights_that_there_are_not() -> None:
-    with pytest.raises(ValueError, match="weights: expected None, 'bf16' or 'f16', got 'int4'"):
+    with pytest.raises(
+        ValueError, match="weights: expected None or one of 'bf16', 'f16', 'int8', got 'int4'"
+    ):
         rnnfused.Stepper(layer("GRU"), weights="int4")
     with pytest.raises(
         ValueError, match=r"module: expected dtype torch.float32 with weights, got torch.float64"

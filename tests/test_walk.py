@@ -9,7 +9,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ import pytest
 import torch
 from by_hand import torch_on_pieces
 from results import tensors
+from test_low_precision import Watching
 from test_sequence import check_errors
 from tolerances import FLOAT64, FLOOR_ULPS, NARROW_ROUNDINGS, eps
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfused
+from rnnfused._quantized import to_int8
 
 CASES = int(os.environ.get("RNNFUSED_WALK_CASES", "300"))
 LAYERS = ("RNN", "GRU", "LSTM")
@@ -61,6 +63,7 @@ class Case:
     mode: str  # grad, no_grad or inference
     threads: int
     recompute: bool
+    int8: bool  # whether weights are of 8 bits: for inference, so that nothing is differentiated
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -121,7 +124,7 @@ def draw(index: int) -> Case:
     if form == "sorted":
         lengths.sort(reverse=True)
     outputs = OUTPUTS if kind.startswith("LSTM") else OUTPUTS[:2]
-    return Case(
+    case = Case(
         index=index,
         kind=kind,
         input=pick.choice(SIZES),
@@ -141,8 +144,11 @@ def draw(index: int) -> Case:
         mode=pick.choice(("grad",) * 8 + ("no_grad", "inference")),
         threads=pick.choice((1, 2)),
         recompute=kind in LAYERS and chance(0.65),
+        int8=False,
         options=options,
     )
+    int8 = dtype == torch.float32 and chance(0.2)  # drawn last: the numbers of other cases stay theirs
+    return replace(case, int8=True, outputs=()) if int8 else case
 
 
 @contextmanager
@@ -209,7 +215,7 @@ def results_of(
 ) -> dict[str, np.ndarray]:
     """What was found, and the gradients of what is differentiated, by name."""
     results = dict(zip(OUTPUTS, found, strict=False))
-    targets = leaves | dict(module.named_parameters())
+    targets = leaves | (dict(module.named_parameters()) if isinstance(module, torch.nn.Module) else {})
     targets = {name: t for name, t in targets.items() if t.requires_grad}
     outer = {name: values(*results[name].shape).to(results[name].dtype) for name in results}
     chosen = [name for name in case.outputs if results[name].requires_grad]
@@ -234,10 +240,10 @@ def run_layout(case: Case, module: Any, dtype: torch.dtype, values: Any) -> dict
     resets = torch.rand(case.steps, case.batch, generator=torch.Generator().manual_seed(case.index))
     cuts = resets < case.resets
     with settings(case):
-        if isinstance(module, (rnnfused.RNN, rnnfused.GRU, rnnfused.LSTM)):
-            found = called(case, module, leaves["x"], hx, lengths, cuts)
-        else:
+        if type(module).__module__.startswith("torch."):
             found = torch_on_pieces(module, leaves["x"], hx, lengths, cuts)
+        else:
+            found = called(case, module, leaves["x"], hx, lengths, cuts)
         return results_of(case, module, leaves, found, values)
 
 
@@ -263,11 +269,12 @@ def called(
         return [torch.stack(padded, 1), *final]
     if case.form == "lengths":
         options["lengths"] = torch.tensor(lengths)
-    if module.batch_first:
+    batch_first = case.options["batch_first"]
+    if batch_first:
         x = x.transpose(0, 1)
         options = {name: t.t() if name == "resets" else t for name, t in options.items()}
     y, *final = tensors(module(x, _as_hx(hx), **options))
-    return [y.transpose(0, 1) if module.batch_first else y, *final]
+    return [y.transpose(0, 1) if batch_first else y, *final]
 
 
 def _as_hx(states: list[Tensor] | None) -> Any:
@@ -286,16 +293,56 @@ def modules(case: Case) -> tuple[Any, Any]:
     theirs.load_state_dict(ours.state_dict())
     for parameter, of in zip(theirs.parameters(), ours.parameters(), strict=True):
         parameter.requires_grad_(of.requires_grad)
+    if not case.int8:
+        return ours, theirs
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            if weight.dim() == 2:
+                numbers, scale = to_int8(weight.float())
+                weight.copy_(numbers * scale.double().unsqueeze(1))
     return ours, theirs
+
+
+def of_8_bits(case: Case, module: Any) -> dict[str, Any]:
+    """Every way to run a layer with weights of 8 bits, by name: all have the same bits."""
+    quantized = rnnfused.Quantized(module)
+
+    def watched(*given: Any, **options: Any) -> Any:
+        with Watching():
+            return quantized(*given, **options)
+
+    def stepped(x: Tensor, hx: Any) -> Any:
+        stepper = rnnfused.Stepper(module, case.batch, weights="int8")
+        if hx is not None:
+            stepper.state = hx
+        rows = x.detach().unbind(1 if module.batch_first else 0)
+        return torch.stack([stepper(row) for row in rows], 1 if module.batch_first else 0), stepper.state
+
+    ways = {"quantized": quantized, "operator": watched}
+    if not case.is_cell:
+        ways["frozen"] = rnnfused.Frozen(module, weights="int8")
+        if case.form == "padded" and not case.resets and not module.bidirectional:
+            ways["stepper"] = stepped
+    return ways
 
 
 @pytest.mark.parametrize("index", range(CASES))
 def test_step(index: int) -> None:
     case = draw(index)
     ours, theirs = modules(case)
-    got, want = run(case, ours, case.dtype), run(case, theirs, torch.float64)
+    words = f"{case}\n{reproduction(index)}"
+    want = run(case, theirs, torch.float64)
+    if case.int8:
+        found = {name: run(case, way, case.dtype) for name, way in of_8_bits(case, ours).items()}
+        got = found["quantized"]
+        for way, results in found.items():
+            assert all(np.array_equal(results[name], got[name]) for name in got), f"{way}: {words}"
+    else:
+        got = run(case, ours, case.dtype)
     terms = max(8, case.steps * case.batch + case.hidden) * case.layers
-    if case.dtype == torch.float64:
+    if case.int8:  # the largest number of a row is as far from the next as in bfloat16
+        bound = NARROW_ROUNDINGS * np.sqrt(terms) / 127
+    elif case.dtype == torch.float64:
         bound = FLOAT64
     elif case.dtype == torch.float32:
         bound = FLOOR_ULPS * np.sqrt(terms) * eps(np.float32)
@@ -303,7 +350,7 @@ def test_step(index: int) -> None:
         bound = NARROW_ROUNDINGS * np.sqrt(terms) * torch.finfo(case.dtype).eps
         if case.options.get("nonlinearity") == "relu":  # on in the one, off in the other, where near zero
             got, want = ({n: t for n, t in all.items() if n in OUTPUTS} for all in (got, want))
-    check_errors(got, want, bound, f"{case}\n{reproduction(index)}")
+    check_errors(got, want, bound, words)
 
 
 def reproduction(index: int) -> str:
@@ -325,10 +372,13 @@ def test_the_walk_goes_everywhere() -> None:
         "batch": BATCHES,
         "threads": (1, 2),
         "dtype": DTYPES,
+        "int8": (False, True),
     }.items():
         assert {getattr(case, name) for case in cases} == set(values), name
     for option in ("nonlinearity", "num_layers", "bidirectional", "batch_first", "proj_size", "dropout"):
         assert len({case.options.get(option) for case in cases}) > 1, option
+    int8 = [case for case in cases if case.int8]
+    assert {case.kind for case in int8} == {*LAYERS, *CELLS} and len({case.form for case in int8}) > 4
     assert any(
         c.recompute and c.options["bidirectional"] and "sorted" in c.form and c.outputs and c.kind == "LSTM"
         for c in cases

@@ -28,6 +28,7 @@ RNNFUSED_DECLARE(avx512_vnni)
 RNNFUSED_DECLARE(avx512_bf16)
 RNNFUSED_DECLARE(neon)
 RNNFUSED_DECLARE(neon_dot)
+RNNFUSED_DECLARE(neon_bf16)
 #undef RNNFUSED_DECLARE
 
 namespace cpu {
@@ -42,12 +43,18 @@ namespace {
    &isa::kernels_Int8}
 
 #ifdef RNNFUSED_HAVE_NEON_DOT
-bool has_dot_products() {
+// What the system says of an Arm processor, and where it says it: which word of the auxiliary vector, which
+// bit.
+struct ArmFeature {
+  int word, bit;
+};
+constexpr ArmFeature kDotProducts{0, 20}, kBf16{1, 14};  // HWCAP_ASIMDDP, HWCAP2_BF16
+
+bool arm_has(ArmFeature feature) {
 #ifdef __linux__
-  constexpr unsigned long kDotProducts = 1 << 20;  // HWCAP_ASIMDDP
-  return (getauxval(AT_HWCAP) & kDotProducts) != 0;
+  return getauxval(feature.word == 0 ? AT_HWCAP : AT_HWCAP2) >> feature.bit & 1;
 #else
-  return true;  // of Apple's processors every one that runs a 64-bit system of today
+  return feature.word == 0;  // every 64-bit processor of Apple's has dot products; only some have bfloat16
 #endif
 }
 #endif
@@ -86,7 +93,12 @@ std::vector<const KernelTable*> available() {
 #ifdef RNNFUSED_HAVE_NEON_DOT
   static const KernelTable with_dot = {"neon_dot",     with_neon.f32, with_neon.f64,
                                        with_neon.bf16, with_neon.f16, &neon_dot::kernels_Int8};
-  if (has_dot_products()) tables.push_back(&with_dot);
+  if (arm_has(kDotProducts)) tables.push_back(&with_dot);
+#ifdef RNNFUSED_HAVE_NEON_BF16
+  static const KernelTable with_bf16 = {
+      "neon_bf16", with_dot.f32, with_dot.f64, &neon_bf16::kernels_BFloat16, with_dot.f16, with_dot.i8};
+  if (tables.back() == &with_dot && arm_has(kBf16)) tables.push_back(&with_bf16);
+#endif
 #endif
 #endif
   return tables;

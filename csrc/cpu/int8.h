@@ -39,8 +39,10 @@ constexpr int kTerms<Int8> = FactorsOf<Int8>::terms;
 // The terms of all lanes: bytes, or where pairs are widened twice as many.
 template <>
 struct TermsOf<Int8, false> {
-#if RNNFUSED_VECTOR_BYTES == 16
-  using type = std::conditional_t<kTerms<Int8> == 4, int8x16_t, int8x8_t>;
+#if RNNFUSED_VECTOR_BYTES == 16 && defined(__ARM_FEATURE_DOTPROD)
+  using type = int8x16_t;
+#elif RNNFUSED_VECTOR_BYTES == 16
+  using type = int8x8_t;
 #else
   using type = UIntOf<Native<float>>;
 #endif
@@ -63,11 +65,14 @@ RNNFUSED_HD Terms<Int8> load_terms<Int8, Int8>(const Int8* p) {
 
 template <>
 RNNFUSED_HD Terms<Int8> broadcast_terms<Int8>(const Left<Int8>* p) {
-#if RNNFUSED_VECTOR_BYTES == 16
-  std::conditional_t<kTerms<Int8> == 4, uint32_t, uint16_t> terms;
+#if RNNFUSED_VECTOR_BYTES == 16 && defined(__ARM_FEATURE_DOTPROD)
+  uint32_t terms;
   memcpy(&terms, p, sizeof terms);
-  if constexpr (kTerms<Int8> == 4) return vreinterpretq_s8_u32(vdupq_n_u32(terms));
-  if constexpr (kTerms<Int8> == 2) return vreinterpret_s8_u16(vdup_n_u16(terms));
+  return vreinterpretq_s8_u32(vdupq_n_u32(terms));
+#elif RNNFUSED_VECTOR_BYTES == 16
+  uint16_t terms;
+  memcpy(&terms, p, sizeof terms);
+  return vreinterpret_s8_u16(vdup_n_u16(terms));
 #elif RNNFUSED_VECTOR_BYTES > 0
   uint32_t terms;
   memcpy(&terms, p, sizeof terms);
@@ -121,16 +126,16 @@ RNNFUSED_HD void store_starts(const Int8* rows, int64_t row_stride, int64_t lane
 
 template <class I>
 RNNFUSED_HD int32_t largest_lane(I lanes) {
-#if RNNFUSED_VECTOR_BYTES == 64
-  return _mm512_reduce_max_epi32((__m512i)lanes);
-#elif RNNFUSED_VECTOR_BYTES == 16
-  return vmaxvq_s32(lanes);
-#else
-  int32_t lane[kLanes<float>], most = 0;
-  memcpy(lane, &lanes, sizeof lane);
-  for (const int32_t number : lane) most = number > most ? number : most;
-  return most;
-#endif
+  if constexpr (Lanes<I>::count == 1) {
+    return lanes;
+  } else {
+    for (int half = Lanes<I>::count / 2; half > 0; half /= 2) {
+      I low, high;
+      interleave(lanes, lanes, low, high);
+      lanes = low > high ? low : high;
+    }
+    return lanes[0];
+  }
 }
 
 // A row of the left operand from `size` numbers, with zeros up to whole vectors; returns its scale. Rows of

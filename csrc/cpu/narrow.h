@@ -138,7 +138,7 @@ RNNFUSED_HD void store(S* p, V v, int64_t n) {
 // acc[lane] += a[2 lane] b[2 lane] + a[2 lane + 1] b[2 lane + 1].
 template <class S>
 constexpr bool kDots = false;
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || (defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && RNNFUSED_VECTOR_BYTES == 16)
 template <>
 constexpr bool kDots<BFloat16> = true;
 #endif
@@ -249,6 +249,8 @@ RNNFUSED_HD Native<Sum<S>> add_product(Terms<S> a, Terms<S> b, Native<Sum<S>> ac
   if constexpr (kDots<S>) {
 #if defined(__AVX512BF16__)
     return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && RNNFUSED_VECTOR_BYTES == 16
+    return vbfdotq_f32(acc, vreinterpretq_bf16_u32(a), vreinterpretq_bf16_u32(b));
 #endif
   } else {
     return fma(a, b, acc);

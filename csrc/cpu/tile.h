@@ -66,7 +66,8 @@ void tile(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* a
   constexpr Index L = kLanes<T>, P = kTerms<S>;
   // A single run is cut into chains, several short ones are joined.
   const Index per_chain = k.runs == 1 ? 1 : chain_runs<S>(k);
-  const Index chains = k.runs == 1 ? (k.length + kChain<S> - 1) / kChain<S> : (k.runs + per_chain - 1) / per_chain;
+  const Index chains =
+      k.runs == 1 ? (k.length + kChain<S> - 1) / kChain<S> : (k.runs + per_chain - 1) / per_chain;
   for (Index chain = 0; chain < chains; ++chain) {
     V sum[R][W] = {};
     const Index first = chain * per_chain;

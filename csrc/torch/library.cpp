@@ -111,6 +111,7 @@ Tensors backward_meta(const OptionalList&, const at::Tensor& input, at::TensorLi
                       std::string_view layer, at::IntArrayRef wanted) {
   const Arguments a = bare_arguments(input, hx, params, {batch_sizes, lengths, resets}, layer);
   const Form form = check(a);
+  check_gradients(a.options);
   Tensors results;
   for (const int64_t index : wanted) {
     TORCH_CHECK(index >= 0 && size_t(index) < 1 + hx.size() + params.size(),
@@ -145,6 +146,7 @@ Tensors gate_gradients_meta(const OptionalList&, const at::Tensor& input, at::Te
                             std::string_view layer) {
   const Arguments a = bare_arguments(input, hx, params, {batch_sizes, lengths, resets}, layer);
   const Form form = check(a);
+  check_gradients(a.options);
   Tensors results;
   const auto give = [&](Index columns) {
     results.push_back(at::empty_symint({form.rows, columns}, input.options()));
@@ -245,6 +247,10 @@ Tensors recurrent_autocast(const at::Tensor& input, at::TensorList hx, at::Tenso
       c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
   const at::ScalarType type = at::autocast::get_autocast_dtype(device);
   const LayerOptions& o = layer_options(layer);
+  if (o.int8) {  // everything beside its matrices is float32
+    return call_recurrent(at::autocast::cached_cast(at::kFloat, input, device), cast(at::kFloat, hx, device),
+                          params, {batch_sizes, lengths, resets}, layer, save);
+  }
   const bool is_fused = o.step ? o.kind == "RNNCell" : o.kind != "GRU" && !o.projected && !batch_sizes;
   const at::ScalarType before = hx.empty() ? input.scalar_type() : hx[0].scalar_type();
   const bool wide = device == c10::kCPU && !(is_fused || (o.kind == "RNN")) && before == at::kFloat &&

@@ -14,9 +14,10 @@ namespace {
 
 // Throws RuntimeError for a tensor through which a derivative is to be taken.
 void check_undifferentiated(const LayerOptions& o, const at::Tensor& t, const char* name) {
-  // Those of 8 bits have none anyway, and say so when it is asked for.
+  const bool moved = t._fw_grad(0).defined(), followed = t.requires_grad() && at::GradMode::is_enabled();
+  if (moved || followed) check_gradients(o);
   TORCH_CHECK(
-      (o.int8 || !(t.requires_grad() && at::GradMode::is_enabled())) && !t._fw_grad(0).defined(), name,
+      !moved && !followed, name,
       ": expected a tensor that nothing differentiates, since packed layers have no derivative; got one "
       "that does (call the module itself, or detach the tensor)");
 }
@@ -28,8 +29,11 @@ Frozen::Frozen(const std::string& layer, Tensors params)
 
 std::optional<Tensors> Frozen::forward(const at::Tensor& input, at::TensorList hx, const Layout& layout) {
   const Arguments arguments{options_, input, hx, params_, layout};
-  check_undifferentiated(options_, input, "input");
-  for (const at::Tensor& state : hx) check_undifferentiated(options_, state, "hx");
+  // Weights of 8 bits have no derivative, and say so when somebody goes back to them.
+  if (!options_.int8) {
+    check_undifferentiated(options_, input, "input");
+    for (const at::Tensor& state : hx) check_undifferentiated(options_, state, "hx");
+  }
   if (somebody_watches(arguments)) return std::nullopt;
   const auto run = [&] {
     const at::AutoDispatchBelowADInplaceOrView below;

@@ -7,8 +7,9 @@ import rnnfused
 
 from .options import Recipe
 
-RNNFUSED = "rnnfused"
-TORCH = "torch.nn"
+RNNFUSED, TORCH = "rnnfused", "torch.nn"
+# The same under autocast to bfloat16.
+RNNFUSED_BF16, TORCH_BF16 = "rnnfused bf16", "torch.nn bf16"
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -30,11 +31,30 @@ class CharModel(nn.Module):
         return self.scores(output), state
 
 
+class Inference(nn.Module):
+    """rnnfused's layers with their weights packed once, in fewer bits."""
+
+    def __init__(self, layers: nn.Module, kind: str) -> None:
+        super().__init__()
+        self._frozen = rnnfused.Frozen(layers, weights=kind)
+
+    def forward(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        return self._frozen(inputs, state)
+
+
 def build_model(backend: str, vocabulary_size: int, recipe: Recipe) -> CharModel:
     """A model whose initial weights depend on the recipe alone: both backends start from the same numbers."""
     torch.manual_seed(recipe.seed)
     model = CharModel(vocabulary_size, recipe)
-    return rnnfused.convert(model) if backend == RNNFUSED else model
+    return rnnfused.convert(model) if is_ours(backend) else model
+
+
+def is_ours(backend: str) -> bool:
+    return backend in (RNNFUSED, RNNFUSED_BF16)
+
+
+def is_bf16(backend: str) -> bool:
+    return backend in (RNNFUSED_BF16, TORCH_BF16)
 
 
 def detach(state: State) -> State:

@@ -47,7 +47,7 @@ class Recipe:
     """Everything that decides which numbers training produces; a checkpoint fixes it."""
 
     text: str | None = _option(None, absolute_path, "train on this file, not Python's own sources")
-    characters: int = _option(860_000, positive_int, "read at most this many characters of the text")
+    characters: int = _option(500_000, positive_int, "read at most this many characters of the text")
     cell: str = _option("lstm", str, "recurrent layer", choices=("lstm", "gru", "rnn"))
     hidden: int = _option(256, positive_int, "hidden units of a layer")
     layers: int = _option(2, positive_int, "recurrent layers")
@@ -98,6 +98,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=("torch", "none"),
         default="torch",
         help="train this as well and compare (default torch)",
+    )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        default=("float32", "bfloat16"),
+        help="train in each; bfloat16 by autocast (default both)",
     )
     parser.add_argument(
         "--compile", action="store_true", help="train rnnfused's model by torch.compile(fullgraph=True)"

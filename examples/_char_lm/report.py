@@ -5,11 +5,13 @@ from pathlib import Path
 from statistics import fmean, median
 
 from .corpus import Corpus
+from .model import RNNFUSED, RNNFUSED_BF16, TORCH, TORCH_BF16, is_ours
 from .options import Recipe
 from .training import Run
 
 BLOCK = 10  # steps whose throughput is one measurement: long enough for the clock, short enough for a median
 COMPARED = 100  # steps over which two backends' losses must agree; rounding has not yet grown into chaos
+_COLOURS, _WIDTHS = ("tab:orange", "tab:blue", "tab:red", "tab:green"), (4.0, 2.5, 1.5, 0.8)
 AVERAGED = 100  # last steps whose mean is the final training loss: one window alone is noisy
 
 
@@ -53,7 +55,7 @@ def epoch_line(run: Run, epochs: int) -> str:
 
 
 def summary(runs: Sequence[Run]) -> str:
-    """The closing table: a column for each run, and, where there are two, how they compare."""
+    """The closing table: a column for each run, and how the first compares with each of the others."""
     columns = [_column(run) for run in runs]
     labels = ("", "training loss", "held-out loss", "speed, median", "speed, total")
     units = (
@@ -64,10 +66,19 @@ def summary(runs: Sequence[Run]) -> str:
         "characters/second, over all steps",
     )
     lines = [
-        f"{label:<14}" + "".join(f"{cell:>11}" for cell in cells) + f"  {unit}".rstrip()
+        f"{label:<14}" + "".join(f"{cell:>15}" for cell in cells) + f"  {unit}".rstrip()
         for label, unit, *cells in zip(labels, units, *columns, strict=True)
     ]
-    return "\n".join([*lines, *(_comparison(*runs) if len(runs) == 2 else [])])
+    return "\n".join(lines + _comparisons(runs))
+
+
+def weights_table(run: Run) -> str:
+    """The held-out loss of a trained model whose recurrent weights are stored in fewer bits."""
+    losses = {"float32": run.history.held_out[-1]}
+    losses |= {kind: run.evaluate_weights(kind) for kind in ("bf16", "f16", "int8")}
+    lines = ["held-out loss by the recurrent weights' type, for inference, in bits/character:"]
+    lines += [f"  {kind:<8}{loss:>9.4f}  {loss - losses['float32']:+.4f}" for kind, loss in losses.items()]
+    return "\n".join(lines)
 
 
 def write_plot(runs: Sequence[Run], path: Path) -> str | None:
@@ -79,7 +90,7 @@ def write_plot(runs: Sequence[Run], path: Path) -> str | None:
     figure = Figure(figsize=(8, 7), layout="constrained")
     losses, speeds = figure.subplots(2, 1)
     # The curves lie on top of each other: a thin line over a wide one leaves both visible.
-    for run, colour, width in zip(runs, ("tab:orange", "tab:blue"), (3.0, 1.0), strict=False):
+    for run, colour, width in zip(runs, _COLOURS, _WIDTHS, strict=False):
         history, per_epoch, rates = run.history, run.steps_of_an_epoch, block_rates(run)
         steps = range(1, len(history.losses) + 1)
         ends = [per_epoch * (epoch + 1) for epoch in range(run.epochs_done)]
@@ -109,12 +120,29 @@ def _column(run: Run) -> tuple[str, ...]:
     )
 
 
-def _comparison(run: Run, peer: Run) -> list[str]:
-    by_median = median(block_rates(run)) / median(block_rates(peer))
-    by_total = total_rate(run) / total_rate(peer)
-    compared = min(COMPARED, len(run.history.losses))
-    return [
-        f"speed-up over {peer.backend}: {by_median:.2f}x (median), {by_total:.2f}x (total)",
-        f"largest difference of the losses over the first {compared} steps: "
-        f"{largest_difference(run, peer):.2g} bits/character",
-    ]
+def _comparisons(runs: Sequence[Run]) -> list[str]:
+    """Each of ours beside each of torch.nn's; and beside our own in float32 what fewer bits change."""
+    lines = []
+    for run in filter(lambda run: is_ours(run.backend), runs):
+        for peer in filter(lambda run: not is_ours(run.backend), runs):
+            by_median = median(block_rates(run)) / median(block_rates(peer))
+            by_total = total_rate(run) / total_rate(peer)
+            lines.append(
+                f"speed-up of {run.backend} over {peer.backend}: {by_median:.2f}x (median), "
+                f"{by_total:.2f}x (total)"
+            )
+    by_name = {run.backend: run for run in runs}
+    for name, peer_name in ((RNNFUSED, TORCH), (RNNFUSED_BF16, TORCH_BF16)):
+        if name in by_name and peer_name in by_name:
+            run, peer = by_name[name], by_name[peer_name]
+            compared = min(COMPARED, len(run.history.losses))
+            lines.append(
+                f"largest difference of the losses of {name} and {peer_name} over the first {compared} "
+                f"steps: {largest_difference(run, peer):.2g} bits/character"
+            )
+    if RNNFUSED in by_name and RNNFUSED_BF16 in by_name:
+        ours, narrow = (by_name[name].history.held_out[-1] for name in (RNNFUSED, RNNFUSED_BF16))
+        lines.append(
+            f"held-out loss of {RNNFUSED_BF16} less that of {RNNFUSED}: {narrow - ours:+.4f} bits/character"
+        )
+    return lines

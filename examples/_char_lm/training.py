@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from . import DemoError
 from .corpus import Corpus, cut_streams
-from .model import State, build_model, detach
+from .model import Inference, State, build_model, detach, is_bf16
 from .options import Recipe
 
 
@@ -135,6 +135,15 @@ class Run:
         self.history.losses.append(self._mean(loss) / math.log(2))
         self.history.seconds.append(time.perf_counter() - started)
 
+    def evaluate_weights(self, kind: str) -> float:
+        """As `evaluate`, the recurrent layers' weights stored as rnnfused.Frozen stores that kind."""
+        layers = self.model.recurrent
+        self.model.recurrent = Inference(layers, kind)
+        try:
+            return self.evaluate()
+        finally:
+            self.model.recurrent = layers
+
     @torch.no_grad()
     def evaluate(self) -> float:
         """Bits per character on the held-out text, the state carried from its start to its end."""
@@ -169,8 +178,9 @@ class Run:
         return self._score(inputs, targets, carried)
 
     def _model_and_loss(self, inputs: Tensor, targets: Tensor, carried: State | None) -> tuple[Tensor, State]:
-        scores, state = self._called(inputs, carried)
-        return cross_entropy(scores.flatten(0, 1), targets.flatten()), state
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=is_bf16(self.backend)):
+            scores, state = self._called(inputs, carried)
+        return cross_entropy(scores.flatten(0, 1).float(), targets.flatten()), state
 
     def _wrap(self, model: nn.Module) -> nn.Module:
         """What is called in the model's place; may be otherwise."""

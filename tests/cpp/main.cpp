@@ -18,7 +18,8 @@ constexpr int kUnknownIsa = 2;
 constexpr int kSkipped = 77;
 
 bool is_known(const char* isa) {
-  for (const char* name : {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon", "neon_dot"}) {
+  for (const char* name :
+       {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon", "neon_dot", "neon_bf16"}) {
     if (std::strcmp(isa, name) == 0) return true;
   }
   return false;
@@ -37,6 +38,7 @@ bool cpu_supports(const char* isa) {
   if (std::strcmp(isa, "avx512_bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
   if (std::strcmp(isa, "neon") == 0) return true;
+  if (std::strcmp(isa, "neon_bf16") == 0) return (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
   if (std::strcmp(isa, "neon_dot") == 0) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #endif
   return std::strcmp(isa, "scalar") == 0;

@@ -61,7 +61,7 @@ OURS = ("float32", "recompute", "rnnfused")
 
 
 def peers_of(dtype: str) -> dict[str, Peer]:
-    """In 16 bits torch.nn has two ways, modules of that type and autocast. In 8 bits peers have some cells."""
+    """In 16 bits torch.nn has two ways, modules of that type and autocast; in 8 bits peers have few cells."""
     if dtype == "float32":
         return PEERS
     others = {"bfloat16": ("torch", "autocast", "openvino"), "int8": ("torch.ao", "ort int8")}

@@ -38,7 +38,7 @@ def error(prepared: Prepared, exact: Path) -> float:
 
 
 def times(prepared: Prepared, seconds: float) -> list[float]:
-    time.sleep(0.01)  # the peer before has threads that spin for a while
+    time.sleep(0.05)  # the peer before has threads that spin for a while
     found: list[float] = []
     with prepared.context():
         prepared.run()

@@ -317,12 +317,12 @@ class ForwardStream {
   }
 
   // The rows' products with n blocks of units from `first` on: by tiles with the packed panel, or with the
-  // weights as they lie. init(row, acc) says what they are added to, sink(row, acc) takes the sums. Rows
-  // that have to be rounded were.
-  template <class RowOf, class Init, class Sink>
+  // weights as they lie. They are added to the vectors at addend(row, block); sink(row, acc) takes the sums.
+  // Rows that have to be rounded were. N is the number of the matrix's gates.
+  template <int N, class RowOf, class Addend, class Sink>
   RNNFUSED_HD void multiply(Index rows, const Matrix& m, Index first, Index n, const O* panel, RowOf a,
-                            Init init, Sink sink) {
-    const int width = int(n) * m.gates;
+                            Addend addend, Sink sink) {
+    const int width = int(n) * N;
     if constexpr (kQuantized<S>) {
       const Index at = m.vector_of(first) * L;
       return product<S>(
@@ -331,22 +331,29 @@ class ForwardStream {
           [&](Index, Sum<S>* acc) { copy_vectors(m.starts + at, acc, width); },
           [&](Index row, const Sum<S>* acc) {
             alignas(64) T sums[kMaxWidth * L];
-            init(row, sums);
-            for (int i = 0; i < width; ++i) {
-              const V product_of = convert_lanes<V>(load<Native<Sum<S>>>(acc + i * L));
-              const V scale = load<V>(m.scales + at + i * L) * rounded_scale_[row];
-              store(sums + i * L, fma(product_of, scale, load<V>(sums + i * L)));
+            const T scale = rounded_scale_[row];
+            for (Index b = 0; b < n; ++b) {
+              const T* const from = addend(row, first + b);
+              const T* const scales = m.scales + at + b * N * L;
+              for (int g = 0; g < N; ++g) {
+                const Index i = (b * N + g) * L;
+                const V product_of = convert_lanes<V>(load<Native<Sum<S>>>(acc + i));
+                store(sums + i, fma(product_of, load<V>(scales + g * L) * scale, load<V>(from + g * L)));
+              }
             }
             sink(row, sums);
           });
     } else {
+      const auto init = [&](Index row, T* acc) {
+        for (Index b = 0; b < n; ++b) copy_vectors(addend(row, first + b), acc + b * N * L, N);
+      };
       if (!direct_) return product<S>(rows, Runs{1, m.size, 0}, width, panel, partial_, a, init, sink);
       T acc[kMaxWidth * L];
       for (Index row = 0; row < rows; ++row) {
         init(row, acc);
         T* at = acc;
         for (Index block = first; block < first + n; ++block) {
-          for (int g = 0; g < m.gates; ++g, at += L)
+          for (int g = 0; g < N; ++g, at += L)
             dots(m.rows + m.row(g, block) * m.size, lanes_in<T>(block, m.units), m.size, a(row), at);
         }
         sink(row, acc);
@@ -381,9 +388,9 @@ class ForwardStream {
               [](Index, const T*) {});
         }
       }
-      multiply(
+      multiply<G>(
           rows, input_, first, n, input_panel(first), input,
-          [&](Index, T* acc) { start_projection<Cell>(bias_of(first), n, acc); },
+          [&](Index, Index block) { return bias_of(block) + Cell::x_first * L; },
           [&](Index i, const T* acc) {
             keep_projection<Cell>(bias_of(first), n, acc,
                                   [&](Index b) { return gates_of(chunk_row_[i], i, first + b); });
@@ -406,13 +413,10 @@ class ForwardStream {
               [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
         }
       }
-      multiply(
+      multiply<G>(
           rows, recurrent_, first, n, recurrent_.panel(first), h_prev,
-          [&](Index b, T* acc) {
-            const Index row = stream_.row(s, b);
-            for (Index i = 0; i < n; ++i) {
-              copy_vectors(gates_of(row, local + b, first + i) + Cell::h_first * L, acc + i * G * L, G);
-            }
+          [&](Index b, Index block) {
+            return gates_of(stream_.row(s, b), local + b, block) + Cell::h_first * L;
           },
           [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
     });
@@ -454,9 +458,12 @@ class ForwardStream {
     };
     round_rows(stream_.active(s), projection_, unprojected);
     for_groups(outputs_, kOutputGroup, false, [&](Index first, Index n) {
-      multiply(
+      multiply<1>(
           stream_.active(s), projection_, first, n, projection_.panel(first), unprojected,
-          [&](Index, T* acc) { memset(acc, 0, size_t(n * L) * sizeof(T)); },
+          [&](Index, Index) {
+            static constexpr T zeros[L] = {};
+            return zeros;
+          },
           [&](Index b, const T* acc) {
             Q* h = args_.y[stream_.row(s, b)];
             for (Index i = 0; i < n; ++i) {

@@ -44,7 +44,7 @@ struct TermsOf<Int8, false> {
 #elif RNNFUSED_VECTOR_BYTES == 16
   using type = int8x8_t;
 #else
-  using type = UIntOf<Native<float>>;
+  using type = UIntOf<Native<float> >;
 #endif
 };
 
@@ -154,17 +154,22 @@ RNNFUSED_HD float round_row(const float* from, int64_t size, Left<Int8>* out) {
   const int32_t most = largest_lane(magnitudes);
   const bool finite = most < kInfinite;
   const float largest = bit_cast<float>(most);
-  const bool zeros = !finite || largest < 1e-36f;
-  const float steps = zeros ? 0.0f : 127.0f / largest;
+  using Lefts = Vec<Left<Int8>, L>;
+  if (!finite || largest < 1e-36f) {
+    const Lefts zeros = convert_lanes<Lefts>(I{} + FactorsOf<Int8>::offset);
+    for (int64_t k = 0; k < size; k += L) memcpy(out + k, &zeros, sizeof zeros);
+    return finite ? 0.0f : largest - largest;
+  }
   // A sum with it rounds to an integer, which its lowest bits are.
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+  const I base = bit_cast<I>(broadcast<V>(kRound)) - FactorsOf<Int8>::offset;
+  const float steps = 127.0f / largest;
   for (int64_t k = 0; k < size; k += L) {
     const V scaled = load<V>(from + k, size - k) * steps + kRound;
-    const I number = zeros ? I{} : bit_cast<I>(scaled) - bit_cast<I>(broadcast<V>(kRound));
-    const auto numbers = convert_lanes<Vec<Left<Int8>, L>>(number + FactorsOf<Int8>::offset);
+    const Lefts numbers = convert_lanes<Lefts>(bit_cast<I>(scaled) - base);
     memcpy(out + k, &numbers, sizeof numbers);
   }
-  return finite ? largest / 127.0f : largest - largest;
+  return largest / 127.0f;
 }
 
 }  // namespace rnnfused::RNNFUSED_ISA

@@ -80,11 +80,18 @@ void tile(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* a
       for (int r = 0; r < R; ++r)
         row[r] = rows.at(r, a[r] + (k.runs == 1 ? from : (first + run) * k.stride), terms);
       const auto add = [&](const auto& left_of) {
-        Terms<S> right[W];
-        for (int j = 0; j < W; ++j) right[j] = load_terms<S>(b + j * L * P);
-        for (int r = 0; r < R; ++r) {
-          const Terms<S> left = left_of(row[r]);
-          for (int j = 0; j < W; ++j) sum[r][j] = add_product<S>(left, right[j], sum[r][j]);
+        if constexpr (kQuantized<S> && R == 1) {
+          // What is widened on the way needs a register, and there may be none left for a whole tile's.
+          const Terms<S> left = left_of(row[0]);
+          for (int j = 0; j < W; ++j)
+            sum[0][j] = add_product<S>(left, load_terms<S>(b + j * L * P), sum[0][j]);
+        } else {
+          Terms<S> right[W];
+          for (int j = 0; j < W; ++j) right[j] = load_terms<S>(b + j * L * P);
+          for (int r = 0; r < R; ++r) {
+            const Terms<S> left = left_of(row[r]);
+            for (int j = 0; j < W; ++j) sum[r][j] = add_product<S>(left, right[j], sum[r][j]);
+          }
         }
         b += W * L * P;
       };

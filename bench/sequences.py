@@ -4,18 +4,23 @@ what torch's users write today.
 `lengths`: a padded batch whose sequences have any length, forward and backward. `resets`: rollouts in which
 episodes end (sizes and shares of resets as in TorchRL's published comparison of its recurrent modules).
 Each way runs in a process of its own, and they take turns; medians, in ms. Before anything is timed, every
-way's outputs and gradients are compared with the first one's.
+way's outputs and gradients are compared with the first one's. TorchRL's own modules, whose scan over the
+steps torch.compile takes, are a way more where they are installed:
+
+    pip install "torch===2.13.0" torchrl hoptorch
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -67,6 +72,12 @@ WAYS = {
         "torch.nn: cell step by step",
     ),
 }
+SCAN = "TorchRL: scan, compiled"
+
+
+def ways_of(what: str) -> tuple[str, ...]:
+    scans = what == "resets" and find_spec("torchrl") and find_spec("hoptorch")
+    return (*WAYS[what], SCAN) if scans else WAYS[what]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -99,7 +110,9 @@ def prepare(row: Row, way: str) -> Prepared:
     if row.what == "lengths":
         where = torch.randint(1, row.steps + 1, (row.batch,))
         there = (torch.arange(row.steps).unsqueeze(1) < where).unsqueeze(-1).float()
-    if not way.startswith("torch.nn"):
+    if way == SCAN:
+        module = _torchrl(module)
+    elif not way.startswith("torch.nn"):
         rnnfused.convert(module)
     forward, given = FORWARD[way], x
     if way == "packed before":
@@ -116,7 +129,7 @@ def prepare(row: Row, way: str) -> Prepared:
         y.backward(outer)
 
     def results() -> dict[str, np.ndarray]:
-        found = (y, *(p.grad for p in module.parameters()))
+        found = (y, *(p.grad for p in module.parameters()))  # in torch.nn's order
         return {str(index): t.detach().numpy() for index, t in enumerate(found)}
 
     return Prepared(run, results)
@@ -176,6 +189,34 @@ def _by_cells(module: Any, x: Any, resets: Any) -> Any:
     return torch.stack(outputs)
 
 
+def _torchrl(module: Any) -> Any:
+    """TorchRL's module with the weights of torch.nn's."""
+    import torch
+    from torchrl import modules
+
+    kind, states = ("GRU", ("h",)) if module.mode == "GRU" else ("LSTM", ("h", "c"))
+    made: Any = getattr(modules, f"{kind}Module")(
+        input_size=module.input_size,
+        hidden_size=module.hidden_size,
+        in_keys=["x", *states],
+        out_keys=["y", *(("next", state) for state in states)],
+        recurrent_backend="scan",
+        default_recurrent_mode=True,
+    )
+    getattr(made, kind.lower()).load_state_dict(module.state_dict())
+    made.forward_rows = torch.compile(functools.partial(_scan, made, states, module.hidden_size))
+    return made
+
+
+def _scan(made: Any, states: tuple[str, ...], hidden: int, x: Any, resets: Any) -> Any:
+    from tensordict import TensorDict
+
+    steps, batch = x.shape[:2]
+    zeros = x.new_zeros(batch, steps, 1, hidden)
+    given = {"x": x.transpose(0, 1), "is_init": resets.t().unsqueeze(-1), **dict.fromkeys(states, zeros)}
+    return made(TensorDict(given, [batch, steps]))["y"].transpose(0, 1)
+
+
 FORWARD: dict[str, Forward] = {
     "alone": lambda module, x, _: module(x)[0],
     "lengths=": lambda module, x, lengths: module(x, lengths=lengths)[0],
@@ -186,6 +227,7 @@ FORWARD: dict[str, Forward] = {
     "torch.nn: split, pack and pad": _split,
     "torch.nn: layer step by step": _by_steps,
     "torch.nn: cell step by step": _by_cells,
+    SCAN: lambda module, x, resets: module.forward_rows(x, resets),
 }
 
 
@@ -214,7 +256,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, float]:
                 if comparable and not np.abs(one - other).max() <= 2e-4 * np.abs(other).max():
                     raise RuntimeError(f"{row}, {way}: result {index} differs")
 
-    ways = {way: (row, way, options.threads) for way in WAYS[row.what]}
+    ways = {way: (row, way, options.threads) for way in ways_of(row.what)}
     return in_turns(work, ways, options.rounds, options.seconds, check)
 
 
@@ -223,7 +265,7 @@ def main() -> int:
     print(f"forward and backward, float32, {options.threads} threads, ms\n")
     found, before = [], ""
     for row in (ROWS[index] for index in options.rows):
-        ways = WAYS[row.what]
+        ways = ways_of(row.what)
         if row.what != before:
             print(f"\n| {row.what} | " + " | ".join(ways) + " |" + "\n|---" * 1 + "|---" * len(ways) + "|")
             before = row.what

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +54,7 @@ def test_many_callers_at_once(serial: str) -> None:
 import copy
 from concurrent.futures import ThreadPoolExecutor
 torch.set_num_threads(2)
-with ThreadPoolExecutor(6) as callers:
+with ThreadPoolExecutor(8) as callers:
     found = list(callers.map(bits, [copy.deepcopy(layer) for _ in range(24)]))
 print(*set(found))
 """
@@ -125,6 +128,56 @@ def test_four_processes_at_once(serial: str) -> None:
     code = "torch.set_num_threads(2); print(*{bits() for _ in range(10)})"
     with ThreadPoolExecutor(4) as callers:
         assert set(callers.map(script, [code] * 4)) == {serial}
+
+
+@pytest.fixture
+def quota() -> Iterator[Path]:
+    """A group of processes that may use one and a half processors, of either version of Linux's cgroups."""
+    root = Path("/sys/fs/cgroup")
+    is_first = (root / "cpu").is_dir()
+    group = (root / "cpu" if is_first else root) / f"rnnfused-{os.getpid()}"
+    try:
+        group.mkdir()
+        if is_first:
+            (group / "cpu.cfs_period_us").write_text("100000")
+            (group / "cpu.cfs_quota_us").write_text("150000")
+        else:
+            (group / "cpu.max").write_text("150000 100000")
+    except OSError as error:
+        if group.is_dir():
+            group.rmdir()
+        pytest.skip(f"no group with a quota can be made here: {error}")
+    yield group / "cgroup.procs"
+    group.rmdir()
+
+
+def test_a_quota_of_one_and_a_half_processors(serial: str, quota: Path) -> None:
+    code = f"""
+open({str(quota)!r}, "w").write(str(os.getpid()))
+torch.set_num_threads(2)
+print(*{{bits() for _ in range(60)}})
+"""
+    assert script(code) == serial
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped on this system")
+def test_a_process_that_is_put_to_sleep(serial: str) -> None:
+    """As by a laptop's lid: at any moment, for longer than any wait."""
+    code = """
+import signal, subprocess, sys
+torch.set_num_threads(2)
+bits()
+wakes = f"import os, time; time.sleep(0.5); os.kill({os.getpid()}, {int(signal.SIGCONT)})"
+found = set()
+for nap in range(3):
+    alarm = subprocess.Popen([sys.executable, "-c", wakes])
+    stops = f"import os; os.kill({os.getpid()}, {int(signal.SIGSTOP)})"
+    stop = subprocess.Popen([sys.executable, "-c", stops])
+    while alarm.poll() is None or stop.poll() is None:
+        found.add(bits())
+print(*found)
+"""
+    assert script(code) == serial
 
 
 def test_a_quiet_process_has_the_processors_that_it_counts_on() -> None:

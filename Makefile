@@ -32,7 +32,7 @@ with_python = -DRNNFUSED_BUILD_PYTHON=ON -DPython_EXECUTABLE="$$($(python) -c 'i
 without_python = -DRNNFUSED_BUILD_PYTHON=OFF -DRNNFUSED_CUDA=OFF -DRNNFUSED_WERROR=ON
 
 machine := $(shell uname -m)
-vector_isas := $(if $(filter x86_64,$(machine)),avx2;avx512;avx512_vnni;avx512_bf16,$(if $(filter aarch64 arm64,$(machine)),neon;neon_dot;neon_bf16,scalar))
+vector_isas := $(if $(filter x86_64,$(machine)),avx2;avx512;avx512_vnni;avx512_bf16;avx512_amx,$(if $(filter aarch64 arm64,$(machine)),neon;neon_dot;neon_bf16,scalar))
 has = $(shell grep -qw $(1) /proc/cpuinfo && echo yes)
 widest_isa := $(if $(filter x86_64,$(machine)),$(if $(call has,avx512_bf16),avx512_bf16,$(if $(call has,avx512f),avx512,avx2)))
 sanitized_isas := scalar$(addprefix ;,$(patsubst avx512_bf16,avx512;avx512_vnni;avx512_bf16,$(widest_isa)))
@@ -79,8 +79,9 @@ ctest-all: $(environment)
 
 # std::thread here, OpenMP in plain ctest: both backends are tested. One ISA of vectors will do: their sources
 # are the same, and sanitizers take minutes to compile each. The C++ tests and the extension share a folder.
+# Tile registers are emulated, since few processors have them.
 with_asan = $(with_python) -DRNNFUSED_CUDA=OFF -DRNNFUSED_SANITIZE=address,undefined -DRNNFUSED_STD_THREADS=ON \
-  "-DRNNFUSED_ISAS=$(sanitized_isas)"
+  "-DRNNFUSED_ISAS=$(patsubst %avx512_bf16,%avx512_bf16;avx512_amx,$(sanitized_isas))" -DRNNFUSED_AMX_EMULATED=ON
 
 ctest-asan: $(environment)
 	tools/run_ctest asan $(with_asan)

@@ -8,6 +8,11 @@
 #if defined(RNNFUSED_HAVE_NEON_DOT) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
+#if defined(RNNFUSED_HAVE_AVX512_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "core/log.h"
 
@@ -26,6 +31,7 @@ RNNFUSED_DECLARE(avx2)
 RNNFUSED_DECLARE(avx512)
 RNNFUSED_DECLARE(avx512_vnni)
 RNNFUSED_DECLARE(avx512_bf16)
+RNNFUSED_DECLARE(avx512_amx)
 RNNFUSED_DECLARE(neon)
 RNNFUSED_DECLARE(neon_dot)
 RNNFUSED_DECLARE(neon_bf16)
@@ -41,6 +47,25 @@ namespace {
    &isa::kernels_BFloat16,  \
    &isa::kernels_Half,      \
    &isa::kernels_Int8}
+
+#ifdef RNNFUSED_HAVE_AVX512_AMX
+// Whether the processor has them and the system lets this process use them.
+bool has_tile_registers() {
+#ifdef RNNFUSED_AMX_EMULATED
+  const char* wanted = std::getenv("RNNFUSED_ISA");
+  return wanted && std::string(wanted) == "avx512_amx";
+#elif defined(__linux__)
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kAll = kBf16 | kTiles | kInt8;
+  return (d & kAll) == kAll && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 #ifdef RNNFUSED_HAVE_NEON_DOT
 // What the system says of an Arm processor, and where it says it: which word of the auxiliary vector, which
@@ -83,6 +108,12 @@ std::vector<const KernelTable*> available() {
                                           with_vnni.f64, &avx512_bf16::kernels_BFloat16,
                                           with_vnni.f16, with_vnni.i8};
     if (tables.back() == &with_vnni && __builtin_cpu_supports("avx512bf16")) tables.push_back(&with_bf16);
+#ifdef RNNFUSED_HAVE_AVX512_AMX
+    static const KernelTable with_amx = {"avx512_amx",  with_bf16.f32,
+                                         with_bf16.f64, &avx512_amx::kernels_BFloat16,
+                                         with_bf16.f16, &avx512_amx::kernels_Int8};
+    if (tables.back() == &with_bf16 && has_tile_registers()) tables.push_back(&with_amx);
+#endif
 #endif
 #endif
   }

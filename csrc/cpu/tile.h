@@ -5,6 +5,7 @@
 
 #include "core/sequence.h"
 #include "core/simd.h"
+#include "cpu/amx.h"
 #include "cpu/pack.h"
 
 namespace rnnfused::RNNFUSED_ISA {
@@ -60,7 +61,7 @@ struct LeftRows<S, R, true> {
 // the ISA has fma) or pair of terms: the same bits whatever Rows is, and however the k range is cut between
 // chains. No run is longer than a chain where there are several.
 template <class S, int R, int W>
-void tile(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* acc) {
+RNNFUSED_HD void tile_in_vectors(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* acc) {
   using T = Sum<S>;
   using V = Native<T>;
   constexpr Index L = kLanes<T>, P = kTerms<S>;
@@ -108,6 +109,109 @@ void tile(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* a
       }
     }
   }
+}
+
+#if defined(RNNFUSED_AMX)
+
+// Types that tile registers multiply.
+template <class S>
+constexpr bool kInTiles = kDots<S> || kQuantized<S>;
+
+// Terms of a row that a tile register holds, and those that are added up before the sums leave the registers.
+template <class S>
+constexpr Index kTileTerms = amx::kRowBytes / Index(sizeof(Left<S>));
+constexpr Index kTileChain = 1024;
+
+// Adds the products of R rows, `stride` terms apart, with N <= 4 of a panel's vectors to acc[r] + at. Whole
+// registers of terms; `panel_bytes` from a pair or four of the panel's terms to the next.
+template <class S, int R, int N>
+void sum_in_tiles(const Left<S>* rows, Index stride, Index terms, const Operand<S>* b, Index panel_bytes,
+                  Sum<S>* const* acc, Index at) {
+  using V = Native<Sum<S>>;
+  constexpr Index L = kLanes<Sum<S>>, P = kTerms<S>;
+  amx::Shapes shapes;
+  for (int j = 0; j < N; ++j) shapes.set(j, R);
+  shapes.set(6, R), shapes.set(7, amx::kRows);
+  amx::configure(shapes);  // with zeros in all of them
+  const char* panel = reinterpret_cast<const char*>(b);
+  for (Index t = 0; t < terms; t += kTileTerms<S>, panel += amx::kRows * panel_bytes) {
+    amx::load<6>(rows + t, stride * Index(sizeof(Left<S>)));
+    const auto add = [&](auto j) {
+      if constexpr (j < N) {
+        amx::load<7>(panel + j * L * P * Index(sizeof(Operand<S>)), panel_bytes);
+        amx::multiply<S, j, 6, 7>();
+      }
+    };
+    add(std::integral_constant<int, 0>{}), add(std::integral_constant<int, 1>{});
+    add(std::integral_constant<int, 2>{}), add(std::integral_constant<int, 3>{});
+  }
+  alignas(64) Sum<S> sums[4][R][L];
+  const auto store_sums = [&](auto j) {
+    if constexpr (j < N) amx::store<j>(sums[j], amx::kRowBytes);
+  };
+  store_sums(std::integral_constant<int, 0>{}), store_sums(std::integral_constant<int, 1>{});
+  store_sums(std::integral_constant<int, 2>{}), store_sums(std::integral_constant<int, 3>{});
+  amx::release();
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < N; ++j) {
+      Sum<S>* const to = acc[r] + at + j * L;
+      store(to, load<V>(to) + load<V>(sums[j][r]));
+    }
+  }
+}
+
+// The terms [from, from + count) of the rows' runs, one after another.
+template <class S>
+void join_runs(const Left<S>* row, Runs k, Index from, Index count, Left<S>* out) {
+  while (count > 0) {
+    const Index run = from / k.length, skipped = from % k.length;
+    const Index n = k.length - skipped < count ? k.length - skipped : count;
+    memcpy(out, row + run * k.stride + skipped, size_t(n) * sizeof *out);
+    from += n, count -= n, out += n;
+  }
+}
+
+// As tile_in_vectors, in chains of another length: the bits are those of this ISA, whatever R is. What does
+// not fill a register is left to vectors.
+template <class S, int R, int W>
+void tile_in_tiles(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* acc) {
+  constexpr Index L = kLanes<Sum<S>>, P = kTerms<S>;
+  alignas(64) Left<S> joined[R][kTileChain];
+  bool even = k.runs == 1;
+  for (int r = 1; r < R; ++r) even = even && a[r] - a[r - 1] == a[1] - a[0];
+  const Index total = k.runs * k.length;
+  for (Index from = 0; from < total; from += kTileChain) {
+    const Index count = total - from < kTileChain ? total - from : kTileChain;
+    const Index whole = count / kTileTerms<S> * kTileTerms<S>;
+    const Left<S>* row[R];
+    for (int r = 0; r < R; ++r) {
+      if (!even) join_runs<S>(a[r], k, from, count, joined[r]);
+      row[r] = even ? a[r] + from : joined[r];
+    }
+    const Index stride = R > 1 ? row[R > 1 ? 1 : 0] - row[0] : 0;
+    const Operand<S>* const panel = b + from * W * L;
+    const Index panel_bytes = W * L * P * Index(sizeof(Operand<S>));
+    if (whole > 0) {
+      constexpr int first = W < 4 ? W : 4, second = W - first;
+      sum_in_tiles<S, R, first>(row[0], stride, whole, panel, panel_bytes, acc, 0);
+      if constexpr (second > 0)
+        sum_in_tiles<S, R, second>(row[0], stride, whole, panel + first * L * P, panel_bytes, acc, first * L);
+    }
+    if (whole == count) continue;
+    const Left<S>* rest[R];
+    for (int r = 0; r < R; ++r) rest[r] = row[r] + whole;
+    tile_in_vectors<S, R, W>(rest, Runs{1, count - whole, 0}, panel + whole * W * L, acc);
+  }
+}
+
+#endif
+
+template <class S, int R, int W>
+void tile(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* acc) {
+#if defined(RNNFUSED_AMX)
+  if constexpr (kInTiles<S>) return tile_in_tiles<S, R, W>(a, k, b, acc);
+#endif
+  tile_in_vectors<S, R, W>(a, k, b, acc);
 }
 
 template <class S>

@@ -3,6 +3,10 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#endif
 #if defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -18,12 +22,27 @@ constexpr int kUnknownIsa = 2;
 constexpr int kSkipped = 77;
 
 bool is_known(const char* isa) {
-  for (const char* name :
-       {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon", "neon_dot", "neon_bf16"}) {
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx", "neon",
+                           "neon_dot", "neon_bf16"}) {
     if (std::strcmp(isa, name) == 0) return true;
   }
   return false;
 }
+
+#if defined(__x86_64__)
+bool has_tile_registers() {
+#if defined(RNNFUSED_AMX_EMULATED)
+  return true;
+#elif defined(__linux__)
+  constexpr unsigned kAll = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll &&
+         syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 bool cpu_supports(const char* isa) {
 #if defined(__x86_64__)
@@ -35,6 +54,7 @@ bool cpu_supports(const char* isa) {
   if (std::strcmp(isa, "avx2") == 0) return avx2;
   if (std::strcmp(isa, "avx512") == 0) return avx512;
   if (std::strcmp(isa, "avx512_vnni") == 0) return avx512 && __builtin_cpu_supports("avx512vnni");
+  if (std::strcmp(isa, "avx512_amx") == 0) return has_tile_registers();
   if (std::strcmp(isa, "avx512_bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
   if (std::strcmp(isa, "neon") == 0) return true;

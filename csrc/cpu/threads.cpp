@@ -95,7 +95,8 @@ constexpr double kShortStep = 200;  // microseconds
 // needed for a while takes some time to wake up. Who shares a processor waits for milliseconds.
 constexpr double kMostAsleep = 0.25;
 constexpr std::chrono::microseconds kAnyAsleep{500};
-// How long calls run on one thread after one that lost its time, and at most, where all that are tried do.
+// How long calls run on one thread after two in a row that lost their time, and at most, where all that are
+// tried do.
 constexpr std::chrono::milliseconds kLeastPause{20}, kMostPause{500};
 
 std::atomic<Scarcity::Clock::rep> scarce_until{0};
@@ -120,9 +121,10 @@ void Scarcity::report(double step_us, std::chrono::nanoseconds took, std::chrono
     return;
   }
   ++scarce_calls;
+  // One such call may have met a processor that was asleep: the next one runs alone, and then it is tried.
   const int before = std::min(scarce_in_a_row++, 10);
-  const std::chrono::nanoseconds most_pause = kMostPause, next = kLeastPause * (1 << before);
-  const std::chrono::nanoseconds pause = std::max(10 * took, std::min(next, most_pause));
+  const std::chrono::nanoseconds most_pause = kMostPause, next = kLeastPause * (1 << before) / 2;
+  const std::chrono::nanoseconds pause = before == 0 ? took : std::max(10 * took, std::min(next, most_pause));
   scarce_until = (Clock::now() + pause).time_since_epoch().count();
   if (logs_plans()) {
     std::fprintf(stderr, "rnnfused: processors are scarce: slept %lld us of %lld; one thread for %lld ms\n",

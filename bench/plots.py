@@ -1,6 +1,7 @@
 """`python -m bench.plots [RESULTS.json] [FOLDER]`: the results of bench.cpu as PNG files, one a mode.
 
-Each shows, row by row, how many times faster rnnfused is than every peer.
+Each shows, row by row, how many times faster rnnfused is than every peer; in fewer bits, than rnnfused in
+float32, too.
 """
 
 from __future__ import annotations
@@ -11,9 +12,18 @@ from pathlib import Path
 
 from bench import report
 from bench.harness import ROOT, Row
-from bench.peers import PEERS
+from bench.peers import KNOWN
 
-COLOURS = {"torch": "#d62728", "jax": "#9467bd", "onnxruntime": "#2ca02c", "openvino": "#ff7f0e"}
+COLOURS = {
+    "torch": "#d62728",
+    "jax": "#9467bd",
+    "onnxruntime": "#2ca02c",
+    "openvino": "#ff7f0e",
+    "autocast": "#8c564b",
+    "torch.ao": "#d62728",
+    "ort int8": "#2ca02c",
+    "float32": "#7f7f7f",
+}
 
 
 def plot(mode: str, rows: list[Row], path: Path) -> None:
@@ -42,7 +52,8 @@ def plot(mode: str, rows: list[Row], path: Path) -> None:
     axes.invert_yaxis()
     axes.grid(alpha=0.3, zorder=0)
     axes.set_xlabel("time of the peer / time of rnnfused")
-    axes.set_title(mode if mode == "calls" else f"{mode} (cell, T x B x H)")
+    dtype = rows[0].case.dtype
+    axes.set_title(mode if mode == "calls" else f"{mode}, {dtype} (cell, T x B x H)")
     axes.legend(loc="upper right", fontsize="small")
     figure.savefig(path, dpi=120)
 
@@ -52,12 +63,14 @@ def main() -> int:
     parser.add_argument("results", nargs="?", type=Path, default=ROOT / "bench/results/cpu.json")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs/plots")
     options = parser.parse_args()
-    assert COLOURS.keys() == PEERS.keys() - {"rnnfused"}
+    assert COLOURS.keys() == KNOWN.keys() - {"rnnfused", "recompute"}
     rows, _ = report.load(options.results)
     options.folder.mkdir(parents=True, exist_ok=True)
     for mode in dict.fromkeys(row.case.mode for row in rows):
-        path = options.folder / f"{mode}.png"
-        plot(mode, [row for row in rows if row.case.mode == mode], path)
+        of_mode = [row for row in rows if row.case.mode == mode]
+        dtype = of_mode[0].case.dtype
+        path = options.folder / (f"{mode}.png" if dtype == "float32" else f"{mode}-{dtype}.png")
+        plot(mode, of_mode, path)
         print(path)
     return 0
 

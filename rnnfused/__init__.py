@@ -5,8 +5,10 @@ from __future__ import annotations
 from rnnfused import _batching as _batching
 from rnnfused import _flops as _flops
 from rnnfused import adapters as adapters
+from rnnfused import attention as attention
 from rnnfused import functional as functional
 from rnnfused import onnx as onnx
+from rnnfused import seq2seq as seq2seq
 from rnnfused._config import empty_cache as empty_cache
 from rnnfused._config import library_path as library_path
 from rnnfused._config import show_config as show_config

@@ -11,7 +11,7 @@ import torch
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
-@pytest.mark.parametrize("page", ["precision", "sequences", "reinforcement-learning"])
+@pytest.mark.parametrize("page", ["precision", "sequences", "reinforcement-learning", "seq2seq"])
 def test_snippets_run(page: str) -> None:
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     snippets = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)

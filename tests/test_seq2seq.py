@@ -20,24 +20,21 @@ BEGIN, END = 1, 2
 KINDS: dict[str, dict[str, Any]] = {
     "bahdanau": {"kind": "bahdanau"},
     "luong": {"kind": "luong", "input_feeding": False},
-    "luong, dot": {"kind": "luong", "score": "concat", "input_feeding": False},
+    "luong, concat": {"kind": "luong", "score": "concat", "input_feeding": False},
     "luong, feeding": {"kind": "luong"},
 }
 EVERY = pytest.mark.parametrize("kind", KINDS)
 CELLS = pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 
 
-def made(kind: str, cell: str = "lstm", layers: int = 1, **options: Any) -> tuple[Encoder, AttentionDecoder]:
+def made(
+    kind: str, cell: str = "lstm", layers: int = 1, dropout: float = 0.0
+) -> tuple[Encoder, AttentionDecoder]:
     torch.manual_seed(1)
-    encoder = Encoder(SOURCE, E, H, layers, cell, **options)
-    decoder = AttentionDecoder(
-        VOCABULARY, E, H, encoder.output_size, layers, cell, **KINDS[kind], **options_of_decoder(options)
-    )
+    encoder = Encoder(SOURCE, E, H, layers, cell, dropout=dropout)
+    size = encoder.output_size
+    decoder = AttentionDecoder(VOCABULARY, E, H, size, layers, cell, dropout=dropout, **KINDS[kind])
     return encoder.double(), decoder.double()
-
-
-def options_of_decoder(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name == "dropout"}
 
 
 def started(encoder: Encoder, decoder: AttentionDecoder) -> tuple[Any, Any]:

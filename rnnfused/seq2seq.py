@@ -255,7 +255,7 @@ def generate(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> list[list[Hypothesis]]:
-    """What a decoder says after `begin`, until `end` or for max_steps: for every source the n_best, best first.
+    """What a decoder says after `begin`, until `end` or for max_steps: of every source the best n_best.
     The decoder runs in eval mode; sequences that have ended leave the batch.
 
     Without further options the token of the highest score is taken (greedy). width > 1: beam search, which

@@ -22,7 +22,14 @@ try:
     from _char_lm.corpus import Corpus
     from _char_lm.model import RNNFUSED, RNNFUSED_BF16, TORCH, TORCH_BF16, is_ours, sample
     from _char_lm.options import given_recipe, parse
-    from _char_lm.report import epoch_line, introduction, summary, weights_table, write_plot
+    from _char_lm.report import (
+        epoch_line,
+        generation_table,
+        introduction,
+        summary,
+        weights_table,
+        write_plot,
+    )
     from _char_lm.training import Interrupt, Run, train
 
     import rnnfused
@@ -132,7 +139,8 @@ def _write_results(
     print("\nsample:", *text.splitlines()[:SAMPLE_LINES_SHOWN], sep="\n  | ")
     print("", summary(runs), sep="\n")
     if runs[0].backend == RNNFUSED and options.device == "cpu":
-        print("", weights_table(runs[0]), sep="\n")
+        print("", weights_table(runs[0]), "", sep="\n")
+        print(generation_table(runs[0], corpus.vocabulary, options.sample_length))
     written = [CHECKPOINT, SAMPLE] if no_plot else [CHECKPOINT, SAMPLE, PLOT]
     print(f"written to {options.output}: {', '.join(written)}")
     if no_plot:

@@ -99,6 +99,8 @@ def test_it_writes_a_checkpoint_a_plot_and_a_sample(tmp_path: Path, text: Path) 
             assert re.search(line, done.stdout)
     assert "largest difference of the losses of rnnfused and torch.nn over the first 100 steps" in done.stdout
     assert re.search(r"held-out loss of rnnfused bf16 less that of rnnfused: [+-]0\.\d{4}", done.stdout)
+    for way in ("torch.nn", "rnnfused", "rnnfused, int8"):
+        assert re.search(rf"^  {way} +[\d,]+  \d+\.\d\dx$", done.stdout, re.MULTILINE)
     for kind in ("float32", "bf16", "f16", "int8"):
         assert re.search(rf"^  {kind} +\d\.\d{{4}}  [+-]0\.\d{{4}}$", done.stdout, re.MULTILINE)
     assert "rnnfused epoch 1/2" in done.stderr, "no progress bar"
@@ -211,14 +213,29 @@ def test_windows_follow_each_other_in_every_column() -> None:
     assert torch.equal(targets, inputs + 1)
 
 
-def test_a_sample_repeats_and_never_contains_the_unknown(text: Path) -> None:
-    recipe = Recipe(text=str(text), **SIZES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_sample_repeats_and_never_contains_the_unknown(text: Path, cell: str) -> None:
+    recipe = Recipe(text=str(text), cell=cell, **SIZES)
     vocabulary = load_corpus(recipe).vocabulary
     model = build_model(RNNFUSED, len(vocabulary), recipe)
     drawn = sample(model, vocabulary, length=200, temperature=1.0, seed=3)
     assert drawn == sample(model, vocabulary, length=200, temperature=1.0, seed=3)
     assert len(drawn) == 200
     assert UNKNOWN not in drawn
+    # One state after the other, by a Stepper or by calls of the layer: the same text.
+    assert drawn == sample(build_model(TORCH, len(vocabulary), recipe), vocabulary, 200, 1.0, 3)
+
+
+def test_a_sample_follows_the_probabilities(text: Path) -> None:
+    recipe = Recipe(text=str(text), **SIZES)
+    vocabulary = load_corpus(recipe).vocabulary
+    model = build_model(RNNFUSED, len(vocabulary), recipe)
+    with torch.no_grad():
+        model.scores.weight.zero_()  # whatever came before
+        model.scores.bias.normal_(generator=torch.Generator().manual_seed(1))
+    drawn = sample(model, vocabulary, length=8000, temperature=0.7, seed=3)
+    shares = torch.tensor([drawn.count(character) / len(drawn) for character in vocabulary[1:]])
+    torch.testing.assert_close(shares, (model.scores.bias[1:] / 0.7).softmax(0), atol=0.02, rtol=0)
 
 
 def test_blocks_of_steps_are_timed_whole(text: Path) -> None:

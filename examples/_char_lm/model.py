@@ -1,5 +1,7 @@
 """The character language model, and text sampled from it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -62,19 +64,45 @@ def detach(state: State) -> State:
     return state.detach() if isinstance(state, Tensor) else tuple(part.detach() for part in state)
 
 
-@torch.no_grad()
-def sample(model: CharModel, vocabulary: str, length: int, temperature: float, seed: int) -> str:
-    """Draw `length` characters, one by one, as what follows the start of a line."""
-    generator = torch.Generator().manual_seed(seed)
-    device = model.scores.weight.device
-    character = torch.tensor(max(vocabulary.find("\n"), 0))
+def stepper(model: CharModel, weights: str | None = None) -> Callable[[Tensor], Tensor]:
+    """The recurrent layers, one embedded character [1, embedding] a call, their state kept: rnnfused's on the
+    CPU as a Stepper with such weights, others as they are called in a loop.
+    """
+    layers = model.recurrent
+    if isinstance(layers, (rnnfused.RNN, rnnfused.LSTM, rnnfused.GRU)) and model.scores.weight.is_cpu:
+        return rnnfused.Stepper(layers, weights=weights)
     state: State | None = None
+
+    def step(embedded: Tensor) -> Tensor:
+        nonlocal state
+        output, state = layers(embedded.unsqueeze(0), state)
+        return output.squeeze(0)
+
+    return step
+
+
+@torch.no_grad()
+def sample(
+    model: CharModel,
+    vocabulary: str,
+    length: int,
+    temperature: float,
+    seed: int,
+    weights: str | None = None,
+) -> str:
+    """Draw `length` characters, one by one, as what follows the start of a line."""
+    # Index 0 stands for characters the model has never seen: there is nothing to write for it. The largest of
+    # scores to which Gumbel noise is added is a draw from their softmax (Maddison, Tarlow and Minka 2014).
+    noise = torch.empty(length, len(vocabulary) - 1).exponential_(
+        generator=torch.Generator().manual_seed(seed)
+    )
+    noise = (-temperature * noise.log()).to(model.scores.weight.device)
+    character = max(vocabulary.find("\n"), 0)
     drawn = []
     model.eval()
-    for _ in range(length):
-        scores, state = model(character.view(1, 1).to(device), state)
-        # Index 0 stands for characters the model has never seen: there is nothing to write for it.
-        known = scores[0, 0, 1:].double().cpu() / temperature
-        character = 1 + torch.multinomial(known.softmax(0), 1, generator=generator)
+    step, embedding = stepper(model, weights), model.embedding.weight.detach()
+    for own_noise in noise:
+        scores = model.scores(step(embedding[character : character + 1]))
+        character = 1 + int((scores[0, 1:] + own_noise).argmax())
         drawn.append(vocabulary[character])
     return "".join(drawn)

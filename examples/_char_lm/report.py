@@ -1,16 +1,21 @@
 """What the runs measured, as the closing summary and as a plot."""
 
+import copy
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 
+import rnnfused
+
 from .corpus import Corpus
-from .model import RNNFUSED, RNNFUSED_BF16, TORCH, TORCH_BF16, is_ours
+from .model import RNNFUSED, RNNFUSED_BF16, TORCH, TORCH_BF16, is_ours, sample
 from .options import Recipe
 from .training import Run
 
 BLOCK = 10  # steps whose throughput is one measurement: long enough for the clock, short enough for a median
 COMPARED = 100  # steps over which two backends' losses must agree; rounding has not yet grown into chaos
+GENERATED = 3  # samples that are timed
 _COLOURS, _WIDTHS = ("tab:orange", "tab:blue", "tab:red", "tab:green"), (4.0, 2.5, 1.5, 0.8)
 AVERAGED = 100  # last steps whose mean is the final training loss: one window alone is noisy
 
@@ -78,6 +83,23 @@ def weights_table(run: Run) -> str:
     losses |= {kind: run.evaluate_weights(kind) for kind in ("bf16", "f16", "int8")}
     lines = ["held-out loss by the recurrent weights' type, for inference, in bits/character:"]
     lines += [f"  {kind:<8}{loss:>9.4f}  {loss - losses['float32']:+.4f}" for kind, loss in losses.items()]
+    return "\n".join(lines)
+
+
+def generation_table(run: Run, vocabulary: str, length: int) -> str:
+    """How fast the trained model says one character after the other: the same model, in three ways."""
+    torchs = rnnfused.to_torch(copy.deepcopy(run.model))
+    ways = {"torch.nn": (torchs, None), "rnnfused": (run.model, None), "rnnfused, int8": (run.model, "int8")}
+    rates = {}
+    for name, (model, weights) in ways.items():
+        seconds = []
+        for _ in range(GENERATED):
+            started = time.perf_counter()
+            sample(model, vocabulary, length, 1.0, 0, weights)
+            seconds.append(time.perf_counter() - started)
+        rates[name] = length / median(seconds)
+    lines = [f"generation, one character at a time, characters/second, median of {GENERATED}:"]
+    lines += [f"  {name:<15}{rate:>9,.0f}  {rate / rates['torch.nn']:.2f}x" for name, rate in rates.items()]
     return "\n".join(lines)
 
 

@@ -96,7 +96,8 @@ class Frozen(_Snapshot):
     is summed in the order of longer ones, where the module reads its weights as they lie: the same numbers to
     rounding; so it is where a call is traced or transformed, which runs the operator on the same weights.
     Raises TypeError for another module, ValueError for other weights; calls raise what the module's raise,
-    and RuntimeError for another device and for tensors that require a gradient.
+    and RuntimeError for another device and for tensors that require a gradient (with weights of 8 bits: when
+    somebody goes back to them).
     """
 
     def __init__(self, module: Module, weights: str | None = None) -> None:

@@ -35,6 +35,8 @@ machine := $(shell uname -m)
 vector_isas := $(if $(filter x86_64,$(machine)),avx2;avx512;avx512_vnni;avx512_bf16;avx512_amx,$(if $(filter aarch64 arm64,$(machine)),neon;neon_dot;neon_bf16,scalar))
 has = $(shell grep -qw $(1) /proc/cpuinfo && echo yes)
 widest_isa := $(if $(filter x86_64,$(machine)),$(if $(call has,avx512_bf16),avx512_bf16,$(if $(call has,avx512f),avx512,avx2)))
+# Of which scalar alone is everywhere; under ASan it has Python's tests.
+asan_isas := $(patsubst avx512_bf16,avx512;avx512_vnni;avx512_bf16;avx512_amx,$(or $(widest_isa),scalar))
 sanitized_isas := scalar$(addprefix ;,$(patsubst avx512_bf16,avx512;avx512_vnni;avx512_bf16,$(widest_isa)))
 CPP_SOURCES = $(shell find csrc tests/cpp bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -82,7 +84,7 @@ ctest-rest: $(environment)
 # are the same, and sanitizers take minutes to compile each. The C++ tests and the extension share a folder.
 # Tile registers are emulated, since few processors have them.
 with_asan = $(with_python) -DRNNFUSED_CUDA=OFF -DRNNFUSED_SANITIZE=address,undefined -DRNNFUSED_STD_THREADS=ON \
-  "-DRNNFUSED_ISAS=$(patsubst %avx512_bf16,%avx512_bf16;avx512_amx,$(sanitized_isas))" -DRNNFUSED_AMX_EMULATED=ON
+  "-DRNNFUSED_ISAS=scalar$(addprefix ;,$(if $(widest_isa),$(asan_isas)))" "-DRNNFUSED_TEST_ISAS=$(asan_isas)" -DRNNFUSED_AMX_EMULATED=ON
 
 ctest-asan: $(environment)
 	tools/run_ctest asan $(with_asan)
@@ -91,9 +93,9 @@ ctest-asan: $(environment)
 asan_tests := walk layouts states fuzz recompute native_checks sequence stack functional autograd tangents modules memory frozen stepper quantized
 pytest-asan: $(environment)
 	tools/build asan _C $(with_asan)
-	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=2000 RNNFUSED_FUZZ_CALLS=60000 \
+	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=2000 RNNFUSED_FUZZ_CALLS=30000 \
 	  tools/pytest_asan $(python) $(asan_tests:%=tests/test_%.py)
-	RNNFUSED_ISA=scalar RNNFUSED_WALK_CASES=1000 tools/pytest_asan $(python) tests/test_walk.py
+	RNNFUSED_ISA=scalar RNNFUSED_WALK_CASES=600 tools/pytest_asan $(python) tests/test_walk.py
 
 # Who waits for whom is the same on every path: one will do.
 ctest-tsan: $(environment)

@@ -176,7 +176,7 @@ class Quantized(torch.nn.Module):
             learned = [torch.stack([getattr(self, name) for name in names]) for names in initial]
             hx = modules.expanded(layer, learned, input, layout)
         if not torch.compiler.is_compiling():
-            if torch.is_autocast_cpu_enabled():
+            if torch.is_autocast_enabled("cpu"):
                 with torch.autocast("cpu", enabled=False):
                     return self._run(input.float(), [state.float() for state in hx], layout)
             outputs: list[Tensor] | None = self._native(layer).forward(input, hx, *layout)

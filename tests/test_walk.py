@@ -39,6 +39,10 @@ OUTPUTS = ("y", "h_n", "c_n")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+# An emulated GPU takes the CPU's place, and weights of 8 bits are for the CPU.
+ON_CPU = "RNNFUSED_TEST_EXTENSION" not in os.environ
+
+
 @dataclass(frozen=True)
 class Case:
     """One step of the walk. What is no field follows from `index`: values, and which weights are frozen."""
@@ -147,7 +151,8 @@ def draw(index: int) -> Case:
         int8=False,
         options=options,
     )
-    int8 = dtype == torch.float32 and chance(0.2)  # drawn last: the numbers of other cases stay theirs
+    # Drawn last: the numbers of other cases stay theirs.
+    int8 = ON_CPU and dtype == torch.float32 and chance(0.2)
     return replace(case, int8=True, outputs=()) if int8 else case
 
 
@@ -372,13 +377,17 @@ def test_the_walk_goes_everywhere() -> None:
         "batch": BATCHES,
         "threads": (1, 2),
         "dtype": DTYPES,
-        "int8": (False, True),
+        "int8": (False, True) if ON_CPU else (False,),
     }.items():
         assert {getattr(case, name) for case in cases} == set(values), name
     for option in ("nonlinearity", "num_layers", "bidirectional", "batch_first", "proj_size", "dropout"):
         assert len({case.options.get(option) for case in cases}) > 1, option
     int8 = [case for case in cases if case.int8]
-    assert {case.kind for case in int8} == {*LAYERS, *CELLS} and len({case.form for case in int8}) > 4
+    assert (
+        not ON_CPU
+        or {case.kind for case in int8} == {*LAYERS, *CELLS}
+        and len({case.form for case in int8}) > 4
+    )
     assert any(
         c.recompute and c.options["bidirectional"] and "sorted" in c.form and c.outputs and c.kind == "LSTM"
         for c in cases

@@ -383,10 +383,8 @@ def test_the_walk_goes_everywhere() -> None:
     for option in ("nonlinearity", "num_layers", "bidirectional", "batch_first", "proj_size", "dropout"):
         assert len({case.options.get(option) for case in cases}) > 1, option
     int8 = [case for case in cases if case.int8]
-    assert (
-        not ON_CPU
-        or {case.kind for case in int8} == {*LAYERS, *CELLS}
-        and len({case.form for case in int8}) > 4
+    assert not ON_CPU or (
+        {case.kind for case in int8} == {*LAYERS, *CELLS} and len({case.form for case in int8}) > 4
     )
     assert any(
         c.recompute and c.options["bidirectional"] and "sorted" in c.form and c.outputs and c.kind == "LSTM"

@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import numpy as np
 
 from bench.peers import Prepared
 from bench.turns import in_turns
-from bench.worker import times
+from bench.worker import in_its_turn
 
 WAYS = ("rnnfused", "torch.nn: loop of cells")
 
@@ -99,17 +97,6 @@ def prepare(row: Row, way: str) -> Prepared:
     return Prepared(run, results)
 
 
-def work(row: Row, way: str, threads: int, parent: Connection) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    prepared = prepare(row, way)
-    prepared.run()
-    parent.send(prepared.results())
-    while seconds := parent.recv():
-        parent.send(1e3 * statistics.median(times(prepared, seconds)))
-
-
 def measure(row: Row, options: argparse.Namespace) -> dict[str, float]:
     """Milliseconds of each way. Raises RuntimeError where their results differ."""
 
@@ -119,8 +106,8 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, float]:
             if not np.abs(ours[index] - want).max() <= 2e-4 * max(1e-3, np.abs(want).max()):
                 raise RuntimeError(f"{row}: result {index} differs")
 
-    ways = {way: (row, way, options.threads) for way in WAYS}
-    return in_turns(work, ways, options.rounds, options.seconds, check)
+    ways = {way: (prepare, row, way, options.threads) for way in WAYS}
+    return in_turns(in_its_turn, ways, options.rounds, options.seconds, check)
 
 
 def main() -> int:

@@ -16,12 +16,10 @@ import argparse
 import functools
 import json
 import os
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ import numpy as np
 
 from bench.peers import Prepared
 from bench.turns import in_turns
-from bench.worker import times
+from bench.worker import in_its_turn
 
 Forward = Callable[[Any, Any, Any], Any]  # (module, x, lengths or resets) -> y
 
@@ -231,17 +229,6 @@ FORWARD: dict[str, Forward] = {
 }
 
 
-def work(row: Row, way: str, threads: int, parent: Connection) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    prepared = prepare(row, way)
-    prepared.run()
-    parent.send(prepared.results())
-    while seconds := parent.recv():
-        parent.send(1e3 * statistics.median(times(prepared, seconds)))
-
-
 # ---- In the parent
 
 
@@ -256,8 +243,8 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, float]:
                 if comparable and not np.abs(one - other).max() <= 2e-4 * np.abs(other).max():
                     raise RuntimeError(f"{row}, {way}: result {index} differs")
 
-    ways = {way: (row, way, options.threads) for way in ways_of(row.what)}
-    return in_turns(work, ways, options.rounds, options.seconds, check)
+    ways = {way: (prepare, row, way, options.threads) for way in ways_of(row.what)}
+    return in_turns(in_its_turn, ways, options.rounds, options.seconds, check)
 
 
 def main() -> int:

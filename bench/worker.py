@@ -11,10 +11,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,22 @@ def times(prepared: Prepared, seconds: float) -> list[float]:
             prepared.run()
             found.append(time.perf_counter() - start)
     return found
+
+
+def in_its_turn(
+    prepare_way: Callable[[Any, str], Prepared], row: Any, way: str, threads: int, parent: Connection
+) -> None:
+    """What bench.turns runs for one way of doing something: sends its results, and then, as often as it is
+    given a number of seconds, the milliseconds of a call.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    prepared = prepare_way(row, way)
+    prepared.run()
+    parent.send(prepared.results())
+    while seconds := parent.recv():
+        parent.send(1e3 * statistics.median(times(prepared, seconds)))
 
 
 def _status(field: str) -> int:

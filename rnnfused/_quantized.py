@@ -171,20 +171,20 @@ class Quantized(torch.nn.Module):
         return found
 
     def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
-        layer, initial = self._config(), self._initial_names()
+        initial = self._initial_names()
         if initial and not hx:
             learned = [torch.stack([getattr(self, name) for name in names]) for names in initial]
-            hx = modules.expanded(layer, learned, input, layout)
+            hx = modules.expanded(self._shape._config(), learned, input, layout)
         if not torch.compiler.is_compiling():
             if torch.is_autocast_enabled("cpu"):
                 with torch.autocast("cpu", enabled=False):
                     return self._run(input.float(), [state.float() for state in hx], layout)
-            outputs: list[Tensor] | None = self._native(layer).forward(input, hx, *layout)
+            outputs: list[Tensor] | None = self._native().forward(input, hx, *layout)
             if outputs is not None:
                 return outputs
-        return recurrent(layer, input, hx, self._params(), *layout)
+        return recurrent(self._config(), input, hx, self._params(), *layout)
 
-    def _native(self, layer: LayerConfig) -> Any:
+    def _native(self) -> Any:
         """What has packed the weights as they are now."""
         # Whoever has put them there, or written to them.
         now = [(t, -1 if t.is_inference() else t._version) for t in self._buffers.values() if t is not None]
@@ -192,7 +192,7 @@ class Quantized(torch.nn.Module):
         if len(seen) != len(now) or not all(
             t is s and v == w for (t, v), (s, w) in zip(now, seen, strict=True)
         ):
-            self.__dict__["_packed"] = _C.Frozen(layer.text, self._params())
+            self.__dict__["_packed"] = _C.Frozen(self._config().text, self._params())
             self.__dict__["_seen"] = now
         return self.__dict__["_packed"]
 

@@ -267,15 +267,29 @@ def generate(
     Raises ValueError for options that are out of range or do not go together.
     """
     _check(width, n_best, max_steps, temperature, top_k, top_p)
+    way: _Beams | _Sampling = _Beams(width, end)
+    if temperature is not None:
+        way, length_penalty = _Sampling(temperature, top_k, top_p, generator), 0.0
     trained = decoder.training
     decoder.eval()
+    rows = _start(memory, state)
+    found: list[list[Hypothesis]] = [[] for _ in rows.source]
     try:
-        if temperature is not None:
-            choose = _Sampling(temperature, top_k, top_p, generator)
-            return _one_by_one(decoder, memory, state, begin, end, max_steps, choose)
-        return _beam_search(decoder, memory, state, begin, end, max_steps, width, n_best, length_penalty)
+        for step in range(max_steps):
+            if not rows.source:
+                break
+            scores, weights, after = _advance(decoder, memory, rows, begin)
+            parents, tokens, score = way.grow(rows, scores)
+            rows = _continued(rows, parents, tokens, score, weights, after)
+            rows = _ended(rows, end, found, length_penalty)
+            # A score only falls, and what it is divided by is largest at one end of what may come.
+            most = max(_penalty(length, length_penalty) for length in (step + 1, max_steps))
+            rows = _still_open(rows, found, most, width, n_best)
     finally:
         decoder.train(trained)
+    for row, source in enumerate(rows.source):
+        found[source].append(_hypothesis(rows, row, length_penalty))
+    return [sorted(of, key=lambda h: -h.score)[:n_best] for of in found]
 
 
 def _check(
@@ -306,22 +320,46 @@ def _check(
         raise ValueError(f"top_p: expected more than 0 and at most 1, got {top_p}")
 
 
+# The row that each next one continues, its token and its score, those of a source together and best first.
+_Grown = tuple[list[int], list[int], Tensor]
+
+
 class _Sampling(NamedTuple):
     temperature: float
     top_k: int | None
     top_p: float | None
     generator: torch.Generator | None
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        """[rows, vocabulary] -> a token of each row."""
+    def grow(self, rows: _Rows, scores: Tensor) -> _Grown:
         probable, tokens = (scores.float() / self.temperature).softmax(-1).sort(-1, descending=True)
         if self.top_k is not None:
             probable[:, self.top_k :] = 0
         if self.top_p is not None:
             # Those before which less than top_p has been made up, so that one is left at least.
             probable = probable.masked_fill(probable.cumsum(-1) - probable >= self.top_p, 0)
-        drawn = torch.multinomial(probable, 1, generator=self.generator)
-        return tokens.gather(-1, drawn).squeeze(-1)
+        drawn = tokens.gather(-1, torch.multinomial(probable, 1, generator=self.generator))
+        score = rows.score + scores.log_softmax(-1).gather(-1, drawn).squeeze(-1)
+        return list(range(len(rows.source))), drawn.squeeze(-1).tolist(), score
+
+
+class _Beams(NamedTuple):
+    width: int
+    end: int
+
+    def grow(self, rows: _Rows, scores: Tensor) -> _Grown:
+        totals = rows.score.unsqueeze(1) + scores.log_softmax(-1)
+        parents: list[int] = []
+        tokens: list[int] = []
+        for source in dict.fromkeys(rows.source):
+            own = [row for row, of in enumerate(rows.source) if of == source]
+            # Each row has one continuation that ends: so many are left to go on.
+            best = totals[own].flatten().topk(min(2 * self.width, totals.size(1) * len(own))).indices.tolist()
+            for rank, place in enumerate(best):
+                parent, token = own[place // totals.size(1)], place % totals.size(1)
+                if rank < self.width or token != self.end:  # what ends has to be among the best
+                    parents.append(parent)
+                    tokens.append(token)
+        return parents, tokens, totals[parents, tokens]
 
 
 def _of_rows(memory: Memory, index: Tensor) -> Memory:
@@ -362,69 +400,6 @@ def _continued(
         score,
         state.rows(torch.tensor(parents, dtype=torch.long, device=score.device)),
     )
-
-
-def _one_by_one(
-    decoder: AttentionDecoder,
-    memory: Memory,
-    state: DecoderState,
-    begin: int,
-    end: int,
-    max_steps: int,
-    choose: _Sampling,
-) -> list[list[Hypothesis]]:
-    rows = _start(memory, state)
-    found: list[list[Hypothesis]] = [[] for _ in rows.source]
-    for _ in range(max_steps):
-        if not rows.source:
-            break
-        scores, weights, after = _advance(decoder, memory, rows, begin)
-        drawn = choose(scores)
-        score = rows.score + scores.log_softmax(-1).gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
-        rows = _continued(rows, range(len(rows.source)), drawn.tolist(), score, weights, after)
-        rows = _ended(rows, end, found, 0.0)
-    for row in range(len(rows.source)):
-        found[rows.source[row]].append(_hypothesis(rows, row, 0.0))
-    return found
-
-
-def _beam_search(
-    decoder: AttentionDecoder,
-    memory: Memory,
-    state: DecoderState,
-    begin: int,
-    end: int,
-    max_steps: int,
-    width: int,
-    n_best: int,
-    length_penalty: float,
-) -> list[list[Hypothesis]]:
-    rows = _start(memory, state)
-    found: list[list[Hypothesis]] = [[] for _ in rows.source]
-    for step in range(max_steps):
-        if not rows.source:
-            break
-        scores, weights, after = _advance(decoder, memory, rows, begin)
-        totals = rows.score.unsqueeze(1) + scores.log_softmax(-1)
-        parents: list[int] = []
-        tokens: list[int] = []
-        for source in dict.fromkeys(rows.source):
-            own = [row for row, of in enumerate(rows.source) if of == source]
-            # Each row has one continuation that ends: so many are left to go on.
-            best = totals[own].flatten().topk(min(2 * width, totals.size(1) * len(own))).indices.tolist()
-            for rank, place in enumerate(best):
-                parent, token = own[place // totals.size(1)], place % totals.size(1)
-                if rank < width or token != end:  # what ends has to be among the best
-                    parents.append(parent)
-                    tokens.append(token)
-        rows = _continued(rows, parents, tokens, totals[parents, tokens], weights, after)
-        rows = _ended(rows, end, found, length_penalty)
-        # A score only falls, and what it is divided by is largest at one end of what may come.
-        most = max(_penalty(length, length_penalty) for length in (step + 1, max_steps))
-        rows = _still_open(rows, found, most, width, n_best)
-    for row in range(len(rows.source)):
-        found[rows.source[row]].append(_hypothesis(rows, row, length_penalty))
-    return [sorted(of, key=lambda h: -h.score)[:n_best] for of in found]
 
 
 def _penalty(length: int, length_penalty: float) -> float:

@@ -43,12 +43,8 @@ inline void configure(const Shapes& shapes) {
 inline void release() { configure(Shapes{}); }
 
 template <int tile>
-inline void zero() {
-  memset(registers().tile[tile], 0, sizeof registers().tile[tile]);
-}
-template <int tile>
 inline void load(const void* from, int64_t stride) {
-  zero<tile>();
+  memset(registers().tile[tile], 0, sizeof registers().tile[tile]);
   for (int row = 0; row < registers().shapes.rows[tile]; ++row)
     memcpy(registers().tile[tile][row], static_cast<const char*>(from) + row * stride, kRowBytes);
 }
@@ -95,10 +91,6 @@ inline void multiply() {
 RNNFUSED_HD void configure(const Shapes& shapes) { asm volatile("ldtilecfg %0" ::"m"(shapes)); }
 RNNFUSED_HD void release() { asm volatile("tilerelease" ::); }
 
-template <int tile>
-RNNFUSED_HD void zero() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(tile));
-}
 template <int tile>
 RNNFUSED_HD void load(const void* from, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(tile) : "memory");

@@ -1,4 +1,4 @@
-# make demo | test | check | lint | format | bench | clean
+# make demo | test | check | lint | format | bench | docs | clean
 #
 #   PYTHON=python3.12   the interpreter to start from
 #   VENV=none           use that interpreter's environment as it is: nothing is installed (no network needed)
@@ -11,18 +11,24 @@ TORCH ?= torch==2.13.0
 PACKAGES := $(TORCH) numpy "setuptools>=77" "cmake>=3.22" ninja pytest pytest-xdist hypothesis matplotlib tqdm \
             onnx onnxscript onnxruntime \
             "ruff>=0.17,<0.18" "mypy>=2.4,<3" "clang-format>=23,<24"
+# For the documentation site alone.
+DOCS_PACKAGES := "mkdocs>=1.6,<2" "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1,<2"
 
 ifeq ($(VENV),none)
   python := $(PYTHON)
   environment :=
+  docs_environment :=
   install := $(python) setup.py build_ext --inplace
   lint := tools/lint --if-available
+  docs := tools/build_docs $(python) --if-available
   export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
   python := $(VENV)/bin/python
   environment := $(VENV)/.installed
+  docs_environment := $(VENV)/.docs-installed
   install := $(python) -m pip install --quiet --no-build-isolation --no-deps -e .
   lint := tools/lint
+  docs := tools/build_docs $(python)
   export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
@@ -41,7 +47,7 @@ sanitized_isas := scalar$(addprefix ;,$(patsubst avx512_bf16,avx512;avx512_vnni;
 CPP_SOURCES = $(shell find csrc tests/cpp bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: demo test check build emulated lint format bench clean
+.PHONY: demo test check build emulated lint format bench docs clean
 .PHONY: ctest ctest-rest ctest-asan ctest-tsan ctest-aarch64 cuda cuda-all pytest-asan
 
 demo: build
@@ -54,7 +60,7 @@ test: lint build emulated ctest
 
 # What takes longer than a change should wait for: all that `make test` leaves out.
 check: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
-check: ctest-rest ctest-aarch64 ctest-tsan cuda-all ctest-asan pytest-asan
+check: docs ctest-rest ctest-aarch64 ctest-tsan cuda-all ctest-asan pytest-asan
 
 build: $(environment)
 	$(install)
@@ -118,6 +124,10 @@ cuda-all: $(environment)
 bench: build
 	$(python) -m bench.cpu
 
+# The documentation site, in build/site; a broken link is an error.
+docs: $(docs_environment)
+	$(docs)
+
 clean:
 	rm -rf build dist demo-output rnnfused.egg-info rnnfused/_build_info.py rnnfused/*.so
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
@@ -125,4 +135,8 @@ clean:
 $(VENV)/.installed: Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet $(PACKAGES)
+	touch $@
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet $(DOCS_PACKAGES)
 	touch $@

@@ -309,9 +309,8 @@ class LSTM(_TwoStates, _Sequence, torch.nn.LSTM):
     LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, proj_size=0, device=None, dtype=None, recompute=False, learn_initial_state=False,
     return_cells=False): return_cells gives c of every step of the last layer as a third result; recompute
-    keeps only the
-    output, c and the last few gates for backward, which rebuilds the others. Shapes and dtypes: see
-    `forward`.
+    keeps only the output, c and the last few gates for backward, which rebuilds the others. Shapes and
+    dtypes: see `forward`.
     """
 
     def __init__(self, *args: Any, return_cells: bool = False, **kwargs: Any) -> None:

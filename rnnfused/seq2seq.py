@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnfused import modules
+from rnnfused import _attend, modules
 from rnnfused.attention import AdditiveAttention, LuongAttention, Memory
 
 __all__ = ["AttentionDecoder", "Decoded", "DecoderState", "Encoder", "Hypothesis", "generate"]
@@ -174,8 +174,11 @@ class AttentionDecoder(torch.nn.Module):
         """
         if not 0 <= teacher_forcing <= 1:
             raise ValueError(f"teacher_forcing: expected a probability, got {teacher_forcing}")
-        if teacher_forcing == 1 and self.kind == "luong" and not self.feeds:
-            return self._at_once(tokens, memory, state)
+        if teacher_forcing == 1:
+            if self.kind == "luong" and not self.feeds:
+                return self._at_once(tokens, memory, state)
+            if self.kind == "bahdanau" and self._attends_natively(memory, state):
+                return self._attended(tokens, memory, state)
         scores: list[Tensor] = []
         weights = []
         for given in tokens:
@@ -205,6 +208,29 @@ class AttentionDecoder(torch.nn.Module):
     def _recur(self, x: Tensor, hx: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         y, after = self.recurrent(x.unsqueeze(0), hx if len(hx) > 1 else hx[0])
         return y.squeeze(0), after if isinstance(after, tuple) else (after,)
+
+    def _attends_natively(self, memory: Memory, state: DecoderState) -> bool:
+        own = self.recurrent
+        return own.num_layers == 1 and _attend.serves(memory.keys, memory.values, *state.hx, *own._params())
+
+    def _attended(self, tokens: Tensor, memory: Memory, state: DecoderState) -> Decoded:
+        """All steps in one call of the layer, which attends between them."""
+        assert isinstance(self.attention, AdditiveAttention)
+        embedded = self.dropout(self.embedding(tokens))
+        h, hx, entered, weights = _attend.attend(
+            self.recurrent._config(),
+            embedded,
+            state.hx,
+            self.recurrent._params(),
+            memory.keys,
+            memory.values,
+            self.attention.query.weight,
+            self.attention.score.weight.squeeze(0),
+            memory.mask,
+        )
+        size = embedded.size(-1)
+        features = torch.tanh(self.combine(torch.cat((h, entered[..., size:], embedded), -1)))
+        return Decoded(self.scores(self.dropout(features)), weights, DecoderState(tuple(hx), None))
 
     def _at_once(self, tokens: Tensor, memory: Memory, state: DecoderState) -> Decoded:
         embedded = self.dropout(self.embedding(tokens))

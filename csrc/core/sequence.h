@@ -58,6 +58,11 @@ struct Rows {
 constexpr int kMaxStates = 2;
 constexpr int kMaxDirections = 2;
 
+template <class T>
+struct Attention;
+template <class T>
+struct AttentionGradient;
+
 // Sequences, the matrices they are multiplied with and the tape are stored in S; states, sums over the
 // sequence and their gradients are what they are computed in.
 template <class S>
@@ -72,6 +77,7 @@ struct ForwardArgs {
   Rows<T> final[kMaxStates];          // h [B, P], c [B, H]; not wanted where not there
   Stored<S>* tape;                    // for backward, as large as TapeSize says; null for inference
   bool recompute;                     // whether the tape goes without most gates, and backward rebuilds them
+  const Attention<T>* attention = nullptr;  // writes the last columns of x, step by step
 };
 
 template <class S>
@@ -95,6 +101,8 @@ struct BackwardArgs {
   T* dinput_bias;                    // db_ih [G * H]
   T* dbias;                          // db_hh [G * H]
   T* dprojection;                    // dW_hr [P, H]
+  // Gives the gradients of the last columns of x, which dx then goes without.
+  const AttentionGradient<T>* attention = nullptr;
 };
 
 }  // namespace rnnfused

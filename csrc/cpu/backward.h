@@ -34,9 +34,14 @@ class BackwardStream {
       O* recurrent = arena.take<O>(outputs.size() * L * tape_.units * G);
       O* projection =
           shape.projected() ? arena.take<O>(blocks.size() * L * panel_terms<S>(shape.output)) : nullptr;
+      const Range contexts = share(blocks_of<T>(context()), members, m);
+      O* of_contexts = arena.take<O>(contexts.size() * L * tape_.units * G);
       if (m != member) continue;
-      blocks_ = blocks, outputs_ = outputs;
+      blocks_ = blocks, outputs_ = outputs, contexts_ = contexts, context_panels_ = of_contexts;
       partial_ = partial, recurrent_panels_ = recurrent, projection_panels_ = projection;
+    }
+    if constexpr (kAttends<S>) {
+      if (args.attention) attention_ = {*args.attention, stream_, member, members, arena};
     }
   }
 
@@ -44,9 +49,16 @@ class BackwardStream {
   void prepare() {
     const SequenceShape& shape = stream_.shape;
     for_groups(outputs_, false, [&](Index first, Index n) {
-      pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, Cell::h_first, first,
-                                  n, recurrent_panel(first));
+      pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, shape.output,
+                                  Cell::h_first, first, n, recurrent_panel(first));
     });
+    if constexpr (kAttends<S>) {
+      for_groups(contexts_, false, [&](Index first, Index n) {
+        pack_gates_transposed<Cell>(args_.weights.input + shape.input - context(), shape.hidden, context(),
+                                    shape.input, Cell::x_first, first, n, context_panel(first));
+      });
+      if (args_.attention) attention_.pack();
+    }
     if (shape.projected()) {
       for_groups(blocks_, false, [&](Index first, Index n) {
         pack_columns(args_.weights.projection, shape.hidden, shape.output, shape.hidden, first, n,
@@ -71,6 +83,7 @@ class BackwardStream {
         unproject(s);
       }
       barrier.wait();
+      unattend(s, barrier);
     }
   }
 
@@ -98,14 +111,15 @@ class BackwardStream {
   O* recurrent_panel(Index block) const {
     return recurrent_panels_ + (block - outputs_.first) * L * tape_.units * G;
   }
+  O* context_panel(Index block) const {
+    return context_panels_ + (block - contexts_.first) * L * tape_.units * G;
+  }
   O* projection_panel(Index block) const {
     return projection_panels_ + (block - blocks_.first) * L * panel_terms<S>(stream_.shape.output);
   }
 
-  // The recurrent part of a row of gate gradients.
-  Runs recurrent_runs() const {
-    return G == A ? Runs{1, tape_.units * G, 0} : Runs{tape_.units / L, G * L, A * L};
-  }
+  // The part of a row of gate gradients that goes through W_hh, or through W_ih.
+  Runs fed_runs() const { return G == A ? Runs{1, tape_.units * G, 0} : Runs{tape_.units / L, G * L, A * L}; }
 
   // Gradient of h after position s, this member's outputs. Rows fall into three kinds: those that go on to
   // position s + 1 (a product is added), those that end at s (none), and those that start at s + 1, for which
@@ -137,7 +151,7 @@ class BackwardStream {
   RNNFUSED_HD void add_recurrence(Index s, Index from, Index to, Index first, Index n, Sink sink) {
     if (from >= to) return;
     product<S>(
-        to - from, recurrent_runs(), int(n), recurrent_panel(first), partial_,
+        to - from, fed_runs(), int(n), recurrent_panel(first), partial_,
         [&](Index i) -> const S* { return out_.gates_of(stream_.row(s + 1, from + i)) + Cell::h_first * L; },
         [&](Index i, T* acc) { start_output(s, from + i, first, n, acc); },
         [&](Index i, const T* acc) { sink(from + i, acc); });
@@ -176,6 +190,40 @@ class BackwardStream {
           [&](Index, T* acc) { memset(acc, 0, size_t(n * L) * sizeof(T)); },
           [&](Index b, const T* acc) { epilogue(s, b, first, n, acc); });
     });
+  }
+
+  // Columns of the input that an attention writes.
+  Index context() const {
+    if constexpr (kAttends<S>) return args_.attention ? args_.attention->of.context : 0;
+    return 0;
+  }
+
+  // The gradients of position s's contexts, and what comes of them to the states before it.
+  void unattend([[maybe_unused]] Index s, [[maybe_unused]] Barrier& barrier) {
+    if constexpr (kAttends<S>) {
+      if (!args_.attention) return;
+      for_groups(contexts_, s % 2 != 0, [&](Index first, Index n) {
+        product<S>(
+            stream_.active(s), fed_runs(), int(n), context_panel(first), partial_,
+            [&](Index b) -> const S* { return out_.gates_of(stream_.row(s, b)) + Cell::x_first * L; },
+            [&](Index b, T* acc) {
+              const T* outer = args_.attention->dx;
+              if (outer) outer += stream_.row(s, b) * stream_.shape.input + stream_.shape.input - context();
+              for (Index i = 0; i < n; ++i) {
+                const Index at = (first + i) * L;
+                store(acc + i * L, outer ? load<V>(outer + at, lanes_in<T>(first + i, context())) : V{});
+              }
+            },
+            [&](Index b, const T* acc) {
+              T* const dcontext = args_.attention->dcontexts + stream_.row(s, b) * context();
+              for (Index i = 0; i < n; ++i)
+                store(dcontext + (first + i) * L, load<V>(acc + i * L), lanes_in<T>(first + i, context()));
+            });
+      });
+      barrier.wait();
+      attention_.run(stream_, s, [&](Index b) { return carry_h_ + b * outputs_units_; });
+      barrier.wait();
+    }
   }
 
   RNNFUSED_HD void epilogue(Index s, Index b, Index first, Index n, const T* dh) {
@@ -252,11 +300,12 @@ class BackwardStream {
   const History<Cell, S>& history_;
   Stream stream_;
   Tape<Cell, S> tape_;
-  Range blocks_{}, outputs_{};
+  Range blocks_{}, outputs_{}, contexts_{};
   Index outputs_units_ = 0;
   T *carry_h_ = nullptr, *carry_c_ = nullptr;  // shared by the members, each its own lanes
   T* partial_ = nullptr;
-  O *recurrent_panels_ = nullptr, *projection_panels_ = nullptr;
+  O *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *context_panels_ = nullptr;
+  std::conditional_t<kAttends<S>, AttentionBackward<T>, std::nullptr_t> attention_{};
 };
 
 // What all threads do together for one direction, before and after its recurrence.

@@ -3,6 +3,7 @@
 // step.
 #pragma once
 
+#include "cpu/attention.h"
 #include "cpu/gates.h"
 #include "cpu/kernels.h"
 #include "cpu/tape.h"
@@ -39,7 +40,7 @@ class ForwardStream {
   // Weights: `gates` rows for each of `units`, in the order in which the accumulators take them.
   struct Matrix {
     const S* rows;
-    Index size, units;
+    Index size, stride, units;  // stride: from a row to the next
     int gates;
     const int* gate_of;
     const float* row_scales;
@@ -71,7 +72,7 @@ class ForwardStream {
         manner_(manner),
         group_(manner.few_rows && max_rows(kWideGroup<Cell> * G) >= 2 ? kWideGroup<Cell>
                                                                       : kNarrowGroup<Cell>),
-        direct_(!kQuantized<S> && !manner.packed &&
+        direct_(!kQuantized<S> && !manner.packed && !args.attention &&
                 runs_unpacked(args.shape.steps, args.shape.batch, args.shape.hidden)) {
     const SequenceShape& shape = args.shape;
     const int members = manner.members;
@@ -81,6 +82,9 @@ class ForwardStream {
     if (keeps_output()) output_ = arena.take<T>(shard.count * units);
     if (keeps_cell()) cell_ = arena.take<T>(shard.count * units);
     if (!args.tape && shape.projected()) unprojected_ = arena.take<Q>(shard.count * units);
+    if constexpr (kAttends<S>) {
+      if (args.attention) attention_ = {*args.attention, stream_, member, members, arena};
+    }
     const auto lay_out_member = [&](ForwardStream& stream, int m) {
       stream.lay_out(share(blocks_of<T>(shape.hidden), members, m),
                      share(blocks_of<T>(shape.output), members, m), packed, arena);
@@ -96,6 +100,9 @@ class ForwardStream {
   // This member's weights and biases, as it reads them.
   void pack() {
     if (!direct_) pack_weights();
+    if constexpr (kAttends<S>) {
+      if (args_.attention) attention_.pack();
+    }
     for (Index block = blocks_.first; block < blocks_.last; ++block)
       sum_biases<Cell>(args_.weights, stream_.shape.hidden, block, bias_of(block));
   }
@@ -113,6 +120,7 @@ class ForwardStream {
       await(end);
       project_inputs(rows);
       for (Index local = 0; s < end; local += stream_.active(s), ++s) {
+        attend(s, local, barrier);
         step(s, local);
         barrier.wait();
         if (stream_.shape.projected()) {
@@ -157,17 +165,21 @@ class ForwardStream {
     const Weights<S>& w = args_.weights;
     static constexpr int only[] = {0};
     blocks_ = blocks, outputs_ = outputs;
-    input_ = {w.input,        shape.input, shape.hidden, int(G), Cell::gate_of + Cell::x_first,
-              w.input_scales, blocks};
-    recurrent_ = {w.recurrent,        shape.output, shape.hidden, int(G), Cell::gate_of + Cell::h_first,
-                  w.recurrent_scales, blocks};
-    projection_ = {w.projection, shape.hidden, shape.output, 1, only, w.projection_scales, outputs};
+    const int *const of_x = Cell::gate_of + Cell::x_first, *const of_h = Cell::gate_of + Cell::h_first;
+    const Index context = args_.attention ? args_.attention->context : 0, given = shape.input - context;
+    input_ = {w.input, given, shape.input, shape.hidden, int(G), of_x, w.input_scales, blocks};
+    context_ = {w.input + given, context, shape.input, shape.hidden, int(G), of_x, nullptr, blocks};
+    recurrent_ = {w.recurrent, shape.output, shape.output,       shape.hidden,
+                  int(G),      of_h,         w.recurrent_scales, blocks};
+    projection_ = {w.projection, shape.hidden,        shape.hidden, shape.output, 1,
+                   only,         w.projection_scales, outputs};
     const Index batch = stream_.batch(), all = shape.rows();
     const Index chunk = chunk_rows() + batch < all ? chunk_rows() + batch : all;
     chunk_capacity_ = chunk;
     if (!direct_) {
       input_.take(packed, packs_by_chunk() ? kNarrowGroup<Cell> * G : input_.vectors());
       recurrent_.take(packed, recurrent_.vectors());
+      if (context > 0) context_.take(packed, context_.vectors());
       if (shape.projected()) projection_.take(packed, projection_.vectors());
     }
     bias_ = packed.take<T>(blocks.size() * A * L);
@@ -223,6 +235,10 @@ class ForwardStream {
     }
     for_groups(blocks_, group_, false,
                [&](Index block, Index n) { pack_panel(recurrent_, block, n, recurrent_.panel(block)); });
+    if (args_.attention) {
+      for_groups(blocks_, kNarrowGroup<Cell>, false,
+                 [&](Index block, Index n) { pack_panel(context_, block, n, context_.panel(block)); });
+    }
     if (!stream_.shape.projected()) return;
     for_groups(outputs_, kOutputGroup, false,
                [&](Index block, Index n) { pack_panel(projection_, block, n, projection_.panel(block)); });
@@ -233,7 +249,7 @@ class ForwardStream {
   void pack_input(Index block, Index n) { pack_panel(input_, block, n, input_panel(block)); }
 
   void pack_panel(const Matrix& m, Index block, Index n, O* panel) {
-    pack_gates(m.rows, m.units, m.size, m.gates, m.gate_of, block, n, panel);
+    pack_gates(m.rows, m.units, m.size, m.stride, m.gates, m.gate_of, block, n, panel);
     if constexpr (kQuantized<S>) {
       Index at = m.vector_of(block) * L;
       for (Index b = block; b < block + n; ++b) {
@@ -398,6 +414,26 @@ class ForwardStream {
     });
   }
 
+  // What the step is given beside its input: contexts of the states before it, and their products.
+  void attend([[maybe_unused]] Index s, [[maybe_unused]] Index local, [[maybe_unused]] Barrier& barrier) {
+    if constexpr (kAttends<S>) {
+      if (!args_.attention) return;
+      attention_.run(stream_, s, [&](Index b) { return previous_output(s, b); });
+      barrier.wait();
+      for_groups(blocks_, kNarrowGroup<Cell>, s % 2 == 1, [&](Index first, Index n) {
+        const auto fed = [&](Index b, Index block) {
+          return gates_of(stream_.row(s, b), local + b, block) + Cell::x_first * L;
+        };
+        multiply<G>(
+            stream_.active(s), context_, first, n, context_.panel(first),
+            [&](Index b) { return args_.x[stream_.row(s, b)] + input_.size; }, fed,
+            [&](Index b, const T* acc) {
+              for (Index i = 0; i < n; ++i) copy_vectors(acc + i * G * L, fed(b, first + i), G);
+            });
+      });
+    }
+  }
+
   // One step: recurrent product, gates and states of this member's blocks. Every other step walks the blocks
   // backwards: weights that do not fit in a cache level are then half there, instead of not at all.
   void step(Index s, Index local) {
@@ -517,7 +553,8 @@ class ForwardStream {
   Q* start_ = nullptr;
   T *output_ = nullptr, *cell_ = nullptr;  // [batch, units]
   Q* unprojected_ = nullptr;               // [batch, units]
-  Matrix input_{}, recurrent_{}, projection_{};
+  Matrix input_{}, context_{}, recurrent_{}, projection_{};
+  std::conditional_t<kAttends<S>, AttentionForward<T>, std::nullptr_t> attention_{};
   T* bias_ = nullptr;
   Sum<S>* partial_ = nullptr;
   Left<S>* rounded_ = nullptr;  // the rows to be multiplied, if they have to be rounded, and their scales

@@ -483,11 +483,19 @@ class ParameterGradients {
     }
   }
 
+  // Columns of dx: all but those that an attention has written.
+  Index given_columns() const {
+    if constexpr (kAttends<S>) {
+      if (args_.attention) return args_.shape.input - args_.attention->of.context;
+    }
+    return args_.shape.input;
+  }
+
   // Into how many ranges of columns the threads divide dx. A thread packs the panels of its own columns, for
   // every chunk anew: that costs little beside a chunk's rows, and a packed W_ih would be kept for nothing.
   int input_ranges() const {
     int ranges = threads_;
-    while (threads_ % ranges != 0 || blocks_of<T>(args_.shape.input) < ranges * kInputGroup) {
+    while (threads_ % ranges != 0 || blocks_of<T>(given_columns()) < ranges * kInputGroup) {
       if (--ranges <= 1) return 1;
     }
     return ranges;
@@ -495,13 +503,13 @@ class ParameterGradients {
 
   void input_gradient(Range all) {
     const int ranges = input_ranges(), sharers = threads_ / ranges;
-    const Range columns = share(blocks_of<T>(args_.shape.input), ranges, thread_ / sharers);
+    const Range columns = share(blocks_of<T>(given_columns()), ranges, thread_ / sharers);
     const Range part = share(all.size(), sharers, thread_ % sharers);
     const Range mine{all.first + part.first, all.first + part.last};
     for (Index first = columns.first; first < columns.last; first += kInputGroup) {
       const Index n = columns.last - first < kInputGroup ? columns.last - first : kInputGroup;
-      pack_gates_transposed<Cell>(args_.weights.input, args_.shape.hidden, args_.shape.input, Cell::x_first,
-                                  first, n, input_panel_);
+      pack_gates_transposed<Cell>(args_.weights.input, args_.shape.hidden, given_columns(), args_.shape.input,
+                                  Cell::x_first, first, n, input_panel_);
       for (Index row = mine.first; row < mine.last; row += kInputRows)
         input_gradient({row, mine.last - row < kInputRows ? mine.last : row + kInputRows}, first, n);
     }
@@ -509,7 +517,7 @@ class ParameterGradients {
 
   // n vectors of columns, from `first` on, of a few rows of dx.
   void input_gradient(Range rows, Index first, Index n) {
-    const Index I = args_.shape.input;
+    const Index I = given_columns();
     const Runs runs = G == A ? Runs{1, from_.units * G, 0} : Runs{from_.units / L, G * L, A * L};
     product<S>(
         rows.size(), runs, int(n), input_panel_, partial_,

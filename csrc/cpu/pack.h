@@ -81,10 +81,11 @@ RNNFUSED_HD Index panel_terms(Index size) {
 }
 
 // Panel of `count` blocks from `first` on for a product that sums over the columns of W [gates * units,
-// size]; the vectors of a block are those of `gates` gates, in the order gate_of.
+// size], whose rows are `stride` apart; the vectors of a block are those of `gates` gates, in the order
+// gate_of.
 template <class S>
-void pack_gates(const S* w, Index units, Index size, int gates, const int* gate_of, Index first, Index count,
-                Operand<S>* out) {
+void pack_gates(const S* w, Index units, Index size, Index stride, int gates, const int* gate_of, Index first,
+                Index count, Operand<S>* out) {
   using T = Compute<S>;
   constexpr Index L = kLanes<T>;
   const Index width = count * gates;
@@ -92,7 +93,7 @@ void pack_gates(const S* w, Index units, Index size, int gates, const int* gate_
     const Index unit = (first + b) * L, lanes = lanes_in<T>(first + b, units);
     for (int g = 0; g < gates; ++g) {
       const Index row = gate_of[g] * units + unit;
-      pack_rows(w + row * size, size, lanes, size, out + (b * gates + g) * L * kTerms<S>, width * L);
+      pack_rows(w + row * stride, stride, lanes, size, out + (b * gates + g) * L * kTerms<S>, width * L);
     }
   }
 }
@@ -124,18 +125,18 @@ RNNFUSED_HD void pack_columns(const S* rows, Index stride, Index size, Index col
 }
 
 // Panel for a product that sums over gate gradients, in the order in which the driver keeps them: block of
-// hidden units, accumulator, lane. W is [gates * hidden, columns].
+// hidden units, accumulator, lane. W is [gates * hidden, columns], its rows `stride` apart.
 template <class Cell, class S>
-void pack_gates_transposed(const S* w, Index hidden, Index columns, int feeds, Index first, Index count,
-                           Operand<S>* out) {
+void pack_gates_transposed(const S* w, Index hidden, Index columns, Index stride, int feeds, Index first,
+                           Index count, Operand<S>* out) {
   using T = Compute<S>;
   constexpr Index L = kLanes<T>;
   const Index row_scalars = count * L;
   for (Index block = 0; block < blocks_of<T>(hidden); ++block) {
     for (int g = 0; g < Cell::gates; ++g, out += L * row_scalars) {
-      const S* from = w + (Cell::gate_of[feeds + g] * hidden + block * L) * columns;
+      const S* from = w + (Cell::gate_of[feeds + g] * hidden + block * L) * stride;
       const Index lanes = lanes_in<T>(block, hidden), there = panel_terms<S>(lanes);
-      pack_columns(from, columns, lanes, columns, first, count, out);
+      pack_columns(from, stride, lanes, columns, first, count, out);
       if (there < L) memset(out + there * row_scalars, 0, size_t((L - there) * row_scalars) * sizeof *out);
     }
   }

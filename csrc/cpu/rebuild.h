@@ -40,10 +40,10 @@ class GateRebuild {
     const SequenceShape& shape = args_.shape;
     for (Index block = blocks_.first; block < blocks_.last; block += kNarrowGroup<Cell>) {
       const Index rest = blocks_.last - block, n = rest < kNarrowGroup<Cell> ? rest : kNarrowGroup<Cell>;
-      pack_gates(args_.weights.input, shape.hidden, shape.input, G, Cell::gate_of + Cell::x_first, block, n,
-                 input_panel_);
-      pack_gates(args_.weights.recurrent, shape.hidden, shape.output, G, Cell::gate_of + Cell::h_first, block,
-                 n, recurrent_panel_);
+      pack_gates(args_.weights.input, shape.hidden, shape.input, shape.input, G,
+                 Cell::gate_of + Cell::x_first, block, n, input_panel_);
+      pack_gates(args_.weights.recurrent, shape.hidden, shape.output, shape.output, G,
+                 Cell::gate_of + Cell::h_first, block, n, recurrent_panel_);
       for (Index row = rows.first; row < rows.last; row += kRows)
         rebuild({row, rows.last - row < kRows ? rows.last : row + kRows}, block, n);
     }

@@ -66,7 +66,8 @@ template <class Cell, class T>
 void pack_forward(const RecurrentWeights<T>& w, T* out) {
   for_groups<T>(w.hidden, kNarrowGroup<Cell>, 1, 0, [&](Index first, Index count) {
     T* panel = out + first * kLanes<T> * Cell::gates * w.hidden;
-    pack_gates(w.value, w.hidden, w.hidden, Cell::gates, Cell::gate_of + Cell::h_first, first, count, panel);
+    pack_gates(w.value, w.hidden, w.hidden, w.hidden, Cell::gates, Cell::gate_of + Cell::h_first, first,
+               count, panel);
   });
 }
 

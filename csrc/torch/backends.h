@@ -20,7 +20,7 @@ at::DimVector tape_sizes(const Inputs& in, bool recompute);
 struct BackwardTensors {
   at::Tensor y, tape;
   at::Tensor dy, dh, dc, dcells;  // undefined means zeros
-  // Of x, h0, c0 and every weight; absent where not wanted.
+  // Of x (or of its first columns alone), h0, c0 and every weight; absent where not wanted.
   OptionalTensors& gradients;
 
   const at::Tensor* gradient(size_t index) const { return gradients[index] ? &*gradients[index] : nullptr; }
@@ -35,6 +35,8 @@ Layer<S> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompu
 // `packed`: the layers' weights, kept from call to call; null packs them anew.
 void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute,
                     cpu::PackedStack* packed = nullptr);
+template <class S>
+LayerGradient<S> backward_layer(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
 ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute);

@@ -126,46 +126,52 @@ void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> 
   });
 }
 
+template <class S>
+LayerGradient<S> backward_layer(const Inputs& in, const BackwardTensors& tensors, bool recompute) {
+  using T = Compute<S>;
+  const auto data = [&](int i) -> T* {
+    const at::Tensor* gradient = tensors.gradient(size_t(i));
+    return gradient ? mutable_data_or_null<T>(*gradient) : nullptr;
+  };
+  const at::Tensor* const dx = tensors.gradient(0);
+  const Index tape_size = tensors.tape.size(1);
+  LayerGradient<S> layer{};
+  layer.directions = in.directions;
+  for (int d = 0; d < in.directions; ++d) {
+    BackwardArgs<S>& args = layer.backward[d];
+    const auto output_rows = [&](auto* of) {
+      return rows_of(of, in, in.directions * in.shape.output, d * in.shape.output);
+    };
+    args.shape = shape_of(in, d);
+    args.weights = weights_of<S>(in, d);
+    args.x = rows_of(data_or_null<S>(in.x), in, in.shape.input);
+    args.initial[0] = states_of(data_or_null<T>(in.h0), in, d, in.shape.output, true);
+    args.initial[1] = states_of(data_or_null<T>(in.c0), in, d, in.shape.hidden, true);
+    args.y = output_rows(data_or_null<S>(tensors.y));
+    args.tape = data_or_null<S>(tensors.tape) + d * tape_size;
+    args.recompute = recompute;
+    args.dy = output_rows(data_or_null<S>(tensors.dy));
+    args.dcells =
+        rows_of(data_or_null<T>(tensors.dcells), in, in.directions * in.shape.hidden, d * in.shape.hidden);
+    args.dfinal[0] = states_of(data_or_null<T>(tensors.dh), in, d, in.shape.output, false);
+    args.dfinal[1] = states_of(data_or_null<T>(tensors.dc), in, d, in.shape.hidden, false);
+    if (dx) args.dx = rows_of(mutable_data_or_null<S>(*dx), in, dx->size(-1));
+    args.accumulate_dx = d > 0;
+    args.dinitial[0] = states_of(data(1), in, d, in.shape.output, true);
+    args.dinitial[1] = states_of(data(2), in, d, in.shape.hidden, true);
+    T** const slots[kSlots] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias,
+                               &args.dprojection};
+    for (int slot = 0; slot < kSlots; ++slot) *slots[slot] = data(3 + d * kSlots + slot);
+  }
+  return layer;
+}
+template LayerGradient<float> backward_layer(const Inputs&, const BackwardTensors&, bool);
+template LayerGradient<double> backward_layer(const Inputs&, const BackwardTensors&, bool);
+
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute) {
   if (const at::Tensor* dx = tensors.gradient(0)) clear_beyond(*dx, in);
   for_dtype(in.x, [&](auto type) {
-    using S = decltype(type);
-    using T = Compute<S>;
-    const auto data = [&](int i) -> T* {
-      const at::Tensor* gradient = tensors.gradient(size_t(i));
-      return gradient ? mutable_data_or_null<T>(*gradient) : nullptr;
-    };
-    S* const dx = tensors.gradient(0) ? mutable_data_or_null<S>(*tensors.gradient(0)) : nullptr;
-    const Index tape_size = tensors.tape.size(1);
-    LayerGradient<S> layer{};
-    layer.directions = in.directions;
-    for (int d = 0; d < in.directions; ++d) {
-      BackwardArgs<S>& args = layer.backward[d];
-      const auto output_rows = [&](auto* of) {
-        return rows_of(of, in, in.directions * in.shape.output, d * in.shape.output);
-      };
-      args.shape = shape_of(in, d);
-      args.weights = weights_of<S>(in, d);
-      args.x = rows_of(data_or_null<S>(in.x), in, in.shape.input);
-      args.initial[0] = states_of(data_or_null<T>(in.h0), in, d, in.shape.output, true);
-      args.initial[1] = states_of(data_or_null<T>(in.c0), in, d, in.shape.hidden, true);
-      args.y = output_rows(data_or_null<S>(tensors.y));
-      args.tape = data_or_null<S>(tensors.tape) + d * tape_size;
-      args.recompute = recompute;
-      args.dy = output_rows(data_or_null<S>(tensors.dy));
-      args.dcells =
-          rows_of(data_or_null<T>(tensors.dcells), in, in.directions * in.shape.hidden, d * in.shape.hidden);
-      args.dfinal[0] = states_of(data_or_null<T>(tensors.dh), in, d, in.shape.output, false);
-      args.dfinal[1] = states_of(data_or_null<T>(tensors.dc), in, d, in.shape.hidden, false);
-      args.dx = rows_of(dx, in, in.shape.input);
-      args.accumulate_dx = d > 0;
-      args.dinitial[0] = states_of(data(1), in, d, in.shape.output, true);
-      args.dinitial[1] = states_of(data(2), in, d, in.shape.hidden, true);
-      T** const slots[kSlots] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias,
-                                 &args.dprojection};
-      for (int slot = 0; slot < kSlots; ++slot) *slots[slot] = data(3 + d * kSlots + slot);
-    }
-    cpu::backward(in.cell, layer, threads_allowed());
+    cpu::backward(in.cell, backward_layer<decltype(type)>(in, tensors, recompute), threads_allowed());
   });
 }
 

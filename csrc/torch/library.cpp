@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "torch/attention.h"
 #include "torch/autograd.h"
 
 namespace rnnfused {
@@ -303,6 +304,24 @@ TORCH_LIBRARY(rnnfused, m) {
   define("recurrent_tangent_decomposed", of_tangent);
   define("recurrent_tangent_backward", "Tensor?[] outer, " + of_tangent + ", int[] needed");
   define("recurrent_gate_gradients", "Tensor?[] grads, " + of_layer + ", Tensor output, str layer");
+  // A layer that attends while it runs: torch/attention.h; what is there of it for other keys is in
+  // rnnfused/_attend.py.
+  const std::string of_attention =
+      "Tensor[] hx, Tensor[] params, Tensor[] attention, Tensor? mask, str layer";
+  define("attend", "Tensor input, " + of_attention + ", bool save");
+  define("attend_backward", "Tensor?[] grads, Tensor[] kept, " + of_attention);
+}
+
+Tensors attend_kernel(const at::Tensor& input, at::TensorList hx, at::TensorList params,
+                      at::TensorList attention, const OptionalTensor& mask, std::string_view layer,
+                      bool save) {
+  return attend(input, {layer_options(layer), hx, params, attention, mask}, save);
+}
+
+Tensors attend_backward_kernel(const OptionalList& grads, at::TensorList kept, at::TensorList hx,
+                               at::TensorList params, at::TensorList attention, const OptionalTensor& mask,
+                               std::string_view layer) {
+  return attend_backward(given(grads), kept, {layer_options(layer), hx, params, attention, mask});
 }
 
 // Everything but derivatives of third order, which only Python has (rnnfused/_ops.py).
@@ -313,7 +332,11 @@ void add_kernels(torch::Library& m) {
   m.impl("recurrent_gate_gradients", &gate_gradients_kernel);
 }
 
-TORCH_LIBRARY_IMPL(rnnfused, CPU, m) { add_kernels(m); }
+TORCH_LIBRARY_IMPL(rnnfused, CPU, m) {
+  add_kernels(m);
+  m.impl("attend", &attend_kernel);
+  m.impl("attend_backward", &attend_backward_kernel);
+}
 
 TORCH_LIBRARY_IMPL(rnnfused, CUDA, m) { add_kernels(m); }
 

@@ -15,13 +15,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-try:
+from _shared import ExampleError
+from _shared.program import imports, run_program, stopped
+
+with imports("char_lm.py"):
     import torch
-    from _char_lm import DemoError
     from _char_lm.checkpoint import Checkpoint, begin, load_checkpoint
     from _char_lm.corpus import Corpus
     from _char_lm.model import RNNFUSED, RNNFUSED_BF16, TORCH, TORCH_BF16, is_ours, sample
-    from _char_lm.options import given_recipe, parse
+    from _char_lm.options import Recipe, parse
     from _char_lm.report import (
         epoch_line,
         generation_table,
@@ -30,35 +32,25 @@ try:
         weights_table,
         write_plot,
     )
-    from _char_lm.training import Interrupt, Run, train
+    from _char_lm.training import Run, train
+    from _shared.interrupt import Interrupt
+    from _shared.options import given_recipe
 
     import rnnfused
-except ModuleNotFoundError as missing:
-    print(f"char_lm.py: {missing}; `make demo` installs what the demo needs", file=sys.stderr)
-    sys.exit(2)
 
 CHECKPOINT, SAMPLE, PLOT = "checkpoint.pt", "sample.txt", "plot.png"
 SAMPLE_LINES_SHOWN = 12
-CONFIGURED_WRONGLY = 2
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code: 0, 2 after an error, 130 after Ctrl-C."""
-    try:
-        return _demo(parse(arguments))
-    except (DemoError, OSError) as error:
-        print(f"char_lm.py: {error}", file=sys.stderr)
-        return CONFIGURED_WRONGLY
-    except KeyboardInterrupt:
-        print("char_lm.py: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    return run_program("char_lm.py", lambda: _demo(parse(arguments)))
 
 
 def _demo(options: argparse.Namespace) -> int:
     _prepare_machine(options)
     saved = load_checkpoint(options.resume) if options.resume else None
-    checkpoint, corpus = begin(saved, given_recipe(options), options.epochs)
+    checkpoint, corpus = begin(saved, given_recipe(options, Recipe), options.epochs)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / CHECKPOINT
     print(rnnfused.show_config(), introduction(checkpoint.recipe, corpus), sep="\n")
@@ -69,8 +61,7 @@ def _demo(options: argparse.Namespace) -> int:
             runs.append(_train(backend, checkpoint, corpus, options, path, interrupt))
             if interrupt.requested():
                 checkpoint.save(path)
-                print(f"char_lm.py: interrupted; --resume {path} continues from here", file=sys.stderr)
-                return INTERRUPTED
+                return stopped("char_lm.py", path)
     _write_results(runs, checkpoint, corpus, options)
     return 0
 
@@ -95,11 +86,11 @@ def _prepare_machine(options: argparse.Namespace) -> None:
 
 def _require_cuda() -> None:
     if not torch.cuda.is_available():
-        raise DemoError("--device cuda: torch finds no usable CUDA device; --device cpu always works")
+        raise ExampleError("--device cuda: torch finds no usable CUDA device; --device cpu always works")
     try:
         rnnfused.RNN(1, 1, device="cuda")(torch.zeros(1, 1, 1, device="cuda"))
     except RuntimeError as error:
-        raise DemoError(f"--device cuda: {str(error).splitlines()[0]}") from error
+        raise ExampleError(f"--device cuda: {str(error).splitlines()[0]}") from error
 
 
 def _train(

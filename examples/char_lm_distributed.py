@@ -13,10 +13,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-try:
+from _shared import ExampleError
+from _shared.program import INTERRUPTED, imports, run_program
+
+with imports("char_lm_distributed.py"):
     import torch
     import torch.distributed as dist
-    from _char_lm import DemoError
     from _char_lm.checkpoint import begin
     from _char_lm.group import (
         GroupInterrupt,
@@ -27,40 +29,34 @@ try:
         save_checkpoint,
     )
     from _char_lm.model import RNNFUSED
-    from _char_lm.options import given_recipe, parse_distributed
+    from _char_lm.options import Recipe, parse_distributed
     from _char_lm.report import epoch_line, introduction, summary
     from _char_lm.training import train
+    from _shared.options import given_recipe
 
     import rnnfused
-except ModuleNotFoundError as missing:
-    print(f"char_lm_distributed.py: {missing}; `make demo` installs what the demo needs", file=sys.stderr)
-    sys.exit(2)
-
-CONFIGURED_WRONGLY = 2
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one process's share and return its exit code: 0, 2 after an error, 130 after a signal."""
-    try:
-        options = parse_distributed(arguments)
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        with process_group():
-            return _train(options)
-    except (DemoError, OSError) as error:
-        print(f"char_lm_distributed.py: {error}", file=sys.stderr)
-        return CONFIGURED_WRONGLY
+    return run_program("char_lm_distributed.py", lambda: _join(parse_distributed(arguments)))
+
+
+def _join(options: argparse.Namespace) -> int:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with process_group():
+        return _train(options)
 
 
 def _train(options: argparse.Namespace) -> int:
     found = newest_checkpoint(options.output)
     if found and not options.resume:
-        raise DemoError(
+        raise ExampleError(
             f"{options.output} holds a checkpoint: --resume continues it, or choose another --output"
         )
     folder, saved = found or (None, None)
-    checkpoint, corpus = begin(saved, given_recipe(options), options.epochs)
+    checkpoint, corpus = begin(saved, given_recipe(options, Recipe), options.epochs)
     run = GroupRun(checkpoint.recipe, corpus, options.sharding)
     if folder is not None:
         run.load(folder, checkpoint.runs[RNNFUSED]["history"])

@@ -27,7 +27,8 @@ import char_lm_distributed
 from _char_lm.corpus import load_corpus
 from _char_lm.model import RNNFUSED, TORCH
 from _char_lm.options import Recipe
-from _char_lm.training import Interrupt, Run
+from _char_lm.training import Run
+from _shared.interrupt import Interrupt
 
 SIZES = {"hidden": 12, "embedding": 6, "batch": 4, "steps": 8}
 each_sharding = pytest.mark.parametrize("sharding", ["ddp", "fsdp"])

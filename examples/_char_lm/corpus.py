@@ -2,22 +2,18 @@
 
 import hashlib
 import math
-import os
-import sysconfig
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from _shared import ExampleError
+from _shared.data import library_sources
 from torch import Tensor
 
-from . import DemoError
 from .options import Recipe
 
 HELD_OUT = 0.05
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what the decoder puts for undecodable bytes, too
-
-_NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -34,12 +30,12 @@ def load_corpus(recipe: Recipe) -> Corpus:
     """Read and encode the text that a recipe asks for.
 
     Raises:
-        DemoError: when the text cannot be read, or is too short for one window of every stretch.
+        ExampleError: when the text cannot be read, or is too short for one window of every stretch.
     """
     text = _read(Path(recipe.text), recipe.characters) if recipe.text else _library_text(recipe.characters)
     needed = _shortest_text(recipe)
     if len(text) < needed:
-        raise DemoError(
+        raise ExampleError(
             f"text too short: {recipe.text or 'the standard library'} gives {len(text):,} characters, "
             f"and batch {recipe.batch} x steps {recipe.steps} needs {needed:,}: "
             "use a longer text or a smaller batch or steps"
@@ -82,22 +78,15 @@ def _read(path: Path, limit: int) -> str:
         with path.open(encoding="utf-8", errors="replace") as file:
             return file.read(limit)
     except OSError as error:
-        raise DemoError(f"cannot read the text {path}: {error.strerror}") from error
+        raise ExampleError(f"cannot read the text {path}: {error.strerror}") from error
 
 
 def _library_text(limit: int) -> str:
     parts: list[str] = []
     missing = limit
-    for path in _library_sources():
+    for path in library_sources():
         parts.append(_read(path, missing))
         missing -= len(parts[-1])
         if not missing:
             break
     return "".join(parts)
-
-
-def _library_sources() -> Iterator[Path]:
-    """The standard library's Python files, in an order that does not depend on the file system."""
-    for folder, subfolders, files in os.walk(sysconfig.get_path("stdlib")):
-        subfolders[:] = sorted(set(subfolders) - _NOT_THE_LIBRARY)
-        yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))

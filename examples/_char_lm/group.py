@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from _shared import ExampleError
+from _shared.interrupt import Interrupt
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,12 +23,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from . import DemoError
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, from_content
 from .corpus import Corpus
 from .model import RNNFUSED
 from .options import Recipe
-from .training import History, Interrupt, Run
+from .training import History, Run
 
 _FORMAT = "rnnfused char_lm_distributed 1"
 _PROGRESS = "progress.json"
@@ -77,9 +78,9 @@ class GroupRun(Run):
     """
 
     def __init__(self, recipe: Recipe, corpus: Corpus, sharding: str) -> None:
-        """Raises DemoError when the batch cannot be shared out evenly."""
+        """Raises ExampleError when the batch cannot be shared out evenly."""
         if recipe.batch % dist.get_world_size():
-            raise DemoError(
+            raise ExampleError(
                 f"--batch: expected a multiple of the {dist.get_world_size()} processes, got {recipe.batch}"
             )
         self.shows_progress = is_first()
@@ -157,7 +158,7 @@ def newest_checkpoint(output: Path) -> tuple[Path, Checkpoint] | None:
     """The last whole checkpoint of a folder, and what it says of the run, or None.
 
     Raises:
-        DemoError: when it is not a checkpoint of this demo.
+        ExampleError: when it is not a checkpoint of this demo.
     """
     found = _whole_checkpoints(output)
     if not found:
@@ -167,9 +168,9 @@ def newest_checkpoint(output: Path) -> tuple[Path, Checkpoint] | None:
         content = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
         if content.pop("format") != _FORMAT:
             raise ValueError("another format")
-        return folder, Checkpoint(**{**content, "recipe": Recipe(**content["recipe"])})
+        return folder, from_content(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DemoError(f"not a checkpoint of this demo: {folder}") from error
+        raise ExampleError(f"not a checkpoint of this demo: {folder}") from error
 
 
 def _whole_checkpoints(output: Path) -> list[Path]:

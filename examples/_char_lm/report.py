@@ -1,10 +1,15 @@
 """What the runs measured, as the closing summary and as a plot."""
 
+from __future__ import annotations
+
 import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+from _shared.figures import WIDE_AND_THIN, write_figure
 
 import rnnfused
 
@@ -13,10 +18,13 @@ from .model import RNNFUSED, RNNFUSED_BF16, TORCH, TORCH_BF16, is_ours, sample
 from .options import Recipe
 from .training import Run
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BLOCK = 10  # steps whose throughput is one measurement: long enough for the clock, short enough for a median
 COMPARED = 100  # steps over which two backends' losses must agree; rounding has not yet grown into chaos
 GENERATED = 3  # samples that are timed
-_COLOURS, _WIDTHS = ("tab:orange", "tab:blue", "tab:red", "tab:green"), (4.0, 2.5, 1.5, 0.8)
+_COLOURS = ("tab:orange", "tab:blue", "tab:red", "tab:green")
 AVERAGED = 100  # last steps whose mean is the final training loss: one window alone is noisy
 
 
@@ -104,32 +112,35 @@ def generation_table(run: Run, vocabulary: str, length: int) -> str:
 
 
 def write_plot(runs: Sequence[Run], path: Path) -> str | None:
-    """Draw the loss curves and the throughput as a PNG; returns why not if matplotlib cannot be imported."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        return f"matplotlib cannot be imported ({error})"
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    losses, speeds = figure.subplots(2, 1)
-    # The curves lie on top of each other: a thin line over a wide one leaves both visible.
-    for run, colour, width in zip(runs, _COLOURS, _WIDTHS, strict=False):
-        history, per_epoch, rates = run.history, run.steps_of_an_epoch, block_rates(run)
-        steps = range(1, len(history.losses) + 1)
-        ends = [per_epoch * (epoch + 1) for epoch in range(run.epochs_done)]
-        losses.plot(steps, history.losses, color=colour, linewidth=width, label=f"{run.backend}, training")
-        losses.plot(
-            ends, history.held_out, "o", color=colour, markersize=4 + width, label=f"{run.backend}, held out"
-        )
-        block_ends = [min(BLOCK, len(steps)) * (block + 1) for block in range(len(rates))]
-        speeds.plot(block_ends, rates, color=colour, label=f"{run.backend}, median {median(rates):,.0f}")
-    losses.set(ylabel="bits per character", title="Loss")
-    speeds.set(xlabel="training step", ylabel="characters per second", title="Throughput")
-    speeds.set_ylim(bottom=0)
-    for axes in (losses, speeds):
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=120)
-    return None
+    """Draw the loss curves and the throughput as a PNG; returns why not if matplotlib is not there."""
+
+    def draw(figure: Figure) -> None:
+        losses, speeds = figure.subplots(2, 1)
+        for run, colour, width in zip(runs, _COLOURS, WIDE_AND_THIN, strict=False):
+            history, per_epoch, rates = run.history, run.steps_of_an_epoch, block_rates(run)
+            steps = range(1, len(history.losses) + 1)
+            ends = [per_epoch * (epoch + 1) for epoch in range(run.epochs_done)]
+            losses.plot(
+                steps, history.losses, color=colour, linewidth=width, label=f"{run.backend}, training"
+            )
+            losses.plot(
+                ends,
+                history.held_out,
+                "o",
+                color=colour,
+                markersize=4 + width,
+                label=f"{run.backend}, held out",
+            )
+            block_ends = [min(BLOCK, len(steps)) * (block + 1) for block in range(len(rates))]
+            speeds.plot(block_ends, rates, color=colour, label=f"{run.backend}, median {median(rates):,.0f}")
+        losses.set(ylabel="bits per character", title="Loss")
+        speeds.set(xlabel="training step", ylabel="characters per second", title="Throughput")
+        speeds.set_ylim(bottom=0)
+        for axes in (losses, speeds):
+            axes.grid(alpha=0.3)
+            axes.legend()
+
+    return write_figure(path, (8, 7), draw)
 
 
 def _column(run: Run) -> tuple[str, ...]:

@@ -1,20 +1,19 @@
 """Truncated backpropagation through time, one backend at a time, stoppable between any two steps."""
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
+from _shared import ExampleError
+from _shared.interrupt import Interrupt
+from _shared.progress import progress
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
-from . import DemoError
 from .corpus import Corpus, cut_streams
 from .model import Inference, State, build_model, detach, is_bf16
 from .options import Recipe
@@ -27,31 +26,6 @@ class History:
     losses: list[float] = field(default_factory=list)  # of every step
     seconds: list[float] = field(default_factory=list)  # of every step
     held_out: list[float] = field(default_factory=list)  # after every epoch
-
-
-class Interrupt:
-    """While entered, Ctrl-C asks for a stop between two steps; a second one stops at once."""
-
-    signals: tuple[signal.Signals, ...] = (signal.SIGINT,)
-
-    def __init__(self) -> None:
-        self._caught = False
-
-    def requested(self) -> bool:
-        return self._caught
-
-    def __enter__(self) -> "Interrupt":
-        self._previous = [signal.signal(number, self._handle) for number in self.signals]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in zip(self.signals, self._previous, strict=True):
-            signal.signal(number, handler)
-
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._caught:
-            raise KeyboardInterrupt
-        self._caught = True
 
 
 class Run:
@@ -101,14 +75,12 @@ class Run:
         """Train to the end of the present epoch, out of `epochs`; False when interrupted before that."""
         epoch = self.epochs_done + 1
         done = len(self.history.losses) - self.epochs_done * self.steps_of_an_epoch
-        with tqdm(
-            desc=f"{self.backend} epoch {epoch}/{epochs}",
-            total=self.steps_of_an_epoch * self.characters_of_a_step,
-            initial=done * self.characters_of_a_step,
+        with progress(
+            f"{self.backend} epoch {epoch}/{epochs}",
+            self.steps_of_an_epoch * self.characters_of_a_step,
+            done * self.characters_of_a_step,
             unit="char",
             unit_scale=True,
-            mininterval=0.5,
-            leave=False,
             disable=not self.shows_progress,
         ) as bar:
             for window in range(done, self.steps_of_an_epoch):
@@ -200,10 +172,10 @@ def train(run: Run, epochs: int, interrupt: Interrupt, after: Callable[[bool], N
     of one after which it stopped.
 
     Raises:
-        DemoError: when the run is beyond that epoch.
+        ExampleError: when the run is beyond that epoch.
     """
     if run.epochs_begun > epochs:
-        raise DemoError(
+        raise ExampleError(
             f"the checkpoint is already in epoch {run.epochs_begun}: --epochs must be at least that"
         )
     while run.epochs_done < epochs and not interrupt.requested():

@@ -1,4 +1,4 @@
-# make demo | test | check | lint | format | bench | docs | clean
+# make demo | data | test | check | lint | format | bench | docs | clean
 #
 #   PYTHON=python3.12   the interpreter to start from
 #   VENV=none           use that interpreter's environment as it is: nothing is installed (no network needed)
@@ -47,15 +47,21 @@ sanitized_isas := scalar$(addprefix ;,$(patsubst avx512_bf16,avx512;avx512_vnni;
 CPP_SOURCES = $(shell find csrc tests/cpp bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: demo test check build emulated lint format bench docs clean
+.PHONY: demo data test check build emulated lint format bench docs clean
 .PHONY: ctest ctest-rest ctest-asan ctest-tsan ctest-aarch64 cuda cuda-all pytest-asan
 
 demo: build
 	$(python) examples/char_lm.py --output demo-output
 
-# pytest comes last, so that its summary is what the output ends with.
+# Once, into a cache outside the repository: what examples/ and their tests read.
+data: $(environment)
+	$(python) examples/fetch_data.py
+
+# pytest comes last, so that its summary is what the output ends with. Without a network the tests of the
+# examples skip; RNNFUSED_REQUIRE_DATA=1 makes that a failure.
 test: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
 test: lint build emulated ctest
+	$(python) examples/fetch_data.py $(if $(RNNFUSED_REQUIRE_DATA),,|| true)
 	tools/run_pytest $(python)
 
 # What takes longer than a change should wait for: all that `make test` leaves out.

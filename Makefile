@@ -135,7 +135,7 @@ docs: $(docs_environment)
 	$(docs)
 
 clean:
-	rm -rf build dist demo-output rnnfused.egg-info rnnfused/_build_info.py rnnfused/*.so
+	rm -rf build dist demo-output examples-output rnnfused.egg-info rnnfused/_build_info.py rnnfused/*.so
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.installed: Makefile

@@ -31,6 +31,10 @@ CURVE_TORCH_ERRORS = 8
 CURVE_BITS = 8 * 2**-22
 CURVE_FLOAT64_BITS = 2**-30
 
+# Losses of the examples' first three steps, of order 1, in float32: some roundings of sums of some hundred
+# terms, and what two updates by Adam, which divides small gradients by their own size, make of them.
+EXAMPLES_CURVE = 1e-4
+
 # float64 against float64 where a compiler fuses what is beside the layers: roundings of a few operations on
 # values of order 1, and of sums of some ten terms.
 COMPILED = 1e-14

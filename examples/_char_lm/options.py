@@ -15,7 +15,7 @@ from _shared.options import (
     seed_int,
 )
 
-DEFAULT_EPOCHS = 2  # no default of the parser's: without --epochs a checkpoint keeps its own
+DEFAULT_EPOCHS = 1  # no default of the parser's: without --epochs a checkpoint keeps its own
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Recipe:
     """Everything that decides which numbers training produces; a checkpoint fixes it."""
 
     text: str | None = option(None, absolute_path, "train on this file, not Python's own sources")
-    characters: int = option(500_000, positive_int, "read at most this many characters of the text")
+    characters: int = option(400_000, positive_int, "read at most this many characters of the text")
     cell: str = option("lstm", str, "recurrent layer", choices=("lstm", "gru", "rnn"))
     hidden: int = option(256, positive_int, "hidden units of a layer")
     layers: int = option(2, positive_int, "recurrent layers")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BLOCK = 10  # steps whose throughput is one measurement: long enough for the clock, short enough for a median
 COMPARED = 100  # steps over which two backends' losses must agree; rounding has not yet grown into chaos
 GENERATED = 3  # samples that are timed
+INT8 = "rnnfused, int8"
 _COLOURS = ("tab:orange", "tab:blue", "tab:red", "tab:green")
 AVERAGED = 100  # last steps whose mean is the final training loss: one window alone is noisy
 
@@ -94,10 +95,12 @@ def weights_table(run: Run) -> str:
     return "\n".join(lines)
 
 
-def generation_table(run: Run, vocabulary: str, length: int) -> str:
-    """How fast the trained model says one character after the other: the same model, in three ways."""
+def generation_rates(run: Run, vocabulary: str, length: int) -> dict[str, float]:
+    """Characters per second of the trained model, one character after the other: by torch.nn's layers in a
+    loop, by an rnnfused.Stepper, and by one whose weights are of 8 bits; medians.
+    """
     torchs = rnnfused.to_torch(copy.deepcopy(run.model))
-    ways = {"torch.nn": (torchs, None), "rnnfused": (run.model, None), "rnnfused, int8": (run.model, "int8")}
+    ways = {TORCH: (torchs, None), RNNFUSED: (run.model, None), INT8: (run.model, "int8")}
     rates = {}
     for name, (model, weights) in ways.items():
         seconds = []
@@ -106,9 +109,36 @@ def generation_table(run: Run, vocabulary: str, length: int) -> str:
             sample(model, vocabulary, length, 1.0, 0, weights)
             seconds.append(time.perf_counter() - started)
         rates[name] = length / median(seconds)
-    lines = [f"generation, one character at a time, characters/second, median of {GENERATED}:"]
-    lines += [f"  {name:<15}{rate:>9,.0f}  {rate / rates['torch.nn']:.2f}x" for name, rate in rates.items()]
-    return "\n".join(lines)
+    return rates
+
+
+def what_switching_buys(
+    runs: Sequence[Run], lines: dict[str, float], generation: dict[str, float], threads: int
+) -> str:
+    """The last table: torch.nn, rnnfused, and how many times as fast it is. lines, generation: characters per
+    second by backend.
+    """
+    by_name = {run.backend: run for run in runs}
+    table = [
+        f"what switching from torch.nn to rnnfused buys here, on {threads} thread{'s' * (threads > 1)}:",
+        f"  {'':<28}{TORCH:>11}{RNNFUSED:>11}",
+    ]
+
+    def add(what: str, theirs: float, ours: float) -> None:
+        table.append(f"  {what:<28}{theirs:>11,.0f}{ours:>11,.0f}{ours / theirs:>7.2f}x  characters/second")
+
+    pairs = (("float32", TORCH, RNNFUSED), ("bfloat16", TORCH_BF16, RNNFUSED_BF16))
+    both = [pair for pair in pairs if pair[1] in by_name and pair[2] in by_name]
+    for precision, peer, own in both:
+        add(f"training, {precision}", *(median(block_rates(by_name[name])) for name in (peer, own)))
+    if lines:
+        add("training on single lines", lines[TORCH], lines[RNNFUSED])
+    add("generation", generation[TORCH], generation[RNNFUSED])
+    add("generation, 8-bit weights", generation[TORCH], generation[INT8])
+    for precision, *names in both:
+        losses = "".join(f"{by_name[name].history.held_out[-1]:>11.4f}" for name in names)
+        table.append(f"  {'held-out loss, ' + precision:<28}{losses}          bits/character")
+    return "\n".join(table)
 
 
 def write_plot(runs: Sequence[Run], path: Path) -> str | None:

@@ -96,10 +96,11 @@ def to_torch(module: M) -> M | torch.nn.Module:
 
     What changes no number goes: recompute. Layers of classes that were written as subclasses of rnnfused's
     are left alone. Raises TypeError if `module` is not a torch.nn.Module, and ValueError, before anything is
-    changed, for a layer that computes what torch.nn's does not: learn_initial_state, return_cells.
+    changed, for a layer that computes what torch.nn's does not: learn_initial_state, return_cells,
+    weight_drop.
     """
     for name, layer in _checked(module).named_modules():
-        for option in ("learn_initial_state", "return_cells"):
+        for option in ("learn_initial_state", "return_cells", "weight_drop"):
             if isinstance(layer, modules._Described) and getattr(layer, option, False):
                 raise ValueError(f"module: torch.nn has no layer with {option}, as '{name}' is")
     for layer in module.modules():

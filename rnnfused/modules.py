@@ -131,20 +131,34 @@ class _Sequence(_Described, Weights):
     c and the last few gates for backward, which rebuilds the others: less memory, more time, the same
     gradients. learn_initial_state=True: the states of a call without hx are parameters, `initial_h_l0` [P]
     and `initial_c_l0` [H], for each layer and direction as the weights are named; zero at first.
+    weight_drop=p: in training each call drops elements of the recurrent weights W_hh with probability p and
+    scales the others by 1 / (1 - p), the same for all steps and sequences (DropConnect: Wan et al. 2013;
+    Merity, Keskar and Socher 2018).
     """
 
     # Also of a module that an older version pickled, and of a converted one.
     recompute = False
     learn_initial_state = False
     return_cells = False
-    _beyond_torch = (*_Described._beyond_torch, "recompute", "learn_initial_state", "return_cells")
+    weight_drop = 0.0
+    _beyond_torch = (
+        *_Described._beyond_torch,
+        *("recompute", "learn_initial_state", "return_cells", "weight_drop"),
+    )
 
     def __init__(
-        self, *args: Any, recompute: bool = False, learn_initial_state: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        recompute: bool = False,
+        learn_initial_state: bool = False,
+        weight_drop: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        functional.check_probability("weight_drop", weight_drop)
         self.recompute = recompute
         self.learn_initial_state = learn_initial_state
+        self.weight_drop = weight_drop
         if learn_initial_state:
             like = self._parameters["weight_ih_l0"]
             assert like is not None
@@ -153,7 +167,8 @@ class _Sequence(_Described, Weights):
                     self.register_parameter(name, torch.nn.Parameter(like.new_zeros(size)))
 
     def extra_repr(self) -> str:
-        options = [f", {name}=True" for name in self._beyond_torch[1:] if getattr(self, name)]
+        own = _Sequence._beyond_torch[len(_Described._beyond_torch) :]
+        options = [f", {name}={getattr(self, name)}" for name in own if getattr(self, name)]
         return super().extra_repr() + "".join(options)
 
     def reset_parameters(self) -> None:
@@ -197,7 +212,10 @@ class _Sequence(_Described, Weights):
         dropout = self.dropout if self.training else 0.0
         if self.learn_initial_state and not hx:
             hx = expanded(self._config(), self._learned(), input, layout)
-        return functional.stack(self._config(), input, hx, self._params(), layout, dropout)
+        params = self._params()
+        if self.training and self.weight_drop:
+            params = functional.drop_weights(self._config(), params, self.weight_drop)
+        return functional.stack(self._config(), input, hx, params, layout, dropout)
 
     def forward(
         self,
@@ -287,8 +305,9 @@ class RNN(_OneState, _Sequence, torch.nn.RNN):
     """torch.nn.RNN: h' = act(W_ih x + b_ih + W_hh h + b_hh) (Elman 1990).
 
     RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None, recompute=False, learn_initial_state=False): recompute
-    changes nothing, since an RNN keeps nothing beside its output. Shapes and dtypes: see `forward`.
+    bidirectional=False, device=None, dtype=None, recompute=False, learn_initial_state=False,
+    weight_drop=0.0): recompute changes nothing, since an RNN keeps nothing beside its output. Shapes and
+    dtypes: see `forward`.
     """
 
 
@@ -297,21 +316,56 @@ class GRU(_OneState, _Sequence, torch.nn.GRU):
     product.
 
     GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
-    device=None, dtype=None, recompute=False, learn_initial_state=False): recompute keeps few gates for
-    backward, which rebuilds the others. Shapes and dtypes: see `forward`.
+    device=None, dtype=None, recompute=False, learn_initial_state=False, weight_drop=0.0): recompute keeps
+    few gates for backward, which rebuilds the others. Shapes and dtypes: see `forward`.
     """
 
 
-class LSTM(_TwoStates, _Sequence, torch.nn.LSTM):
+class _ForgetBias(torch.nn.Module):
+    """forget_bias=x: at initialisation x is added to the forget gate's bias, b_ih's part of it (Gers et al.
+    2000; Jozefowicz, Zaremba and Sutskever 2015 advise 1).
+    """
+
+    forget_bias: float | None = None
+
+    def __init__(self, *args: Any, forget_bias: float | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if forget_bias is not None and not self.bias:
+            raise ValueError(f"forget_bias: expected None with bias=False, got {forget_bias}")
+        self.forget_bias = forget_bias
+        self._add_forget_bias()
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's, with the forget gate's bias."""
+        super().reset_parameters()  # type: ignore[misc]
+        self._add_forget_bias()  # of nothing while torch.nn's constructor calls it
+
+    def extra_repr(self) -> str:
+        of_bias = "" if self.forget_bias is None else f", forget_bias={self.forget_bias}"
+        return super().extra_repr() + of_bias
+
+    def _add_forget_bias(self) -> None:
+        if self.forget_bias is None:
+            return
+        with torch.no_grad():
+            for name, parameter in self.named_parameters(recurse=False):
+                if name.startswith("bias_ih"):
+                    parameter.chunk(4)[1].add_(self.forget_bias)  # i, f, g, o
+
+
+class LSTM(_ForgetBias, _TwoStates, _Sequence, torch.nn.LSTM):
     """torch.nn.LSTM: long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000; projection: Sak
     et al. 2014).
 
     LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, proj_size=0, device=None, dtype=None, recompute=False, learn_initial_state=False,
-    return_cells=False): return_cells gives c of every step of the last layer as a third result; recompute
-    keeps only the output, c and the last few gates for backward, which rebuilds the others. Shapes and
-    dtypes: see `forward`.
+    weight_drop=0.0, return_cells=False, forget_bias=None): return_cells gives c of every step of the last
+    layer as a third result; recompute keeps only the output, c and the last few gates for backward, which
+    rebuilds the others; forget_bias is added to the forget gate's bias at initialisation. Shapes and dtypes:
+    see `forward`.
     """
+
+    _beyond_torch = (*_Sequence._beyond_torch, "forget_bias")
 
     def __init__(self, *args: Any, return_cells: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -377,12 +431,13 @@ class GRUCell(_OneState, _Cell, torch.nn.GRUCell):
     _cell = "gru"
 
 
-class LSTMCell(_TwoStates, _Cell, torch.nn.LSTMCell):
+class LSTMCell(_ForgetBias, _TwoStates, _Cell, torch.nn.LSTMCell):
     """torch.nn.LSTMCell: one step of `LSTM`. input [B, I] or [I], hx = (h, c) of [B, H] or [H]; returns (h',
-    c').
+    c'). Beyond torch.nn's arguments forget_bias=None, as `LSTM` has it.
     """
 
     _cell = "lstm"
+    _beyond_torch = (*_Cell._beyond_torch, "forget_bias")
 
     def _odd_states(self, hx: Any) -> Sequence[Tensor]:
         iter(hx)

@@ -719,7 +719,7 @@ def test_show_config_names_what_runs() -> None:
     assert (f"nvcc {built}" if built else "not built") in text
 
 
-@pytest.mark.parametrize("option", ["learn_initial_state", "return_cells"])
+@pytest.mark.parametrize("option", ["learn_initial_state", "return_cells", "weight_drop"])
 def test_what_torch_has_not_stays(option: str) -> None:
     model = torch.nn.ModuleDict({"a": rnnfused.GRU(2, 3), "b": rnnfused.LSTM(2, 3, **{option: True})})
     with pytest.raises(ValueError, match=f"torch.nn has no layer with {option}, as 'b' is"):

@@ -110,7 +110,7 @@ ctest-asan: $(environment)
 	tools/run_ctest asan $(with_asan)
 
 # The tests that reach the native code in many ways, each ISA on its own; the walk and the mutations at length.
-asan_tests := walk layouts states fuzz recompute native_checks sequence stack functional autograd tangents modules memory frozen stepper quantized
+asan_tests := walk layouts states fuzz recompute native_checks sequence stack functional autograd tangents modules memory frozen stepper quantized attend
 pytest-asan: $(test_environment)
 	tools/build asan _C $(with_asan)
 	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=2000 RNNFUSED_FUZZ_CALLS=30000 \

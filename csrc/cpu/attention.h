@@ -98,15 +98,16 @@ class AttentionForward : AttentionStep<T> {
     });
     for (Index b = own.first; b < own.last; ++b) {
       const Index row = stream.row(s, b), sequence = stream.sequence(b);
-      score(sequence, of_.queries + row * of_.size);
-      weigh(of_.weights + row * of_.source);
+      const bool all = score(sequence, of_.queries + row * of_.size);
+      weigh(all, of_.weights + row * of_.source);
       sum_values(sequence, of_.weights + row * of_.source, of_.x + row * stride_ + first_column_);
     }
   }
 
  private:
-  // -inf where there is nothing.
-  void score(Index sequence, const T* query) const {
+  // -inf where there is nothing. Returns whether every step is there.
+  bool score(Index sequence, const T* query) const {
+    bool all = true;
     const T* key = of_.keys + sequence * of_.source * of_.size;
     for (Index s = 0; s < of_.source; s += L) {
       V sums[L] = {};
@@ -120,19 +121,20 @@ class AttentionForward : AttentionStep<T> {
       }
       store(scores_ + s, lane_sums<T>(sums));
       for (Index i = 0; i < L; ++i) {
-        if (i >= lanes || !this->is_there(sequence, s + i))
-          scores_[s + i] = -std::numeric_limits<T>::infinity();
+        const bool is_there = i < lanes && this->is_there(sequence, s + i);
+        if (!is_there) scores_[s + i] = -std::numeric_limits<T>::infinity();
+        all = all && (is_there || i >= lanes);
       }
     }
+    return all;
   }
 
   // The softmax of the scores; zeros where no step is there.
-  void weigh(T* weights) const {
+  void weigh(bool all, T* weights) const {
     T most = -std::numeric_limits<T>::infinity();
     for (Index s = 0; s < of_.source; ++s) most = scores_[s] > most ? scores_[s] : most;
-    // Of scores that are NaN or -inf alone nothing is greater: then they are what they are, or nothing is
-    // there.
-    const T above = most > -std::numeric_limits<T>::infinity() ? most : T(0);
+    // Where nothing is there the largest is -inf, too, and has to leave zeros; else it leaves NaN, as torch's.
+    const T above = all || most > -std::numeric_limits<T>::infinity() ? most : T(0);
     V sum{};
     for (Index s = 0; s < of_.source; s += L) {
       const V e = exp(load<V>(scores_ + s) - above);
@@ -237,8 +239,14 @@ class AttentionBackward : AttentionStep<T> {
       const Index lanes = this->lanes_of(s, of_.source);
       T products[L] = {};
       dots(values + s * of_.context, lanes, of_.context, dcontext, products);
-      V dweight = load<V>(products, lanes);
-      if (dweights) dweight = dweight + load<V>(dweights + s, lanes);
+      // What is asked of weights that are always zero reaches nothing, not even by zero times infinity.
+      for (Index i = 0; i < lanes; ++i) {
+        if (!this->is_there(sequence, s + i))
+          products[i] = 0;
+        else if (dweights)
+          products[i] += dweights[s + i];
+      }
+      const V dweight = load<V>(products, lanes);
       store(scores_ + s, dweight);
       sum = fma(load<V>(weights + s, lanes), dweight, sum);
     }

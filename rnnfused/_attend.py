@@ -28,12 +28,9 @@ def serves(*tensors: Tensor) -> bool:
         and first.dtype in (torch.float32, torch.float64)
         and all(t.dtype == first.dtype and t.device == first.device for t in tensors)
         and not torch.is_autocast_enabled("cpu")
-        and (is_dynamo_compiling() or not _is_transformed())
+        and torch._C._functorch.maybe_current_level() is None
+        and (is_dynamo_compiling() or forward_ad._current_level < 0)
     )
-
-
-def _is_transformed() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def attend(
@@ -88,6 +85,7 @@ def _by_steps(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     input, hx, params, attention, mask, layer, save = inputs
     if not save:
+        ctx.layer = None
         return
     states = len(LayerConfig.parse(layer).spec.states)
     y, x, weights, queries, tape = output[0], *output[1 + states :]
@@ -99,6 +97,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    if ctx.layer is None:
+        raise RuntimeError("save: expected True of a call whose gradients are wanted, got False")
     saved = list(ctx.saved_tensors)
     kept = saved[-5:]
     mask = saved[-6] if ctx.given else None

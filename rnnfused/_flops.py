@@ -130,3 +130,40 @@ def _gate_gradients(
             for place, weight in enumerate(_weights(config, params))
         )
     )
+
+
+def _attended(layer: str, params: Sequence[Shape], attention: Sequence[Shape]) -> int:
+    """Multiplications of a row: the layer's, of its query, of the scores and of the context."""
+    (_, source, size), (_, _, context), query, _ = attention
+    own = sum(_weights(LayerConfig.parse(layer), params))
+    return own + query[0] * query[1] + source * (size + context)
+
+
+@register_flop_formula(torch.ops.rnnfused.attend)
+def _attend(
+    input: Shape,
+    hx: Sequence[Shape],
+    params: Sequence[Shape],
+    attention: Sequence[Shape],
+    mask: Any,
+    layer: str,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return 2 * _rows(input) * _attended(layer, params, attention)
+
+
+@register_flop_formula(torch.ops.rnnfused.attend_backward)
+def _attend_backward(
+    grads: Any,
+    kept: Sequence[Shape],
+    hx: Sequence[Shape],
+    params: Sequence[Shape],
+    attention: Sequence[Shape],
+    mask: Any,
+    layer: str,
+    *_: Any,
+    **__: Any,
+) -> int:
+    # Of every product one for each of its factors.
+    return 4 * _rows(kept[0]) * _attended(layer, params, attention)

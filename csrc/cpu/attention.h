@@ -133,7 +133,8 @@ class AttentionForward : AttentionStep<T> {
   void weigh(bool all, T* weights) const {
     T most = -std::numeric_limits<T>::infinity();
     for (Index s = 0; s < of_.source; ++s) most = scores_[s] > most ? scores_[s] : most;
-    // Where nothing is there the largest is -inf, too, and has to leave zeros; else it leaves NaN, as torch's.
+    // Where nothing is there the largest is -inf, too, and has to leave zeros; else it leaves NaN, as
+    // torch's.
     const T above = all || most > -std::numeric_limits<T>::infinity() ? most : T(0);
     V sum{};
     for (Index s = 0; s < of_.source; s += L) {

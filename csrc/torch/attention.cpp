@@ -68,24 +68,32 @@ struct Call {
   Arguments arguments(const Attending& of) const { return {options, x, of.hx, of.params, {}}; }
 };
 
-// Sizes that have to be read before anything is checked.
-void check_dimensions(const at::Tensor& input, const Attending& of) {
+// What has to be right before sizes can be read. given: columns of the input that are no context's.
+void check_dimensions(const at::Tensor& input, Index given, const Attending& of) {
   TORCH_CHECK(input.dim() == 3, "input: expected 3 dimensions, got ", input.dim());
   TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
               "input: expected dtype torch.float32 or torch.float64, got ", input.scalar_type());
   TORCH_CHECK(of.attention.size() == 4, "attention: expected keys, values, query and score, got ",
               of.attention.size(), " tensors");
   const int64_t dims[] = {3, 3, 2, 1};
+  const char* const names[] = {"keys", "values", "query", "score"};
   for (size_t i = 0; i < 4; ++i)
-    TORCH_CHECK(of.attention[i].dim() == dims[i], "attention[", i, "]: expected ", dims[i],
-                " dimensions, got ", of.attention[i].dim());
+    TORCH_CHECK(of.attention[i].dim() == dims[i], names[i], ": expected ", dims[i], " dimensions, got ",
+                of.attention[i].dim());
+  TORCH_CHECK(of.hx.size() == of.options.states(), "hx: expected ", of.options.states(), " states, got ",
+              of.hx.size());
+  if (of.params.empty() || of.params[0].dim() != 2) return;  // which the layer's own checks refuse
+  const Index context = of.params[0].size(1) - given;
+  TORCH_CHECK(of.attention[1].size(2) == context, "values: expected ", context,
+              " features (the columns of weight_ih behind the input's ", given, "), got ",
+              of.attention[1].size(2));
 }
 
 }  // namespace
 
 Tensors attend(const at::Tensor& input, const Attending& of, bool save) {
   return within_memory([&] {
-    check_dimensions(input, of);
+    check_dimensions(input, input.size(-1), of);
     const Index T = input.size(0), B = input.size(1), E = input.size(2), V = of.attention[1].size(2);
     at::Tensor x = at::empty({T, B, E + V}, input.options());
     x.narrow(2, 0, E).copy_(input);
@@ -119,7 +127,7 @@ Tensors attend_backward(at::TensorList grads, at::TensorList kept, const Attendi
     const LayerOptions& o = of.options;
     TORCH_CHECK(grads.size() == 3 + o.states(), "grads: expected ", 3 + o.states(), " entries, got ",
                 grads.size());
-    check_dimensions(kept[0], of);
+    check_dimensions(kept[0], kept[0].size(-1) - of.attention[1].size(-1), of);
     Call call(dense(kept[0], "input"), of);
     const Inputs& in = call.in;
     const Index T = in.shape.steps, B = in.shape.batch, S = call.keys.size(1), A = call.keys.size(2);

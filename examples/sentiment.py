@@ -20,21 +20,19 @@ from _shared.program import imports
 
 with imports("sentiment.py"):
     import torch
+    from _shared.classification import Classification, collate
     from _shared.comparison import compare
     from _shared.data import shuffled_split
-    from _shared.example import Example, Measure, Recipe
+    from _shared.example import Recipe
     from _shared.options import option, positive_float, positive_int, share
-    from _shared.ragged import mask, pad, run_ragged
+    from _shared.ragged import mask, run_ragged
     from torch import Tensor, nn
-    from torch.nn.functional import cross_entropy, dropout
+    from torch.nn.functional import dropout
 
 HELD_OUT = 0.1
 UNKNOWN, SEEN_TWICE = 0, 2  # a word of the training sentences has a number of its own if it is there twice
-EVALUATED_AT_ONCE = 256
 SHOWN = 5
 CLASSES = ("negative", "positive")
-
-Batch = tuple[Tensor, Tensor, Tensor]  # words [B, T], lengths [B], classes [B]
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,11 @@ class Classifier(nn.Module):
         return self.scores(dropout(pooled, self._dropout, self.training))
 
 
-class Sentiment(Example):
+class Sentiment(Classification):
     name = "sentiment"
     about = "Tell positive from negative sentences of film reviews by a bidirectional LSTM."
     data_set = "movie-snippets"
-    measure = Measure("accuracy", "%", higher_is_better=True)
+    classes = CLASSES
     recipe = SentimentRecipe
     quick: Mapping[str, object] = {"epochs": 3, "hidden": 100}
 
@@ -80,15 +78,14 @@ class Sentiment(Example):
         known = sorted(word for word, count in counts.items() if count >= SEEN_TWICE)
         self._numbers = {word: number for number, word in enumerate(known, UNKNOWN + 1)}
         self._recipe = recipe
-        self._training = [self._encode(*sentences[item]) for item in training]
-        self._held_out = [self._encode(*sentences[item]) for item in held_out]
+        self.training = [self._encode(*sentences[item]) for item in training]
+        self.held_out = [self._encode(*sentences[item]) for item in held_out]
         self._shown = [sentences[item] for item in held_out[:SHOWN]]
-        self.training_items = len(training)
 
     def describe_data(self) -> str:
-        lengths = [len(words) for words, _ in self._training]
+        lengths = [len(words) for words, _ in self.training]
         return (
-            f"{self.training_items:,} sentences to train on, {len(self._held_out):,} held out, "
+            f"{self.training_items:,} sentences to train on, {len(self.held_out):,} held out, "
             f"{min(lengths)} to {max(lengths)} words, {len(self._numbers):,} different"
         )
 
@@ -99,22 +96,8 @@ class Sentiment(Example):
     def build(self) -> nn.Module:
         return Classifier(len(self._numbers) + 1, self._recipe)
 
-    def batch(self, items: list[int]) -> Batch:
-        return collate([self._training[item] for item in items])
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        words, lengths, classes = batch
-        return cross_entropy(model(words, lengths), classes)
-
-    def quality(self, model: nn.Module, part: str) -> float:
-        right = 0
-        for start in range(0, len(self._held_out), EVALUATED_AT_ONCE):
-            words, lengths, classes = collate(self._held_out[start : start + EVALUATED_AT_ONCE])
-            right += int((model(words, lengths).argmax(1) == classes).sum())
-        return 100 * right / len(self._held_out)
-
     def show(self, model: nn.Module) -> str:
-        words, lengths, _ = collate(self._held_out[:SHOWN])
+        words, lengths, _ = collate(self.held_out[:SHOWN])
         probabilities = model(words, lengths).softmax(1)[:, 1]
         lines = ["probability of being positive, by the first seed's model:"]
         for (text, rating), probability in zip(self._shown, probabilities.tolist(), strict=True):
@@ -149,11 +132,6 @@ def read(path: Path) -> list[tuple[str, float]]:
 def tokenize(text: str) -> list[str]:
     """Words in lower case, and the marks that colour a sentence."""
     return re.findall(r"[^\W_]+(?:'[^\W_]+)?|[!?]", text.lower())
-
-
-def collate(items: Sequence[tuple[Tensor, int]]) -> Batch:
-    words, lengths = pad([words for words, _ in items])
-    return words, lengths, torch.tensor([label for _, label in items])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

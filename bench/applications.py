@@ -20,7 +20,12 @@ from typing import Any
 from bench.harness import ROOT
 
 # By the name of the program in examples/, and of docs/applications.md's section.
-APPLICATIONS = ("sentiment",)
+APPLICATIONS = (
+    "sentiment",
+    "speech",
+    "handwriting",
+    "gestures",
+)
 
 HEADER = (
     "| application | data | model | quality | rnnfused | torch.nn | time, s | torch.nn | ratio | command |",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import io
 import json
@@ -29,13 +30,14 @@ from bench.applications import line as table_line
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import fetch_data
-from _shared import data
+from _shared import ExampleError, data
 from _shared.comparison import compare
 from _shared.data import DATA_SETS, DataSet, MissingData, cache_folder, find, shuffled_split
 from _shared.example import RNNFUSED, TEST, TORCH, VALIDATION, Example, Measure, Recipe
 from _shared.interrupt import Interrupt
 from _shared.ragged import mask, pad, run_ragged
 from _shared.results import ratio
+from _shared.series import SeriesClassifier, limited, read_ts, standardised
 from _shared.training import Run
 
 import rnnfused
@@ -45,6 +47,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 # What makes an example run for a second or two, with at least three steps an epoch.
 TINY = {
     "sentiment": ["--limit=120", "--hidden=8", "--embedding=8", "--batch=16"],
+    "speech": ["--limit=120", "--hidden=8"],
+    "handwriting": ["--limit=120", "--hidden=8"],
+    "gestures": ["--limit=60", "--hidden=8", "--batch=10"],
 }
 COMMON = ["--threads=1", "--epochs=2", "--seeds=1"]
 each_example = pytest.mark.parametrize("name", APPLICATIONS)
@@ -62,7 +67,7 @@ def one_thread() -> Iterator[None]:
 def example(name: str) -> type[Example]:
     """The class that the program of that name compares."""
     classes = [found for found in vars(importlib.import_module(name)).values() if isinstance(found, type)]
-    return next(found for found in classes if issubclass(found, Example) and found is not Example)
+    return next(found for found in classes if issubclass(found, Example) and found.__module__ == name)
 
 
 def need_data(name: str) -> None:
@@ -228,6 +233,89 @@ def test_what_does_not_fit_gets_one_clear_line(
     assert "line 1: expected number, rating and text" in error("--data", other)
     other.write_text("1\t0\tGood\n")
     assert "expected at least 2 rated sentences, got 0" in error("--data", other)
+
+
+def series_file(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(["# a comment", "@data", *lines]))
+    return path
+
+
+def test_series_are_read_by_feature_and_class(tmp_path: Path) -> None:
+    first, second = read_ts(series_file(tmp_path / "a.ts", "1,2,3:4,5,6:2", "7:8:1"), classes=2)
+    assert_close(first, (torch.tensor([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]), 1))
+    assert_close(second, (torch.tensor([[7.0, 8.0]]), 0))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["1,2:3:1", "1,2:3,x:1", "1,2:3,nan:1", "1,2:3,4:3", "1,2:3,4:0", ":1", "1"]
+)
+def test_what_is_no_series_gets_one_clear_line(wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ExampleError, match=r"line 4: expected features of equal length and a class from 1 to 2"
+    ):
+        read_ts(series_file(tmp_path / "a.ts", "1,2:3,4:1", wrong), classes=2)
+    with pytest.raises(ExampleError, match="expected at least one series, got none"):
+        read_ts(series_file(tmp_path / "a.ts"), classes=2)
+
+
+def test_a_limit_takes_the_same_share_of_all_parts() -> None:
+    parts = [[(torch.zeros(1, 1), number) for number in range(count)] for count in (30, 60)]
+    assert [len(part) for part in limited(parts, 9)] == [3, 6]
+    assert [len(part) for part in limited(parts, 1)] == [1, 1]
+    for limit in (None, 1000):
+        assert [sorted(label for _, label in part) for part in limited(parts, limit)] == [
+            list(range(30)),
+            list(range(60)),
+        ]
+
+
+def test_series_are_standardised_by_those_to_train_on() -> None:
+    training = [(torch.tensor([[0.0, 5.0], [2.0, 7.0]]), 0), (torch.tensor([[4.0, 9.0]]), 1)]
+    standard, held_out = standardised(training, [(torch.tensor([[6.0, 7.0]]), 1)])
+    steps = torch.cat([series for series, _ in standard])
+    assert_close(steps.mean(0), torch.zeros(2))
+    assert_close(steps.std(0), torch.ones(2))
+    assert_close(held_out, [(torch.tensor([[2.0, 0.0]]), 1)])
+
+
+def test_padding_tells_a_classifier_of_series_nothing() -> None:
+    recurrent = nn.GRU(3, 5, batch_first=True, bidirectional=True)
+    model = rnnfused.convert(SeriesClassifier(recurrent, 4, 0.0))
+    series = [torch.randn(length, 3) for length in (2, 7, 1)]
+    scores = model(*pad(series))
+    assert scores.shape == (3, 4)
+    assert_close(scores, torch.cat([model(*pad([one])) for one in series]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no gzip", "expected a text file that gzip has compressed"),
+        (gzip.compress(b"0,1,2\n"), "line 1: expected 64 pixels from 0 to 16 and a digit"),
+        (gzip.compress(b"17," + b"0," * 63 + b"1\n"), "line 1: expected 64 pixels from 0 to 16 and a digit"),
+        (gzip.compress(b"0," * 64 + b"1\n"), "expected at least 2 digits, got 1"),
+    ],
+)
+def test_what_is_no_digits_gets_one_clear_line(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "digits.csv.gz"
+    path.write_bytes(content)
+    assert message in error_of(capsys, "handwriting", ["--data", str(path)])
+
+
+@pytest.mark.parametrize("name", ["speech", "gestures", "handwriting"])
+def test_an_example_draws_its_picture_and_counts_its_mistakes(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(name, tmp_path, "--peer=none")
+    (picture,) = set(tmp_path.glob("*.png")) - {tmp_path / "plot.png"}
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n")
+    quality = json.loads((tmp_path / "results.json").read_text())["runs"][RNNFUSED][0]["quality"]
+    told = re.search(r"(\d+) of (\d+) held out are taken for another", capsys.readouterr().out)
+    assert told is not None
+    mistakes, held_out = map(int, told.groups())
+    assert quality == pytest.approx(100 * (1 - mistakes / held_out))
 
 
 def test_without_matplotlib_it_says_that_no_plot_was_written(

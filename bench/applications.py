@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -25,7 +26,12 @@ APPLICATIONS = (
     "speech",
     "handwriting",
     "gestures",
+    "tagging",
+    "forecast",
 )
+
+# A row for each of these options.
+VARIANTS = {"forecast": (["--series=co2"], ["--series=sunspots"])}
 
 HEADER = (
     "| application | data | model | quality | rnnfused | torch.nn | time, s | torch.nn | ratio | command |",
@@ -33,8 +39,17 @@ HEADER = (
 )
 
 
-def line(results: dict[str, Any]) -> str:
-    """A row of the table, of what an example has written to results.json."""
+def commands(names: Iterable[str]) -> list[list[str]]:
+    """What to run, without the interpreter: a program and its options."""
+    return [
+        [f"examples/{name}.py", *variant, "--quick"]
+        for name in names
+        for variant in VARIANTS.get(name, ([],))
+    ]
+
+
+def line(results: dict[str, Any], command: Sequence[str]) -> str:
+    """A row of the table, of what the command of an example has written to results.json."""
     measure, runs = results["measure"], results["runs"]
     quality, seconds = {}, {}
     for backend in ("rnnfused", "torch.nn"):
@@ -50,17 +65,17 @@ def line(results: dict[str, Any]) -> str:
         *quality.values(),
         *seconds.values(),
         f"{results['ratio']:.2f}",
-        f"`python examples/{results['example']}.py --quick`",
+        f"`python {' '.join(command)}`",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def run(name: str, threads: int | None, output: Path) -> dict[str, Any] | None:
+def run(command: Sequence[str], threads: int | None, output: Path) -> dict[str, Any] | None:
     """The results of an example, or None when it has failed; it has then said why."""
-    command = [sys.executable, f"examples/{name}.py", "--quick", f"--output={output}"]
+    whole = [sys.executable, *command, f"--output={output}"]
     if threads:
-        command.append(f"--threads={threads}")
-    if subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False).returncode:
+        whole.append(f"--threads={threads}")
+    if subprocess.run(whole, cwd=ROOT, stdout=sys.stderr, check=False).returncode:
         return None
     return json.loads((output / "results.json").read_text(encoding="utf-8"))
 
@@ -75,13 +90,16 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.names) - set(APPLICATIONS):
         parser.error(f"no such application: {', '.join(sorted(unknown))}")
-    names = options.names or APPLICATIONS
+    chosen = commands(options.names or APPLICATIONS)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.output or Path(temporary)).resolve()
-        found = [run(name, options.threads, folder / name) for name in names]
-    rows = [line(results) for results in found if results is not None]
+        found = [
+            run(command, options.threads, folder / f"{number} {Path(command[0]).stem}")
+            for number, command in enumerate(chosen, 1)
+        ]
+    rows = [line(results, command) for results, command in zip(found, chosen, strict=True) if results]
     print(*HEADER, *rows, sep="\n")
-    return 0 if len(rows) == len(names) else 1
+    return 0 if len(rows) == len(chosen) else 1
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from bench.applications import line as table_line
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import fetch_data
+import forecast
+import tagging
 from _shared import ExampleError, data
 from _shared.comparison import compare
 from _shared.data import DATA_SETS, DataSet, MissingData, cache_folder, find, shuffled_split
@@ -50,7 +52,10 @@ TINY = {
     "speech": ["--limit=120", "--hidden=8"],
     "handwriting": ["--limit=120", "--hidden=8"],
     "gestures": ["--limit=60", "--hidden=8", "--batch=10"],
+    "tagging": ["--limit=80", "--hidden=8", "--embedding=8", "--longest=80"],
+    "forecast": ["--series=sunspots", "--hidden=8"],
 }
+FROM_THE_LIBRARY = {"tagging"}  # Python's own sources: data that no machine lacks
 COMMON = ["--threads=1", "--epochs=2", "--seeds=1"]
 each_example = pytest.mark.parametrize("name", APPLICATIONS)
 
@@ -131,7 +136,7 @@ def test_it_runs_and_writes_its_results(name: str, tmp_path: Path) -> None:
             assert found["seconds"] > 0
             assert len(found["losses_of_epochs"]) == 2
             assert found["quality"] == found["quality_of_epochs"]["test"][found["epoch"] - 1]
-    assert results["data"]["description"] in table_line(results)
+    assert results["data"]["description"] in table_line(results, [f"examples/{name}.py"])
 
 
 @each_example
@@ -190,7 +195,7 @@ def hide_data(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setenv("RNNFUSED_DATA", str(cache))
 
 
-@each_example
+@pytest.mark.parametrize("name", [name for name in APPLICATIONS if name not in FROM_THE_LIBRARY])
 def test_missing_data_gets_one_clear_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,6 +321,127 @@ def test_an_example_draws_its_picture_and_counts_its_mistakes(
     assert told is not None
     mistakes, held_out = map(int, told.groups())
     assert quality == pytest.approx(100 * (1 - mistakes / held_out))
+
+
+def test_tokens_are_labelled_as_tokenize_tells_them(tmp_path: Path) -> None:
+    source = tmp_path / "source.py"
+    source.write_text(
+        'def f():  # why\n    return f"{1}", """\n\n2"""\n\n\nx = (\n\n    3)\n\nif True: pass\n'
+    )
+    first, second, third = tagging.read(source, longest=60)
+    found = [
+        (piece.text[begin:end], tagging.KINDS[kind])
+        for piece in (first, second, third)
+        for begin, end, kind in tagging.spans(piece.labels)
+    ]
+    assert found == [
+        ("def", "keyword"),
+        ("f", "name"),
+        ("(", "operator"),
+        (")", "operator"),
+        (":", "operator"),
+        ("# why", "comment"),
+        ("return", "keyword"),
+        ('f"{1}"', "string"),
+        (",", "operator"),
+        ('"""\n\n2"""', "string"),
+        ("x", "name"),
+        ("=", "operator"),
+        ("(", "operator"),
+        ("3", "number"),
+        (")", "operator"),
+        ("if", "keyword"),
+        ("True", "keyword"),
+        (":", "operator"),
+        ("pass", "keyword"),
+    ]
+    assert second.text == "x = (\n\n    3)\n", "blank lines inside a statement end no piece"
+
+
+def test_source_is_cut_between_statements_and_leaves_out_those_that_are_too_long(tmp_path: Path) -> None:
+    source = tmp_path / "source.py"
+    source.write_text("a = 1\nb = 2\nc = 3\nd = 4444444444444444\ne = 5\n")
+    assert [piece.text for piece in tagging.read(source, longest=12)] == [
+        "a = 1\nb = 2\n",
+        "c = 3\n",
+        "e = 5\n",
+    ]
+    source.write_text("a = 1\n\f\nb = 2\n")
+    assert [piece.text for piece in tagging.read(source, longest=12)] == ["a = 1\n", "b = 2\n"], "a form feed"
+    source.write_text("(\n")
+    assert list(tagging.read(source, longest=12)) == [], "not Python"
+
+
+def test_a_token_counts_if_its_characters_and_its_kind_are_right() -> None:
+    labels = [2, 1, 2, 0, 3, 5, 6, 6, 4, 0]
+    assert list(tagging.spans(labels)) == [(0, 1, 0), (1, 3, 0), (4, 5, 1), (5, 8, 2), (8, 9, 1)]
+    assert list(tagging.spans([])) == []
+    assert sum([tagging.Counts(2, 3, 1), tagging.Counts(1, 2, 1)], tagging.Counts()).f1 == 0.5
+
+
+def test_source_that_is_missing_gets_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error() -> str:
+        return error_of(capsys, "tagging", [f"--data={tmp_path}", f"--output={tmp_path}"])
+
+    assert "at least 2 Python files, got 0" in error()
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text("(\n")
+    assert "no piece of source to train on, or none to hold out" in error()
+
+
+def test_gaps_of_a_series_are_interpolated(tmp_path: Path) -> None:
+    path = tmp_path / "series.csv"
+    path.write_text("date,value\n20000101,1\n20000108,\n20000115,\n20000122,4\n")
+    years, values = forecast.read(path, "%Y%m%d")
+    assert values == pytest.approx([1, 2, 3, 4])
+    assert years == pytest.approx([2000 + day / 365.25 for day in (0, 7, 14, 21)])
+
+
+def test_a_series_that_cannot_be_forecast_gets_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "series.csv"
+
+    def error(content: str) -> str:
+        path.write_text(content)
+        command = ["--series=sunspots", f"--data={path}", f"--output={tmp_path}"]
+        return error_of(capsys, "forecast", command)
+
+    assert "line 3: expected a date and a number" in error("year,spots\n1700,1\n1701,many\n")
+    assert "a number in the first and in the last row" in error("year,spots\n1700,1\n1701,\n")
+    assert "expected at least 110 values of sunspots, got 2" in error("year,spots\n1700,1\n1701,2\n")
+
+
+def test_training_never_sees_what_is_forecast(tmp_path: Path) -> None:
+    """Other values at the end change no batch; a model that forecasts no change is the seasonal naive one."""
+    years, values = range(1700, 1700 + 150), [float(7 * year % 50) for year in range(150)]
+
+    def forecasting(values: list[float]) -> forecast.Forecast:
+        path = tmp_path / "series.csv"
+        rows = [f"{year},{value}" for year, value in zip(years, values, strict=True)]
+        path.write_text("\n".join(["year,spots", *rows]))
+        return forecast.Forecast(forecast.ForecastRecipe(series="sunspots"), {"series.csv": path})
+
+    whole = forecasting(values)
+    other = forecasting([*values[:-66], *(900.0 for _ in range(66))])
+    items = list(range(whole.training_items))
+    assert_close(whole.batch(items), other.batch(items), rtol=0, atol=0)
+    model = whole.build()
+    nn.init.zeros_(model.quantiles.weight)
+    nn.init.zeros_(model.quantiles.bias)
+    with torch.no_grad():
+        assert whole.quality(model, TEST) == 1.0
+
+
+def test_quantiles_minimise_the_quantile_loss() -> None:
+    truth = torch.linspace(0, 1, 10001)
+    right = torch.tensor(forecast.QUANTILES)
+    least = forecast.quantile_loss(right.expand(10001, 3), truth)
+    for change in torch.eye(3) * 0.05:
+        for moved in (right + change, right - change):
+            assert forecast.quantile_loss(moved.expand(10001, 3), truth) > least
 
 
 def test_without_matplotlib_it_says_that_no_plot_was_written(

@@ -62,7 +62,9 @@ class Example(ABC):
 
     name: ClassVar[str]  # of the program, without .py
     about: ClassVar[str]  # one sentence for --help
-    data_set: ClassVar[str]  # of DATA_SETS; one that chooses among them overrides `files`
+    data_set: ClassVar[
+        str
+    ]  # of DATA_SETS; one that chooses among them, or has other files, overrides `files`
     measure: ClassVar[Measure]
     parts: ClassVar[tuple[str, ...]] = (TEST,)  # with VALIDATION before it, the best epoch there counts
     recipe: ClassVar[type[Recipe]] = Recipe

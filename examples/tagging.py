@@ -62,6 +62,7 @@ Span = tuple[int, int, int]  # a token: first character, the one after its last,
 class TaggingRecipe(Recipe):
     limit: int = option(10000, positive_int, "use at most this many pieces of source")
     epochs: int = option(5, positive_int, "passes over the training data")
+    batch: int = option(16, positive_int, "pieces of a batch")
     lr: float = option(1.5e-2, positive_float, "Adam's learning rate at the start; it falls to 0 in a line")
     embedding: int = option(32, positive_int, "features of an embedded character")
     clip: float = option(0.5, positive_float, "largest norm of the gradient")
@@ -97,7 +98,7 @@ class Tagging(Example):
     about = "Label the characters of Python source by kind of token, with a bidirectional LSTM."
     measure = Measure("token F1", "%", higher_is_better=True, digits=2)
     recipe = TaggingRecipe
-    quick: Mapping[str, object] = {"limit": 3600, "epochs": 2, "hidden": 96, "longest": 200, "seeds": 2}
+    quick: Mapping[str, object] = {"limit": 2500, "epochs": 2, "hidden": 64, "longest": 150, "seeds": 2}
 
     @classmethod
     def files(cls, recipe: Recipe) -> dict[str, Path]:

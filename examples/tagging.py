@@ -98,7 +98,7 @@ class Tagging(Example):
     about = "Label the characters of Python source by kind of token, with a bidirectional LSTM."
     measure = Measure("token F1", "%", higher_is_better=True, digits=2)
     recipe = TaggingRecipe
-    quick: Mapping[str, object] = {"limit": 2500, "epochs": 2, "hidden": 64, "longest": 150, "seeds": 2}
+    quick: Mapping[str, object] = {"limit": 3600, "epochs": 2, "hidden": 64, "longest": 120, "seeds": 2}
 
     @classmethod
     def files(cls, recipe: Recipe) -> dict[str, Path]:

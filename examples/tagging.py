@@ -323,7 +323,7 @@ def draw(figure: Figure, pieces: Iterable[tuple[Piece, list[int]]]) -> None:
                 axes.text(column, row, character, color=colour, clip_on=True, **TEXT)
             row, column = (row + 1, 0) if character == "\n" else (row, column + 1)
         row += 1
-    axes.set(xlim=(0, SHOWN_COLUMNS), ylim=(SHOWN_LINES, -1), title="Held-out pieces with an error, marked")
+    axes.set(xlim=(-1, SHOWN_COLUMNS), ylim=(SHOWN_LINES, -1), title="Held-out pieces with an error, marked")
     axes.set_axis_off()
 
 

@@ -28,7 +28,7 @@ def serves(*tensors: Tensor) -> bool:
         and first.dtype in (torch.float32, torch.float64)
         and all(t.dtype == first.dtype and t.device == first.device for t in tensors)
         and not torch.is_autocast_enabled("cpu")
-        and torch._C._functorch.maybe_current_level() is None
+        and not torch._C._are_functorch_transforms_active()
         and (is_dynamo_compiling() or forward_ad._current_level < 0)
     )
 

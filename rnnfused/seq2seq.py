@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from rnnfused import _attend, modules
-from rnnfused.attention import AdditiveAttention, LuongAttention, Memory
+from rnnfused.attention import AdditiveAttention, LuongAttention, Memory, _Attention
 
 __all__ = ["AttentionDecoder", "Decoded", "DecoderState", "Encoder", "Hypothesis", "generate"]
 
 _LAYERS = {"rnn": modules.RNN, "lstm": modules.LSTM, "gru": modules.GRU}
 
 
-def _is_plain(module: torch.nn.Module, base: Any) -> bool:
+def _is_plain(module: Any, base: Any) -> bool:
     """Whether a call of the module is `base`'s forward and nothing else: no subclass's, no hooks."""
     hooks = (
         module._forward_hooks,
@@ -222,16 +222,16 @@ class AttentionDecoder(torch.nn.Module):
         return y.squeeze(0), after if isinstance(after, tuple) else (after,)
 
     def _attends_natively(self, memory: Memory, state: DecoderState) -> bool:
-        own, attention = self.recurrent, self.attention
+        own: Any = self.recurrent
+        attention: Any = self.attention
         # The native call reads weights past their modules: these must be nothing but what they were made.
         return (
             isinstance(attention, AdditiveAttention)
-            and isinstance(own, tuple(_LAYERS.values()))
             and _is_plain(own, modules._Sequence)
-            and _is_plain(attention, AdditiveAttention.__base__)
-            and all(_is_plain(part, torch.nn.Linear) for part in (attention.query, attention.score))
-            and attention.query.bias is None
-            and attention.score.bias is None
+            and _is_plain(attention, _Attention)
+            and all(
+                _is_plain(p, torch.nn.Linear) and p.bias is None for p in (attention.query, attention.score)
+            )
             and own.num_layers == 1
             and not (own.recompute or own.return_cells or (own.weight_drop and own.training))
             and _attend.serves(memory.keys, memory.values, *state.hx, *own._params())

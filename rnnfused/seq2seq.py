@@ -10,7 +10,8 @@ Tokens are integers, time first: source [S, B], target [T, B].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -279,7 +280,9 @@ class Hypothesis(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Sequences under way: which source each continues, what it has so far, and its score."""
+    """Sequences under way: which source each continues, what it has so far, and its score. Those of a source
+    lie together.
+    """
 
     source: list[int]
     tokens: list[list[int]]
@@ -400,8 +403,7 @@ class _Beams(NamedTuple):
         totals = rows.score.unsqueeze(1) + scores.log_softmax(-1)
         parents: list[int] = []
         tokens: list[int] = []
-        for source in dict.fromkeys(rows.source):
-            own = [row for row, of in enumerate(rows.source) if of == source]
+        for _, own in _by_source(rows):
             # Each row has one continuation that ends: so many are left to go on.
             best = totals[own].flatten().topk(min(2 * self.width, totals.size(1) * len(own))).indices.tolist()
             for rank, place in enumerate(best):
@@ -410,6 +412,12 @@ class _Beams(NamedTuple):
                     parents.append(parent)
                     tokens.append(token)
         return parents, tokens, totals[parents, tokens]
+
+
+def _by_source(rows: _Rows) -> Iterator[tuple[int, list[int]]]:
+    """Each source that has rows, and their numbers."""
+    for source, own in groupby(range(len(rows.source)), key=rows.source.__getitem__):
+        yield source, list(own)
 
 
 def _of_rows(memory: Memory, index: Tensor) -> Memory:
@@ -491,9 +499,9 @@ def _still_open(rows: _Rows, found: list[list[Hypothesis]], most: float, width: 
     most: the largest penalty that there can still be.
     """
     keep = []
-    for source in dict.fromkeys(rows.source):
-        own = [row for row, of in enumerate(rows.source) if of == source][:width]
+    scores = rows.score.tolist()
+    for source, own in _by_source(rows):
         ended = sorted((h.score for h in found[source]), reverse=True)
         worst = ended[n_best - 1] if len(ended) >= n_best else float("-inf")
-        keep += [row for row in own if float(rows.score[row]) / most > worst]
+        keep += [row for row in own[:width] if scores[row] / most > worst]
     return rows if len(keep) == len(rows.source) else _chosen(rows, keep)

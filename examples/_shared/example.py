@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -66,6 +66,7 @@ class Example(ABC):
         str
     ]  # of DATA_SETS; one that chooses among them, or has other files, overrides `files`
     measure: ClassVar[Measure]
+    also: ClassVar[tuple[Measure, ...]] = ()  # what `further` measures
     parts: ClassVar[tuple[str, ...]] = (TEST,)  # with VALIDATION before it, the best epoch there counts
     recipe: ClassVar[type[Recipe]] = Recipe
     quick: ClassVar[Mapping[str, Any]] = {}  # what --quick sets of the recipe
@@ -108,6 +109,10 @@ class Example(ABC):
     @abstractmethod
     def quality(self, model: nn.Module, part: str) -> float:
         """The measure on one of `parts`. The model is in eval mode and no gradients are kept."""
+
+    def further(self, model: nn.Module) -> Sequence[float]:
+        """What `also` names, on the test data, once a model is trained; the model is as for `quality`."""
+        return ()
 
     def rate(self, recipe: Recipe, progress: float) -> float:
         """The learning rate when this share of all steps is done."""

@@ -76,6 +76,7 @@ def as_json(example: Example, recipe: Recipe, fingerprint: str, runs: Runs, comm
                     "seed": run.seed,
                     "quality": run.test_quality,
                     "epoch": run.chosen_epoch + 1,
+                    "further": run.further,
                     "seconds": sum(run.history.seconds),
                     "losses_of_epochs": run.epoch_losses,
                     "quality_of_epochs": run.history.quality,
@@ -97,10 +98,10 @@ def as_json(example: Example, recipe: Recipe, fingerprint: str, runs: Runs, comm
 def table(example: Example, runs: Runs) -> str:
     """The closing table: a line for each backend and seed, their means, and how the two compare."""
     measure = example.measure
-    lines = [f"{'':<10}{'seed':>6}{'epoch':>7}{measure.name:>20}{'training seconds':>20}"]
+    lines = [f"{'':<10}{'seed':>6}{'epoch':>7}{measure.name:>22}{'training seconds':>20}"]
     for backend, of_backend in runs.items():
         lines += [
-            f"{backend:<10}{run.seed:>6}{run.chosen_epoch + 1:>7}{measure.text(run.test_quality):>20}"
+            f"{backend:<10}{run.seed:>6}{run.chosen_epoch + 1:>7}{measure.text(run.test_quality):>22}"
             f"{sum(run.history.seconds):>20.2f}"
             for run in of_backend
         ]
@@ -111,6 +112,9 @@ def table(example: Example, runs: Runs) -> str:
             f"{backend}: {measure.name} {measure.text(mean)} ± {deviation:.{measure.digits}f}, "
             f"{seconds:.2f} seconds of training"
         )
+        for other in example.also:
+            mean, deviation = mean_and_deviation([run.further[other.name] for run in of_backend])
+            lines.append(f"{backend}: {other.name} {other.text(mean)} ± {deviation:.{other.digits}f}")
     if TORCH in runs:
         lines.append(
             f"speed-up of {RNNFUSED} over {TORCH}: {ratio(runs):.2f}x (median over the steps)\n"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -80,6 +81,15 @@ class Run:
         """The seconds of training until the end of each whole epoch."""
         steps = self.steps_of_an_epoch
         return [sum(self.history.seconds[: (epoch + 1) * steps]) for epoch in range(self.epochs_done)]
+
+    @cached_property
+    def further(self) -> dict[str, float]:
+        """What the example measures besides, once training is finished, by the measure's name."""
+        self.model.eval()
+        with torch.no_grad():
+            values = self._example.further(self.model)
+        named = zip(self._example.also, values, strict=True)
+        return {measure.name: value for measure, value in named}
 
     def train_epoch(self, interrupt: Interrupt) -> bool:
         """Train to the end of the present epoch and measure quality; False when interrupted before that."""

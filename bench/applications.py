@@ -28,6 +28,7 @@ APPLICATIONS = (
     "gestures",
     "tagging",
     "forecast",
+    "transliterate",
 )
 
 # A row for each of these options.

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -32,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import fetch_data
 import forecast
 import tagging
+import transliterate
 from _shared import ExampleError, data
 from _shared.comparison import compare
 from _shared.data import DATA_SETS, DataSet, MissingData, cache_folder, find, shuffled_split
@@ -54,6 +56,7 @@ TINY = {
     "gestures": ["--limit=60", "--hidden=8", "--batch=10"],
     "tagging": ["--limit=80", "--hidden=8", "--embedding=8", "--longest=80"],
     "forecast": ["--series=sunspots", "--hidden=8"],
+    "transliterate": ["--limit=60", "--hidden=8", "--embedding=8", "--batch=16"],
 }
 FROM_THE_LIBRARY = {"tagging"}  # Python's own sources: data that no machine lacks
 COMMON = ["--threads=1", "--epochs=2", "--seeds=1"]
@@ -134,6 +137,7 @@ def test_it_runs_and_writes_its_results(name: str, tmp_path: Path) -> None:
         assert [found["seed"] for found in runs] == [0, 1]
         for found in runs:
             assert found["seconds"] > 0
+            assert found["further"].keys() == {measure.name for measure in example(name).also}
             assert len(found["losses_of_epochs"]) == 2
             assert found["quality"] == found["quality_of_epochs"]["test"][found["epoch"] - 1]
     assert results["data"]["description"] in table_line(results, [f"examples/{name}.py"])
@@ -578,6 +582,67 @@ class Counting(Example):
 
     def quality(self, model: nn.Module, part: str) -> float:
         return self.values[part].pop(0)
+
+
+def catalogue(path: Path, names: dict[str, str]) -> None:
+    """Write names as gettext's compiled catalogue: two tables of lengths and offsets, then the texts."""
+    texts = [text.encode() for column in zip(*sorted(names.items()), strict=True) for text in column]
+    tables, content = b"", b""
+    for text in texts:
+        tables += struct.pack("<2I", len(text), 28 + 8 * len(texts) + len(content))
+        content += text + b"\0"
+    header = struct.pack("<7I", 0x950412DE, 0, len(names), 28, 28 + 4 * len(texts), 0, 0)
+    path.write_bytes(header + tables + content)
+
+
+def test_names_in_katakana_alone_are_transliterated(tmp_path: Path) -> None:
+    header = {"": "Content-Type: text/plain; charset=UTF-8\n"}
+    names = {
+        "Île-A": "イルア",
+        "Nueva B": "ヌエヴァ･ベ",  # with a half-width dot
+        "East C": "東シー",
+        "D, Republic of": "ディー",
+        "E (city)": "イー",
+    }
+    catalogue(tmp_path / "iso3166-1.mo", header | names)
+    catalogue(tmp_path / "iso4217.mo", header | {"Dollar": "ドル"})
+    files = {path.name: path for path in tmp_path.iterdir()}
+    assert transliterate.read(files) == [("i\u0302le-a", "イルア"), ("nueva b", "ヌエヴァ・ベ")]
+    catalogue(files["iso3166-1.mo"], header)
+    with pytest.raises(ExampleError, match="expected at least 2 names in katakana, got 0"):
+        transliterate.read(files)
+    for damaged in (b"", b"no catalogue at all"):
+        files["iso3166-1.mo"].write_bytes(damaged)
+        with pytest.raises(ExampleError, match=r"not a catalogue of translations: .*iso3166-1\.mo"):
+            transliterate.read(files)
+
+
+@pytest.mark.parametrize(
+    "found, wanted, distance",
+    [("", "", 0), ("", "アイ", 2), ("アイ", "", 2), ("カナダ", "カダナ", 2), ("ナナー", "カナダ", 2)],
+)
+def test_edits_are_counted(found: str, wanted: str, distance: int) -> None:
+    assert transliterate.edits(found, wanted) == distance
+
+
+def test_kana_have_latin_names() -> None:
+    assert list(map(transliterate.latin_name, "カャヴッー")) == ["KA", "ya", "VU", "tu", "\N{EN DASH}"]
+
+
+@torch.no_grad()
+def test_both_sides_transliterate_alike() -> None:
+    """A whole sequence, its steps and what beam search finds."""
+    recipe = transliterate.TransliterationRecipe(hidden=8, embedding=6)
+    theirs = transliterate.TorchTransliterator(9, 7, recipe).eval()
+    ours = transliterate.Transliterator(9, 7, recipe).eval()
+    ours.load_state_dict(theirs.state_dict())
+    lengths = torch.tensor([3, 5, 1])
+    sources, targets = torch.randint(1, 9, (5, 3)), torch.randint(1, 7, (4, 3))
+    assert_close(ours(sources, lengths, targets), theirs(sources, lengths, targets))
+    found, expected = (model.write(sources, lengths, steps=6, width=3) for model in (ours, theirs))
+    for best, other in zip(found, expected, strict=True):
+        assert best.tokens == other.tokens
+        assert_close(best.weights, other.weights)
 
 
 def test_the_best_epoch_in_validation_counts() -> None:

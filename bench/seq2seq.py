@@ -59,6 +59,9 @@ def prepare(row: Row, way: str) -> Prepared:
     class Loop(AttentionDecoder):
         """The same, each step by torch's cell."""
 
+        def _attends_natively(self, memory: Any, state: Any) -> bool:
+            return False
+
         def _recur(self, x: Any, hx: Any) -> Any:
             own = self.recurrent
             weights = (own.weight_ih_l0, own.weight_hh_l0, own.bias_ih_l0, own.bias_hh_l0)

@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from rnnfused import _attend
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench import compare, exact, report, turns  # noqa: E402
+from bench import compare, exact, report, seq2seq, turns  # noqa: E402
 from bench.cases import MODES, MODES_OF, Case, cases, inputs, states, weights  # noqa: E402
 from bench.harness import TOLERANCES, Row  # noqa: E402
 from bench.limits import Limits  # noqa: E402
@@ -32,6 +35,22 @@ def test_a_technique_can_be_taken_away(technique: Technique, tmp_path: Path) -> 
     for edit in technique.edits:
         assert (tmp_path / edit.file).read_text(encoding="utf-8").count(edit.instead) >= 1
     assert technique.cases()
+
+
+def test_the_loop_of_cells_uses_no_layer_that_attends(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    native = _attend.attend
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return native(*arguments)
+
+    monkeypatch.setattr(_attend, "attend", counted)
+    row = seq2seq.Row("bahdanau", False, steps=2, source=3, batch=2, hidden=4)
+    for way, expected in zip(seq2seq.WAYS, (1, 0), strict=True):
+        calls.clear()
+        seq2seq.prepare(row, way).run()
+        assert len(calls) == expected, way
 
 
 def test_an_edit_that_does_not_fit_is_refused(tmp_path: Path) -> None:

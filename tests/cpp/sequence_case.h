@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "core/attention.h"
 #include "cpu/kernels.h"
 #include "formats.h"
 
@@ -175,6 +176,18 @@ struct Problem {
             at(data.w_hr),    at(data.s_ih),    at(data.s_hh), at(data.s_hr)};
   }
 
+  // As many numbers more.
+  template <class X>
+  std::vector<X> make(Index n, double scale) {
+    std::vector<X> values(static_cast<size_t>(n));
+    for (X& value : values) {
+      // A few integers that are not zero keep sums of products of sums exact.
+      value = Format<X>::nearest(integers_ ? (random_() % 8 == 0 ? int(random_() % 3) - 1 : 0)
+                                           : scale * (double(random_()) / double(random_.max()) * 2 - 1));
+    }
+    return values;
+  }
+
  private:
   void make_matrix(Index rows_of, Index columns, double scale, std::vector<S>& matrix,
                    std::vector<float>& scales) {
@@ -185,17 +198,6 @@ struct Problem {
     } else {
       matrix = make<S>(rows_of * columns, scale);
     }
-  }
-
-  template <class X>
-  std::vector<X> make(Index n, double scale) {
-    std::vector<X> values(static_cast<size_t>(n));
-    for (X& value : values) {
-      // A few integers that are not zero keep sums of products of sums exact.
-      value = Format<X>::nearest(integers_ ? (random_() % 8 == 0 ? int(random_() % 3) - 1 : 0)
-                                           : scale * (double(random_()) / double(random_.max()) * 2 - 1));
-    }
-    return values;
   }
 
   std::mt19937 random_;
@@ -223,8 +225,8 @@ Rows<const T> rows_of(const Poisoned<T>& p, Index column = 0) {
 }
 
 template <class T>
-Poisoned<T> spread(const std::vector<T>& values, Index rows, Index columns) {
-  Poisoned<T> out(rows, columns, kGap);
+Poisoned<T> spread(const std::vector<T>& values, Index rows, Index columns, Index gap = kGap) {
+  Poisoned<T> out(rows, columns, gap);
   for (Index r = 0; r < rows; ++r) {
     for (Index c = 0; c < columns; ++c) out.rows()[r][c] = values[size_t(r * columns + c)];
   }
@@ -242,11 +244,14 @@ class Run {
   using T = Compute<S>;
 
  public:
-  Run(const CellKernels<S>& kernels, const Problem<S>& problem, const Plan& plan)
+  // attention: of the caller's, whose x is this run's; null where the layer does not attend.
+  Run(const CellKernels<S>& kernels, const Problem<S>& problem, const Plan& plan,
+      const AttentionGradient<T>* attention = nullptr)
       : kernels_(kernels),
         p_(problem),
         plan_(plan),
-        x_(spread(p_.x, p_.rows(), p_.sizes.input)),
+        attention_(attention),
+        x_(spread(p_.x, p_.rows(), p_.sizes.input, attention ? 0 : kGap)),
         dy_(spread(p_.dy, p_.rows(), p_.variant.directions * p_.sizes.output)),
         y_(p_.rows(), p_.variant.directions * p_.sizes.output, kGap) {
     for (int d = 0; d < p_.variant.directions; ++d) {
@@ -308,7 +313,8 @@ class Run {
       if (!wanted) return nullptr;
       return outputs.emplace_back(name, Poisoned<T>(rows, columns)).second.data();
     };
-    const Poisoned<S> dx(p_.rows(), n.input, kGap);
+    const Index context = attention_ ? attention_->of.context : 0;
+    const Poisoned<S> dx(p_.rows(), n.input - context, context + kGap);
     for (int d = 0; d < layer.directions; ++d) {
       BackwardArgs<S>& args = layer.backward[d];
       args.shape = p_.shape(d);
@@ -331,6 +337,7 @@ class Run {
       args.dinput_bias = output(asked.biases && p_.variant.biases, named("db_ih", d), 1, gates);
       args.dbias = output(asked.biases && p_.variant.biases, named("db_hh", d), 1, gates);
       args.dprojection = output(asked.weights && p_.projected(), named("dw_hr", d), n.output, n.hidden);
+      args.attention = attention_;
     }
     intact_ &= run_kernel(kernels_.backward, layer, plan_, 0, kernels_.backward_scratch(layer, plan_));
     if (asked.dx) keep("dx", dx);
@@ -338,6 +345,7 @@ class Run {
     return *this;
   }
 
+  const Poisoned<Stored<S>>& x() const { return x_; }
   const Values& values() const { return values_; }
   bool intact() const { return intact_; }
 
@@ -370,6 +378,7 @@ class Run {
       args.y = y_.rows(d * p_.sizes.output);
       args.tape = training ? tape_[size_t(d)].data() : nullptr;
       args.recompute = p_.variant.recompute;
+      args.attention = attention_ ? &attention_->of : nullptr;
       for (int s = 0; s < p_.states; ++s) {
         args.initial[s] = initial(d, s);
         args.final[s] = final_[size_t(d * p_.states + s)].rows();
@@ -393,6 +402,7 @@ class Run {
   const CellKernels<S>& kernels_;
   const Problem<S>& p_;
   Plan plan_;
+  const AttentionGradient<T>* attention_;
   Poisoned<Stored<S>> x_, dy_, y_;
   std::vector<Poisoned<Stored<S>>> tape_;
   std::vector<Poisoned<T>> final_;
@@ -402,10 +412,23 @@ class Run {
 
 // ---- Plainly
 
+// Gives columns of a plain layer's input that depend on the states before each step.
+class PlainFeedback {
+ public:
+  // Writes them into the row's x, from the h before it.
+  virtual void forward(Index row, const std::vector<double>& h, std::vector<double>& x) = 0;
+  // Adds what comes of the gradient of the row's x to that of the h before it.
+  virtual void backward(Index row, const double* dx, std::vector<double>& dh) = 0;
+
+ protected:
+  ~PlainFeedback() = default;
+};
+
 template <class S>
 class PlainRun {
  public:
-  PlainRun(const PlainCell& cell, const Problem<S>& problem) : cell_(cell), p_(problem), n_(problem.sizes) {
+  PlainRun(const PlainCell& cell, const Problem<S>& problem, PlainFeedback* feedback = nullptr)
+      : cell_(cell), p_(problem), n_(problem.sizes), feedback_(feedback) {
     values_["y"].resize(size_t(p_.rows() * p_.variant.directions * n_.output));
     if (!kQuantized<S>) values_["dx"].resize(size_t(p_.rows() * n_.input));
     for (int d = 0; d < p_.variant.directions; ++d) {
@@ -421,6 +444,7 @@ class PlainRun {
   using Row = std::vector<double>;
   struct Step {
     Index row;
+    Row x;
     Row h_prev;  // after the projection
     std::vector<Unit> units;
   };
@@ -465,7 +489,7 @@ class PlainRun {
     const Index length = p_.length(b);
     for (Index i = 0; i < length; ++i) {
       const Index t = d == 1 ? length - 1 - i : i;
-      steps.push_back({p_.offsets[size_t(t)] + b, state[0], {}});
+      steps.push_back({p_.offsets[size_t(t)] + b, Row(size_t(n_.input)), state[0], {}});
       forward(d, steps.back(), state);
     }
     for (int s = 0; s < p_.states; ++s) put(state[s], at("final", d, s), b * p_.units(s));
@@ -484,9 +508,10 @@ class PlainRun {
 
   void forward(int d, Step& step, Row (&state)[kMaxStates]) {
     const DirectionData<S>& w = p_.directions[size_t(d)];
-    Row h(static_cast<size_t>(n_.hidden)), x(static_cast<size_t>(n_.input));
-    for (Index k = 0; k < n_.input; ++k) x[size_t(k)] = get(p_.x, step.row * n_.input + k);
-    x = rounded(x);
+    Row h(static_cast<size_t>(n_.hidden));
+    for (Index k = 0; k < n_.input; ++k) step.x[size_t(k)] = get(p_.x, step.row * n_.input + k);
+    if (feedback_) feedback_->forward(step.row, step.h_prev, step.x);
+    const Row x = rounded(step.x);
     const Row h_prev = rounded(step.h_prev);
     for (Index u = 0; u < n_.hidden; ++u) {
       Unit unit{};
@@ -550,7 +575,7 @@ class PlainRun {
           at("db_ih", d)[size_t(row)] += gradient.x[g], at("db_hh", d)[size_t(row)] += gradient.h[g];
         for (Index k = 0; k < n_.input; ++k) {
           dx[size_t(step.row * n_.input + k)] += gradient.x[g] * get(w.w_ih, row * n_.input + k);
-          dw_ih[size_t(row * n_.input + k)] += gradient.x[g] * get(p_.x, step.row * n_.input + k);
+          dw_ih[size_t(row * n_.input + k)] += gradient.x[g] * step.x[size_t(k)];
         }
         for (Index k = 0; k < n_.output; ++k) {
           dstate[0][size_t(k)] += gradient.h[g] * get(w.w_hh, row * n_.output + k);
@@ -560,15 +585,25 @@ class PlainRun {
       if (!p_.projected()) dstate[0][size_t(u)] += gradient.prev[0];
       for (int s = 1; s < p_.states; ++s) dstate[s][size_t(u)] = gradient.prev[s];
     }
+    if (feedback_) feedback_->backward(step.row, dx.data() + step.row * n_.input, dstate[0]);
   }
 
   const PlainCell cell_;
   const Problem<S>& p_;
   const Sizes n_;
+  PlainFeedback* const feedback_;
   Values values_;
 };
 
 // ---- Comparing
+
+// Rounding, grown by the steps and by the length of the sums.
+template <class S>
+constexpr double kTolerance = std::is_same_v<S, double>     ? 1e-12
+                              : std::is_same_v<S, float>    ? 2e-5
+                              : kQuantized<S>               ? 0.004  // a number's next one, in places
+                              : std::is_same_v<S, BFloat16> ? 0.1
+                                                            : 0.012;
 
 // The name and place of the first value that differs from what was expected by more than `tolerance` of the
 // largest expected one (of 1 if all are smaller); empty if none does. Without tolerance the bits must be the
@@ -598,6 +633,13 @@ inline const std::vector<Plan>& plans() {
   static const std::vector<Plan> all = {{1, 1, 1}, {1, 2, 1}, {1, 3, 1}, {2, 1, 1},
                                         {2, 1, 2}, {2, 2, 2}, {4, 1, 2}};
   return all;
+}
+
+// Teams of more threads than the machine has processors are slow: a case runs under the next few plans only.
+constexpr int kPlansPerCase = 2;
+inline const Plan& next_plan() {
+  static size_t next = 0;
+  return plans()[next++ % plans().size()];
 }
 
 // Groups, members, shards and wave for a stack in one direction.

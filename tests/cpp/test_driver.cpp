@@ -6,83 +6,10 @@
 #include <cstdlib>
 
 #include "cpu/dispatch.h"
-#include "sequence_case.h"
+#include "plain_cells.h"
 
 namespace rnnfused::test {
 namespace {
-
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
-double sigmoid_slope(double y) { return y * (1 - y); }
-double tanh_slope(double y) { return 1 - y * y; }
-
-void rnn_tanh_forward(Unit& u) { u.next[0] = std::tanh(u.x[0] + u.h[0]); }
-UnitGradient rnn_tanh_backward(const Unit& u, const double (&dnext)[2]) {
-  const double da = dnext[0] * tanh_slope(u.next[0]);
-  return {{da}, {da}, {}};
-}
-
-void rnn_relu_forward(Unit& u) { u.next[0] = std::fmax(u.x[0] + u.h[0], 0); }
-UnitGradient rnn_relu_backward(const Unit& u, const double (&dnext)[2]) {
-  const double da = u.next[0] > 0 ? dnext[0] : 0;
-  return {{da}, {da}, {}};
-}
-
-struct LstmGates {
-  double i, f, g, o;
-  explicit LstmGates(const Unit& u)
-      : i(sigmoid(u.x[0] + u.h[0])),
-        f(sigmoid(u.x[1] + u.h[1])),
-        g(std::tanh(u.x[2] + u.h[2])),
-        o(sigmoid(u.x[3] + u.h[3])) {}
-};
-void lstm_forward(Unit& u) {
-  const LstmGates a(u);
-  u.next[1] = a.f * u.prev[1] + a.i * a.g;
-  u.next[0] = a.o * std::tanh(u.next[1]);
-}
-UnitGradient lstm_backward(const Unit& u, const double (&dnext)[2]) {
-  const LstmGates a(u);
-  const double tanh_c = std::tanh(u.next[1]);
-  const double dc = dnext[1] + dnext[0] * a.o * tanh_slope(tanh_c);
-  const double di = dc * a.g * sigmoid_slope(a.i), df = dc * u.prev[1] * sigmoid_slope(a.f);
-  const double dg = dc * a.i * tanh_slope(a.g), d_o = dnext[0] * tanh_c * sigmoid_slope(a.o);
-  return {{di, df, dg, d_o}, {di, df, dg, d_o}, {0, dc * a.f}};
-}
-
-struct GruGates {
-  double r, z, n;
-  explicit GruGates(const Unit& u)
-      : r(sigmoid(u.x[0] + u.h[0])), z(sigmoid(u.x[1] + u.h[1])), n(std::tanh(u.x[2] + r * u.h[2])) {}
-};
-void gru_forward(Unit& u) {
-  const GruGates a(u);
-  u.next[0] = (1 - a.z) * a.n + a.z * u.prev[0];
-}
-UnitGradient gru_backward(const Unit& u, const double (&dnext)[2]) {
-  const GruGates a(u);
-  const double dn = dnext[0] * (1 - a.z) * tanh_slope(a.n);
-  const double dr = dn * u.h[2] * sigmoid_slope(a.r), dz = dnext[0] * (u.prev[0] - a.n) * sigmoid_slope(a.z);
-  return {{dr, dz, dn}, {dr, dz, dn * a.r}, {dnext[0] * a.z}};
-}
-
-struct Tested {
-  CellId id;
-  PlainCell plain;
-};
-const Tested kTested[] = {
-    {CellId::rnn_tanh, {1, 1, rnn_tanh_forward, rnn_tanh_backward}},
-    {CellId::rnn_relu, {1, 1, rnn_relu_forward, rnn_relu_backward}},
-    {CellId::lstm, {4, 2, lstm_forward, lstm_backward}},
-    {CellId::gru, {3, 1, gru_forward, gru_backward}},
-};
-
-// Rounding, grown by the steps and by the length of the sums.
-template <class S>
-constexpr double kTolerance = std::is_same_v<S, double>     ? 1e-12
-                              : std::is_same_v<S, float>    ? 2e-5
-                              : kQuantized<S>               ? 0.004  // a number's next one, in places
-                              : std::is_same_v<S, BFloat16> ? 0.1
-                                                            : 0.012;
 
 // Where a sum that is near zero comes out on its other side, a rectifier's gradient has nothing of the exact
 // one.
@@ -92,13 +19,6 @@ Values comparable(const Tested& tested, Values values) {
   for (auto it = values.begin(); it != values.end();)
     it = it->first[0] == 'd' ? values.erase(it) : std::next(it);
   return values;
-}
-
-// Teams of more threads than the machine has processors are slow: a case runs under the next few plans only.
-constexpr int kPlansPerCase = 2;
-const Plan& next_plan() {
-  static size_t next = 0;
-  return plans()[next++ % plans().size()];
 }
 
 template <class S>

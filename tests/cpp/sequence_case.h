@@ -648,12 +648,16 @@ inline const std::vector<Plan>& waves() {
   return all;
 }
 
+inline std::string list(std::initializer_list<Index> numbers) {
+  std::string out;
+  for (Index n : numbers) {
+    if (!out.empty()) out += ' ';
+    out += std::to_string(n);
+  }
+  return out;
+}
+
 inline std::string text(const Sizes& s, const Variant& v, const Plan& p) {
-  const auto list = [](std::initializer_list<Index> numbers) {
-    std::string out;
-    for (Index n : numbers) out += (out.empty() ? "" : " ") + std::to_string(n);
-    return out;
-  };
   return "T B I H P = " + list({s.steps, s.batch, s.input, s.hidden, s.output}) +
          ", ragged directions initial biases recompute = " +
          list({v.ragged, v.directions, v.initial, v.biases, v.recompute}) +

@@ -248,8 +248,7 @@ Values plain_results(const PlainCell& cell, const AttendedProblem<T>& problem) {
 
 std::string text(const AttendedSizes& n, Mask mask, const Plan& plan) {
   return text(Sizes{n.steps, n.batch, n.given, n.hidden, n.hidden}, {}, plan) +
-         ", S A V = " + std::to_string(n.source) + " " + std::to_string(n.size) + " " +
-         std::to_string(n.context) + ", mask = " + std::to_string(int(mask));
+         ", S A V mask = " + list({n.source, n.size, n.context, Index(mask)});
 }
 
 template <class T>

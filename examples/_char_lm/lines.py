@@ -23,7 +23,10 @@ def line_rates(backends: tuple[str, ...], recipe: Recipe, corpus: Corpus) -> dic
     median over the same batches for every backend, which take turns. Empty where the text has no lines.
     """
     trained = {backend: build_model(backend, len(corpus.vocabulary), recipe) for backend in backends}
-    optimizers = {name: torch.optim.Adam(model.parameters(), lr=recipe.lr) for name, model in trained.items()}
+    optimizers = {
+        name: torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
+        for name, model in trained.items()
+    }
     rates: dict[str, list[float]] = {backend: [] for backend in backends}
     for batch in _batches(recipe, corpus):
         for backend in backends:

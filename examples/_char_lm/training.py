@@ -44,7 +44,7 @@ class Run:
         self.history = History()
         self.model = build_model(backend, len(corpus.vocabulary), recipe).to(device)
         self._called = self._wrap(self.model)
-        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.lr)
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.lr, fused=True)
         self._score, self._update = self._model_and_loss, self._optimizer.step
         if compiled:
             self._score = torch.compile(self._score, fullgraph=True)

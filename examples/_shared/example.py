@@ -119,7 +119,7 @@ class Example(ABC):
         return recipe.lr
 
     def optimizer(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-        return torch.optim.Adam(model.parameters(), lr=recipe.lr)
+        return torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
 
     def show(self, model: nn.Module) -> str:
         """Lines to print of what a trained model does; the model is as for `quality`."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
+from rnnfused._gates import from_torch
 from rnnfused._layer import LayerConfig, Layout
 
 __all__ = ["register_symbolic", "translation_table"]
@@ -29,21 +30,20 @@ _FLOAT, _INT32, _FLOAT16, _BFLOAT16 = 1, 6, 10, 16
 
 @dataclass(frozen=True)
 class _Operator:
-    """ONNX's operator for a cell. gates: the place of each of its gates in torch's order. activation: of the
-    gates, where the operator's own is not the cell's. attributes: further ones.
+    """ONNX's operator for a cell. activation: of the gates, where the operator's own is not the cell's.
+    attributes: further ones.
     """
 
     name: str
-    gates: tuple[int, ...]
     activation: str | None = None
     attributes: tuple[tuple[str, int], ...] = ()
 
 
 _OPERATORS = {
-    "rnn_tanh": _Operator("RNN", (0,)),
-    "rnn_relu": _Operator("RNN", (0,), activation="Relu"),
-    "gru": _Operator("GRU", (1, 0, 2), attributes=(("linear_before_reset", 1),)),  # z, r, n
-    "lstm": _Operator("LSTM", (0, 3, 1, 2)),  # i, o, f, g
+    "rnn_tanh": _Operator("RNN"),
+    "rnn_relu": _Operator("RNN", activation="Relu"),
+    "gru": _Operator("GRU", attributes=(("linear_before_reset", 1),)),
+    "lstm": _Operator("LSTM"),
 }
 
 
@@ -306,7 +306,7 @@ class _Layers:
 
     def _gates(self, tensors: Sequence[Value], *columns: int) -> Value:
         """Of all directions weights [G H, columns] as [D, G H, columns], or biases [G H] as [D, 2 G H]."""
-        gates, directions = self._operator.gates, self._config.directions
+        gates, directions = from_torch("onnx", self._config.cell), self._config.directions
         value = self.node("Concat", *tensors, axis=0) if len(tensors) > 1 else tensors[0]
         if len(gates) > 1:
             blocks = [

@@ -7,6 +7,7 @@ from rnnfused import _flops as _flops
 from rnnfused import adapters as adapters
 from rnnfused import attention as attention
 from rnnfused import functional as functional
+from rnnfused import interop as interop
 from rnnfused import onnx as onnx
 from rnnfused import seq2seq as seq2seq
 from rnnfused._config import empty_cache as empty_cache

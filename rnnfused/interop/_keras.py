@@ -1,0 +1,115 @@
+"""Keras's layers, read by their class's name, get_config() and get_weights()."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rnnfused.interop._weights import (
+    Direction,
+    Layer,
+    Stack,
+    array,
+    build,
+    check_shape,
+    describe,
+    from_columns,
+    tensor,
+)
+
+__all__ = ["from_keras", "to_keras"]
+
+# Of each class the options that change what it computes, and the values that our layers have.
+_OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "SimpleRNN": {"activation": ("tanh", "relu")},
+    "LSTM": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)},
+    "GRU": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",), "reset_after": (True,)},
+}
+
+
+def from_keras(layer: Any, dtype: torch.dtype | None = None) -> Layer:
+    """The RNN, LSTM or GRU with the weights of a Keras layer, batch_first as Keras is.
+
+    layer: SimpleRNN, LSTM, GRU or Bidirectional, built; or a sequence of such layers of one kind and size,
+    each on top of the one before it, which become one of several layers (num_layers). dtype: the weights' own
+    if None.
+
+    What concerns calls and training alone does not matter here: dropout, recurrent_dropout, stateful,
+    return_sequences and the like. Raises ValueError for a layer that is not built, another class, and options
+    that our layers do not have: activations, reset_after=False, go_backwards, other values of merge_mode.
+
+    Keras's layout: kernel [I, G H], recurrent_kernel [H, G H], bias [G H], of a GRU [2, 3 H]; gates i, f, c,
+    o and z, r, h (keras.layers.LSTMCell and GRUCell, Keras 3).
+    """
+    layers = layer if isinstance(layer, Sequence) else [layer]
+    if not layers:
+        raise ValueError("layer: expected at least one, got none")
+    stacks = [_read(one, f"layer {index}") for index, one in enumerate(layers)]
+    cell = stacks[0].cell
+    for index, stack in enumerate(stacks):
+        if stack.cell != cell:
+            raise ValueError(f"layer {index}: expected a layer of kind {cell} as layer 0, got {stack.cell}")
+    return build(Stack(cell, [stack.layers[0] for stack in stacks]), dtype, batch_first=True)
+
+
+def to_keras(layer: Layer) -> list[Any]:
+    """The layer's weights as NumPy arrays, as set_weights takes them.
+
+    Of a layer in both directions the forward one's come first, as in Bidirectional; of several layers
+    (num_layers) the first one's, as in a keras.Sequential of them. Of an LSTM and an RNN the bias is the sum
+    of our two.
+
+    Raises TypeError for what is no RNN, LSTM or GRU, and ValueError for proj_size, learn_initial_state and
+    bfloat16.
+    """
+    cell, layers = describe(layer)
+    arrays = []
+    for direction in (direction for each in layers for direction in each):
+        weights = direction.from_torch("keras", cell)
+        arrays += [weights.w_ih.t(), weights.w_hh.t()]
+        if layer.bias:
+            arrays.append(torch.stack(weights.biases) if cell == "gru" else weights.bias)
+    return [array(weight) for weight in arrays]
+
+
+def _read(layer: Any, where: str) -> Stack:
+    kind, config = type(layer).__name__, layer.get_config()
+    configs = [(kind, config)]
+    if kind == "Bidirectional":
+        _check_option(where, config, "merge_mode", ("concat",))
+        both = (config["layer"], config["backward_layer"])
+        configs = [(one["class_name"], one["config"]) for one in both]
+    cells = []
+    for index, (kind, config) in enumerate(configs):
+        if kind not in _OPTIONS:
+            raise ValueError(f"{where}: expected Bidirectional, {', '.join(_OPTIONS)}, got {kind}")
+        for option, allowed in (*_OPTIONS[kind].items(), ("go_backwards", (index == 1,))):
+            _check_option(where, config, option, allowed)
+        cells.append(f"rnn_{config['activation']}" if kind == "SimpleRNN" else kind.lower())
+    if len(set(cells)) > 1:
+        raise ValueError(f"{where}: expected the same in both directions, got {' and '.join(cells)}")
+    counts = [3 if config["use_bias"] else 2 for _, config in configs]
+    arrays = layer.get_weights()
+    if len(arrays) != sum(counts):
+        raise ValueError(f"{where}: expected {sum(counts)} arrays (a layer that is built), got {len(arrays)}")
+    weights = iter(arrays)
+    return Stack(cells[0], [[_direction(where, cells[0], weights, count) for count in counts]])
+
+
+def _check_option(where: str, config: Mapping[str, Any], option: str, allowed: Sequence[Any]) -> None:
+    if config.get(option) not in allowed:
+        raise ValueError(
+            f"{option} of {where}: expected {' or '.join(map(repr, allowed))}, got {config.get(option)!r}"
+        )
+
+
+def _direction(where: str, cell: str, arrays: Iterator[Any], count: int) -> Direction:
+    names = [f"{name} of {where}" for name in ("kernel", "recurrent_kernel", "bias")[:count]]
+    named = {name: tensor(name, next(arrays)) for name in names}
+    if cell == "gru" and count == 3:
+        bias = named.pop(names[2])
+        check_shape(names[2], bias, 2, bias.size(-1))
+        named |= {f"{names[2]}, row {row}": values for row, values in enumerate(bias)}
+    return from_columns("keras", cell, named)

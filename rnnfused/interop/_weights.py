@@ -1,0 +1,180 @@
+"""What all frameworks' weights pass through: a layer of ours as the weights of its directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from rnnfused import _gates
+from rnnfused.cells import CELLS
+from rnnfused.modules import CELLS_OF_MODE, GRU, LSTM, RNN
+
+__all__ = [
+    "Direction",
+    "Layer",
+    "Stack",
+    "array",
+    "build",
+    "check_name",
+    "check_shape",
+    "describe",
+    "from_columns",
+    "tensor",
+]
+
+Layer: TypeAlias = RNN | LSTM | GRU
+
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class Direction(NamedTuple):
+    """One direction of one layer as torch.nn keeps it: w_ih [G H, I], w_hh [G H, H], the biases [G H] or
+    None. Only the order of the gates may be another's.
+    """
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None = None
+    b_hh: Tensor | None = None
+
+    def to_torch(self, framework: str, cell: str) -> Direction:
+        return self._reordered(_gates.to_torch(framework, cell))
+
+    def from_torch(self, framework: str, cell: str) -> Direction:
+        return self._reordered(_gates.from_torch(framework, cell))
+
+    def _reordered(self, places: Sequence[int]) -> Direction:
+        def blocks(weight: Tensor | None) -> Tensor | None:
+            if weight is None:
+                return None
+            gates = weight.chunk(len(places))
+            return torch.cat([gates[place] for place in places])
+
+        return Direction(*map(blocks, self))  # type: ignore[arg-type]
+
+    @property
+    def bias(self) -> Tensor:
+        """Both biases in one, for cells in which they are added; zeros where there are none."""
+        b_ih, b_hh = self.biases
+        return b_ih + b_hh
+
+    @property
+    def biases(self) -> tuple[Tensor, Tensor]:
+        """Zeros for those that are not there."""
+        zeros = self.w_hh.new_zeros(len(self.w_hh))
+        return zeros if self.b_ih is None else self.b_ih, zeros if self.b_hh is None else self.b_hh
+
+
+class Stack(NamedTuple):
+    """A layer's cell, its name in the registry, and the directions of each of its layers."""
+
+    cell: str
+    layers: list[list[Direction]]
+
+
+def tensor(name: str, value: Any) -> Tensor:
+    """A tensor of what is one or an array. Raises ValueError for what holds no floating-point numbers."""
+    if isinstance(value, Tensor):
+        found = value.detach()
+    else:
+        import numpy as np  # which the package does not need
+
+        values = np.array(value)  # a copy: other frameworks' arrays may be read-only
+        if values.dtype.name == "bfloat16":  # ml_dtypes', which torch does not read
+            found = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        else:
+            found = torch.from_numpy(values)
+    if not found.is_floating_point():
+        raise ValueError(f"{name}: expected floating-point numbers, got {found.dtype}")
+    return found
+
+
+def array(weight: Tensor) -> Any:
+    """A NumPy array with memory of its own. Raises ValueError for bfloat16, which NumPy has not."""
+    if weight.dtype == torch.bfloat16:
+        raise ValueError("layer: expected weights in float16, float32 or float64, got bfloat16")
+    return weight.cpu().contiguous().numpy().copy()
+
+
+def check_name(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_shape(name: str, weight: Tensor, *shape: int) -> None:
+    if weight.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(weight.shape)}")
+
+
+def from_columns(framework: str, cell: str, named: Mapping[str, Tensor]) -> Direction:
+    """From weights whose gates are columns, by their names in errors: kernel [I, G H], recurrent kernel
+    [H, G H], then none, one or two biases [G H].
+    """
+    kernel, recurrent, *biases = named.values()
+    hidden, columns = len(recurrent), len(CELLS[cell].gates) * len(recurrent)
+    shapes = ((len(kernel), columns), (hidden, columns), (columns,), (columns,))
+    for (name, weight), shape in zip(named.items(), shapes, strict=False):
+        check_shape(name, weight, *shape)
+    return Direction(kernel.t(), recurrent.t(), *biases).to_torch(framework, cell)
+
+
+def build(stack: Stack, dtype: torch.dtype | None, batch_first: bool) -> Layer:
+    """The layer with these weights, in torch's order of the gates, each checked in itself.
+
+    dtype None: the weights' own. Raises ValueError for layers that do not fit on one another.
+    """
+    first = stack.layers[0][0]
+    inputs, hidden, directions = first.w_ih.size(1), first.w_hh.size(1), len(stack.layers[0])
+    for index, layer in enumerate(stack.layers):
+        if len(layer) != directions:
+            raise ValueError(f"layers: expected {directions} directions in each, got {len(layer)} in {index}")
+        features = inputs if index == 0 else directions * hidden
+        for direction in layer:
+            got = direction.w_ih.size(1), direction.w_hh.size(1)
+            if got != (features, hidden):
+                raise ValueError(
+                    f"layers: expected {features} features and {hidden} units in layer {index}, "
+                    f"got {got[0]} and {got[1]}"
+                )
+    biased = any(bias is not None for layer in stack.layers for direction in layer for bias in direction[2:])
+    make: Callable[..., Layer] = {"lstm": LSTM, "gru": GRU}.get(stack.cell, RNN)
+    kind = {"nonlinearity": stack.cell.removeprefix("rnn_")} if make is RNN else {}
+    dtype = dtype or first.w_ih.dtype
+    # On "meta" nothing is drawn, and torch's generator stays as it is.
+    built = make(
+        *(inputs, hidden, len(stack.layers), *kind.values()),
+        bias=biased,
+        batch_first=batch_first,
+        bidirectional=directions == 2,
+        device="meta",
+        dtype=dtype,
+    )
+    state = {}
+    for index, layer in enumerate(stack.layers):
+        for suffix, direction in zip(("", "_reverse"), layer, strict=False):
+            weights = [direction.w_ih, direction.w_hh, *(direction.biases if biased else ())]
+            for name, weight in zip(_NAMES, weights, strict=False):
+                state[f"{name}_l{index}{suffix}"] = weight.to(dtype)
+    built.load_state_dict(state, assign=True)
+    return built
+
+
+def describe(layer: Any) -> Stack:
+    """The reverse of `build`, of torch.nn's layers, too. Raises TypeError for what is no layer, and
+    ValueError for options of it that no other framework's layers have.
+    """
+    if not isinstance(layer, torch.nn.RNNBase) or layer.mode not in CELLS_OF_MODE:
+        raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
+    for option, expected in (("proj_size", 0), ("learn_initial_state", False)):
+        if (value := getattr(layer, option, expected)) != expected:
+            raise ValueError(f"{option}: expected {expected}, got {value}")
+    suffixes = ("", "_reverse") if layer.bidirectional else ("",)
+    names = _NAMES if layer.bias else _NAMES[:2]
+    layers = [
+        [Direction(*(getattr(layer, f"{n}_l{index}{s}").detach() for n in names)) for s in suffixes]
+        for index in range(layer.num_layers)
+    ]
+    return Stack(CELLS_OF_MODE[layer.mode], layers)

@@ -1,0 +1,783 @@
+"""Weights of other frameworks: layers made of them compute what steps in NumPy do, which are written from the
+frameworks' published equations, and what the frameworks' own layers do where those are installed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from results import assert_same_bits
+from tolerances import FLOAT64, ONNX_ULPS
+from torch import Tensor
+
+import rnnfused
+from rnnfused import interop
+
+Array = NDArray[Any]
+B, T, INPUT, H = 2, 6, 3, 4
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
+CELLS = list(GATES)
+LAYOUTS: list[tuple[int, bool]] = [(1, False), (1, True), (2, False), (2, True)]  # num_layers, bidirectional
+
+draw = np.random.default_rng(0).standard_normal
+
+
+def sigmoid(a: Array) -> Array:
+    return 1 / (1 + np.exp(-a))
+
+
+def relu(a: Array) -> Array:
+    return np.maximum(a, 0)
+
+
+# A step of a cell: (x [B, I], h, c) to the next (h, c), c being left alone where there is none.
+Step = Callable[[Array, Array, Array], tuple[Array, Array]]
+
+
+def over_time(step: Step, x: Array, reverse: bool = False) -> Array:
+    """x [B, T, I] to h of every step [B, T, H]."""
+    h = c = np.zeros((len(x), H))
+    outputs = np.zeros((*x.shape[:2], H))
+    for t in reversed(range(x.shape[1])) if reverse else range(x.shape[1]):
+        h, c = step(x[:, t], h, c)
+        outputs[:, t] = h
+    return outputs
+
+
+def over_layers(steps: Sequence[Sequence[Step]], x: Array) -> Array:
+    for directions in steps:
+        x = np.concatenate([over_time(step, x, bool(k)) for k, step in enumerate(directions)], axis=-1)
+    return x
+
+
+def make(cell: str, *sizes: Any, **options: Any) -> Any:
+    kinds = {"lstm": rnnfused.LSTM, "gru": rnnfused.GRU}
+    if cell in kinds:
+        return kinds[cell](*sizes, **options)
+    return rnnfused.RNN(*sizes, nonlinearity=cell.removeprefix("rnn_"), **options)
+
+
+def output(layer: Any, x: Array) -> Array:
+    with torch.no_grad():
+        found: Array = layer(torch.from_numpy(x))[0].numpy()
+    return found
+
+
+def assert_close(got: Array, want: Array) -> None:
+    np.testing.assert_allclose(got, want, rtol=0, atol=FLOAT64)
+
+
+def assert_float32_close(got: Array, want: Array) -> None:
+    """Of two frameworks' layers: either may be off as ONNX Runtime's may."""
+    assert got.shape == want.shape
+    assert np.abs(got - want).max() <= ONNX_ULPS * np.finfo(np.float32).eps * np.abs(want).max()
+
+
+def assert_same_arrays(got: Sequence[Array], want: Sequence[Array]) -> None:
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def features(num_layers: int, bidirectional: bool) -> list[int]:
+    return [INPUT, *[H * (1 + bidirectional)] * (num_layers - 1)]
+
+
+def with_one_bias(layer: Any) -> Any:
+    """The same without b_hh, as from frameworks that have one bias."""
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if name.startswith("bias_hh"):
+                parameter.zero_()
+    return layer
+
+
+# Keras
+
+
+def keras_step(cell: str, kernel: Array, recurrent: Array, bias: Array) -> Step:
+    """Keras's documented equations; reset_after of a GRU."""
+
+    def lstm(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        i, f, g, o = np.split(x @ kernel + h @ recurrent + bias, 4, axis=1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        return sigmoid(o) * np.tanh(c), c
+
+    def gru(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        x_z, x_r, x_h = np.split(x @ kernel + bias[0], 3, axis=1)
+        h_z, h_r, h_h = np.split(h @ recurrent + bias[1], 3, axis=1)
+        z, r = sigmoid(x_z + h_z), sigmoid(x_r + h_r)
+        return z * h + (1 - z) * np.tanh(x_h + r * h_h), c
+
+    def rnn(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        act = np.tanh if cell == "rnn_tanh" else relu
+        return act(x @ kernel + h @ recurrent + bias), c
+
+    return {"lstm": lstm, "gru": gru}.get(cell, rnn)
+
+
+KERAS_NAMES = {"rnn_tanh": "SimpleRNN", "rnn_relu": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
+
+
+def keras_config(cell: str, **changed: Any) -> dict[str, Any]:
+    config = {
+        "units": H,
+        "activation": "relu" if cell == "rnn_relu" else "tanh",
+        "use_bias": True,
+        "go_backwards": False,
+        "dropout": 0.5,
+    }
+    if cell in ("lstm", "gru"):
+        config["recurrent_activation"] = "sigmoid"
+    if cell == "gru":
+        config["reset_after"] = True
+    return {**config, **changed}
+
+
+def keras_layer(name: str, config: Mapping[str, Any], weights: Sequence[Array]) -> Any:
+    """What from_keras asks of a layer of Keras's, without Keras."""
+    methods = {"get_config": lambda self: config, "get_weights": lambda self: weights}
+    return type(name, (), methods)()
+
+
+def keras_bidirectional(cell: str, weights: Sequence[Array], **changed: Any) -> Any:
+    layers = {
+        name: {"class_name": KERAS_NAMES[cell], "config": keras_config(cell, go_backwards=backwards)}
+        for name, backwards in (("layer", False), ("backward_layer", True))
+    }
+    return keras_layer("Bidirectional", {"merge_mode": "concat", **layers, **changed}, weights)
+
+
+def keras_weights(cell: str, inputs: int) -> list[Array]:
+    columns = GATES[cell] * H
+    return [draw((inputs, columns)), draw((H, columns)), draw((2, columns) if cell == "gru" else columns)]
+
+
+def keras_layers(cell: str, arrays: Sequence[Array], bidirectional: bool) -> list[Any]:
+    """Of the weights of one layer after the other, as to_keras has them."""
+    each = 6 if bidirectional else 3
+    parts = [arrays[k : k + each] for k in range(0, len(arrays), each)]
+    if bidirectional:
+        return [keras_bidirectional(cell, part) for part in parts]
+    return [keras_layer(KERAS_NAMES[cell], keras_config(cell), part) for part in parts]
+
+
+@pytest.mark.parametrize("num_layers, bidirectional", LAYOUTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_keras_weights(cell: str, num_layers: int, bidirectional: bool) -> None:
+    weights = [
+        [keras_weights(cell, inputs) for _ in range(1 + bidirectional)]
+        for inputs in features(num_layers, bidirectional)
+    ]
+    flat = [array for directions in weights for arrays in directions for array in arrays]
+    layers = keras_layers(cell, flat, bidirectional)
+    layer = interop.from_keras(layers if num_layers > 1 else layers[0])
+    assert type(layer) is type(make(cell, 1, 1)) and layer.batch_first
+    assert (layer.num_layers, layer.bidirectional) == (num_layers, bidirectional)
+    x = draw((B, T, INPUT))
+    steps = [[keras_step(cell, *arrays) for arrays in directions] for directions in weights]
+    assert_close(output(layer, x), over_layers(steps, x))
+    assert_same_arrays(interop.to_keras(layer), flat)
+
+
+@pytest.mark.parametrize("num_layers, bidirectional", LAYOUTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_keras_round_trip(cell: str, num_layers: int, bidirectional: bool) -> None:
+    options: dict[str, Any] = {"batch_first": True, "bidirectional": bidirectional}
+    layer = make(cell, INPUT, H, num_layers, **options)
+    if cell != "gru":
+        with_one_bias(layer)
+    back = interop.from_keras(keras_layers(cell, interop.to_keras(layer), bidirectional))
+    assert list(back.state_dict()) == list(layer.state_dict())
+    assert_same_bits(back.state_dict().values(), layer.state_dict().values())
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_keras_without_bias(cell: str) -> None:
+    weights = keras_weights(cell, INPUT)[:2]
+    layer = interop.from_keras(keras_layer(KERAS_NAMES[cell], keras_config(cell, use_bias=False), weights))
+    assert not layer.bias
+    assert_same_arrays(interop.to_keras(layer), weights)
+
+
+def test_bfloat16_arrays() -> None:
+    """Which NumPy has from ml_dtypes alone."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    state = haste_state("gru")
+    arrays = {name: values.numpy().astype(bfloat16) for name, values in state.items()}
+    layer = interop.from_haste(arrays, "gru")
+    assert layer.weight_ih_l0.dtype == torch.bfloat16
+    want = interop.from_haste(state, "gru", torch.bfloat16)
+    assert_same_bits(layer.state_dict().values(), want.state_dict().values())
+
+
+def test_keras_in_another_dtype() -> None:
+    layer = interop.from_keras(
+        keras_layer("GRU", keras_config("gru"), keras_weights("gru", INPUT)), torch.bfloat16
+    )
+    assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
+    assert all(p.requires_grad and p.is_contiguous() for p in layer.parameters())
+    with pytest.raises(ValueError, match="expected weights in float16, float32 or float64, got bfloat16"):
+        interop.to_keras(layer)
+
+
+GRU_CONFIG, GRU_WEIGHTS = keras_config("gru"), keras_weights("gru", INPUT)
+
+
+def keras_gru(**changed: Any) -> Any:
+    return keras_layer("GRU", {**GRU_CONFIG, **changed}, GRU_WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "layer, words",
+    [
+        (keras_gru(reset_after=False), "reset_after of layer 0: expected True, got False"),
+        (keras_gru(activation="relu"), "activation of layer 0: expected 'tanh', got 'relu'"),
+        (
+            keras_gru(recurrent_activation="hard_sigmoid"),
+            "recurrent_activation .*: expected 'sigmoid', got 'hard_s",
+        ),
+        (keras_gru(go_backwards=True), "go_backwards of layer 0: expected False, got True"),
+        (keras_layer("GRU", GRU_CONFIG, []), r"expected 3 arrays \(a layer that is built\), got 0"),
+        (
+            keras_layer("ConvLSTM2D", GRU_CONFIG, []),
+            "expected Bidirectional, SimpleRNN, LSTM, GRU, got ConvLSTM2D",
+        ),
+        (keras_layer("SimpleRNN", {"activation": "elu"}, []), "expected 'tanh' or 'relu', got 'elu'"),
+        (keras_bidirectional("gru", 2 * GRU_WEIGHTS, merge_mode="sum"), "expected 'concat', got 'sum'"),
+        (
+            keras_bidirectional("gru", [], backward_layer={"class_name": "GRU", "config": GRU_CONFIG}),
+            "go_backwards of layer 0: expected True, got False",
+        ),
+        (
+            keras_bidirectional(
+                "gru",
+                [],
+                backward_layer={"class_name": "LSTM", "config": keras_config("lstm", go_backwards=True)},
+            ),
+            "expected the same in both directions, got gru and lstm",
+        ),
+        (
+            keras_layer("GRU", GRU_CONFIG, [*GRU_WEIGHTS[:2], GRU_WEIGHTS[2][0]]),
+            r"bias of layer 0: expected shape \(2, 12\), got \(12,\)",
+        ),
+        (
+            keras_layer("GRU", GRU_CONFIG, [GRU_WEIGHTS[0][:, 1:], *GRU_WEIGHTS[1:]]),
+            r"^kernel of layer 0: expected shape \(3, 12\), got \(3, 11\)",
+        ),
+        (
+            keras_layer("GRU", GRU_CONFIG, [a.astype(np.int64) for a in GRU_WEIGHTS]),
+            "kernel of layer 0: expected floating-point numbers, got torch.int64",
+        ),
+        ([], "expected at least one, got none"),
+        ([keras_gru(), keras_gru()], "expected 4 features and 4 units in layer 1, got 3 and 4"),
+        (
+            [keras_gru(), keras_bidirectional("gru", 2 * GRU_WEIGHTS)],
+            "expected 1 directions in each, got 2 in 1",
+        ),
+        (
+            [keras_gru(), keras_layer("LSTM", keras_config("lstm"), keras_weights("lstm", H))],
+            "layer 1: expected a layer of kind gru as layer 0, got lstm",
+        ),
+    ],
+)
+def test_what_of_keras_is_an_error(layer: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        interop.from_keras(layer)
+
+
+@pytest.mark.parametrize("num_layers, bidirectional", LAYOUTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_keras_itself(cell: str, num_layers: int, bidirectional: bool) -> None:
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras")
+
+    def one() -> Any:
+        options: dict[str, Any] = {"return_sequences": True, "bias_initializer": "glorot_uniform"}
+        if cell == "rnn_relu":
+            options["activation"] = "relu"
+        layer = getattr(keras.layers, KERAS_NAMES[cell])(H, **options)
+        return keras.layers.Bidirectional(layer) if bidirectional else layer
+
+    model = keras.Sequential([one() for _ in range(num_layers)])
+    model.build((None, None, INPUT))
+    x = draw((B, T, INPUT)).astype(np.float32)
+    layer = interop.from_keras(model.layers)
+    assert_float32_close(output(layer, x), model.predict(x, verbose=0))
+    assert_same_arrays(interop.to_keras(layer), model.get_weights())
+    ours = make(cell, INPUT, H, num_layers, batch_first=True, bidirectional=bidirectional)
+    model.set_weights(interop.to_keras(ours))
+    assert_float32_close(output(ours, x), model.predict(x, verbose=0))
+
+
+# Flax
+
+
+def flax_step(cell: str, tree: Mapping[str, Any]) -> Step:
+    """Flax's documented equations, Dense by Dense."""
+
+    def dense(name: str, values: Array) -> Array:
+        return values @ tree[name]["kernel"] + tree[name].get("bias", 0)
+
+    def lstm(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        i, f, o = (sigmoid(dense(f"i{gate}", x) + dense(f"h{gate}", h)) for gate in "ifo")
+        c = f * c + i * np.tanh(dense("ig", x) + dense("hg", h))
+        return o * np.tanh(c), c
+
+    def gru(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        r, z = (sigmoid(dense(f"i{gate}", x) + dense(f"h{gate}", h)) for gate in "rz")
+        n = np.tanh(dense("in", x) + r * dense("hn", h))
+        return (1 - z) * n + z * h, c
+
+    def rnn(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        return (np.tanh if cell == "rnn_tanh" else relu)(dense("i", x) + dense("h", h)), c
+
+    return {"lstm": lstm, "gru": gru}.get(cell, rnn)
+
+
+FLAX_NAMES = {
+    "lstm": ["ii", "if", "ig", "io", "hi", "hf", "hg", "ho"],
+    "gru": ["ir", "iz", "in", "hr", "hz", "hn"],
+    "rnn_tanh": ["i", "h"],
+    "rnn_relu": ["i", "h"],
+}
+FLAX_BIASED = {"hi", "hf", "hg", "ho", "ir", "iz", "in", "hn", "i"}
+
+
+def flax_cell(cell: str, inputs: int) -> dict[str, Any]:
+    return {
+        name: {"kernel": draw((inputs if name[0] == "i" else H, H))}
+        | ({"bias": draw(H)} if name in FLAX_BIASED else {})
+        for name in FLAX_NAMES[cell]
+    }
+
+
+def flax_tree(cell: str, inputs: int, bidirectional: bool) -> dict[str, Any]:
+    if not bidirectional:
+        return flax_cell(cell, inputs)
+    return {name: {"cell": flax_cell(cell, inputs)} for name in ("forward_rnn", "backward_rnn")}
+
+
+def leaves(tree: Any) -> dict[str, Array]:
+    """The arrays of a tree by their paths."""
+    if not isinstance(tree, Mapping):
+        return {"": np.asarray(tree)}
+    return {f"/{name}{path}": leaf for name, part in tree.items() for path, leaf in leaves(part).items()}
+
+
+def assert_same_tree(got: Any, want: Any) -> None:
+    got, want = leaves(got), leaves(want)
+    assert sorted(got) == sorted(want)
+    assert_same_arrays([got[path] for path in want], list(want.values()))
+
+
+@pytest.mark.parametrize("num_layers, bidirectional", LAYOUTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_flax_parameters(cell: str, num_layers: int, bidirectional: bool) -> None:
+    trees = [flax_tree(cell, inputs, bidirectional) for inputs in features(num_layers, bidirectional)]
+    layer = interop.from_flax(trees if num_layers > 1 else {"params": trees[0]}, cell)
+    assert layer.batch_first and (layer.num_layers, layer.bidirectional) == (num_layers, bidirectional)
+    x = draw((B, T, INPUT))
+    cells = [
+        [tree[name]["cell"] for name in ("forward_rnn", "backward_rnn")] if bidirectional else [tree]
+        for tree in trees
+    ]
+    steps = [[flax_step(cell, one) for one in directions] for directions in cells]
+    assert_close(output(layer, x), over_layers(steps, x))
+    for one, other in zip(interop.to_flax(layer), trees, strict=True):
+        assert_same_tree(one, other)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("cell", CELLS)
+def test_flax_has_fewer_biases(cell: str, bias: bool) -> None:
+    """What has no place of its own is added to where it belongs."""
+    layer = make(cell, INPUT, H, batch_first=True, bias=bias, dtype=torch.float64)
+    (tree,) = interop.to_flax(layer)
+    assert {name for name in tree if "bias" in tree[name]} == FLAX_BIASED & set(tree)
+    x = draw((B, T, INPUT))
+    want = output(layer, x)
+    assert_close(over_time(flax_step(cell, tree), x), want)
+    assert_close(output(interop.from_flax(tree, cell), x), want)
+
+
+LSTM_TREE = flax_cell("lstm", INPUT)
+
+
+@pytest.mark.parametrize(
+    "params, cell, words",
+    [
+        (LSTM_TREE, "mgu", "cell: expected 'lstm' or 'gru' .*, got 'mgu'"),
+        (LSTM_TREE, "gru", "params: expected ir, iz, in, hr, hz, hn of a cell 'gru', got ii, if"),
+        ({"dense_i": {}, "dense_h": {}}, "gru", "expected ir, .* got dense_i, dense_h"),
+        ({**LSTM_TREE, "hf": {"scale": 1.0}}, "lstm", "hf: expected a kernel, got scale"),
+        (
+            {**LSTM_TREE, "if": {"kernel": draw((5, H))}},
+            "lstm",
+            r"kernel of if: expected shape \(3, 4\), got \(5, 4\)",
+        ),
+        (
+            {**LSTM_TREE, "ho": {"kernel": draw((H, H)), "bias": draw(3)}},
+            "lstm",
+            r"bias of ho: .*\(4,\), got \(3,\)",
+        ),
+        ([], "lstm", "params: expected at least one layer, got none"),
+    ],
+)
+def test_what_of_flax_is_an_error(params: Any, cell: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        interop.from_flax(params, cell)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_flax_itself(cell: str, bidirectional: bool) -> None:
+    flax = pytest.importorskip("flax.linen")
+    import jax
+
+    def one() -> Any:
+        options = {"bias_init": flax.initializers.normal()}
+        if cell == "rnn_relu":
+            options["activation_fn"] = flax.relu
+        kinds = {"lstm": flax.OptimizedLSTMCell, "gru": flax.GRUCell}
+        return flax.RNN(kinds.get(cell, flax.SimpleCell)(H, **options))
+
+    model = flax.Bidirectional(one(), one()) if bidirectional else one()
+    x = draw((B, T, INPUT)).astype(np.float32)
+    variables = model.init(jax.random.key(0), x)
+    layer = interop.from_flax(variables, cell)
+    assert_float32_close(output(layer, x), np.asarray(model.apply(variables, x)))
+    (tree,) = interop.to_flax(layer)
+    assert_same_tree(tree if bidirectional else {"cell": tree}, variables["params"])
+    if cell == "lstm":  # the plain cell has the same parameters
+        plain = flax.RNN(flax.LSTMCell(H)).init(jax.random.key(0), x)
+        optimized = flax.RNN(flax.OptimizedLSTMCell(H)).init(jax.random.key(0), x)
+        assert sorted(leaves(plain)) == sorted(leaves(optimized))
+
+
+# haste
+
+
+def haste_step(cell: str, state: Mapping[str, Array]) -> Step:
+    """haste's documented equations."""
+    kernel, recurrent = state["kernel"], state["recurrent_kernel"]
+
+    def lstm(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        i, g, f, o = np.split(x @ kernel + h @ recurrent + state["bias"], 4, axis=1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        return sigmoid(o) * np.tanh(c), c
+
+    def gru(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        return keras_step("gru", kernel, recurrent, np.stack([state["bias"], state["recurrent_bias"]]))(
+            x, h, c
+        )
+
+    return {"lstm": lstm, "gru": gru}[cell]
+
+
+def haste_state(cell: str) -> dict[str, Tensor]:
+    columns = GATES[cell] * H
+    shapes: dict[str, Any] = {"kernel": (INPUT, columns), "recurrent_kernel": (H, columns), "bias": columns}
+    if cell == "gru":
+        shapes["recurrent_bias"] = columns
+    return {name: torch.from_numpy(draw(shape)) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_haste_weights(cell: str) -> None:
+    state = haste_state(cell)
+    layer = interop.from_haste(state, cell)
+    assert not layer.batch_first
+    x = draw((B, T, INPUT))
+    want = over_time(haste_step(cell, {name: values.numpy() for name, values in state.items()}), x)
+    assert_close(output(layer, x.swapaxes(0, 1)).swapaxes(0, 1), want)
+    back = interop.to_haste(layer)
+    assert list(back) == list(state)
+    assert_same_bits(back.values(), state.values())
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_haste_round_trip(cell: str) -> None:
+    layer = make(cell, INPUT, H)
+    if cell == "lstm":
+        with_one_bias(layer)
+    back = interop.from_haste(interop.to_haste(layer), cell)
+    assert_same_bits(back.state_dict().values(), layer.state_dict().values())
+
+
+def test_a_layer_has_memory_of_its_own() -> None:
+    state = haste_state("lstm")
+    layer = interop.from_haste(state, "lstm")
+    before = layer.weight_hh_l0.detach().clone()
+    state["recurrent_kernel"].zero_()
+    interop.to_haste(layer)["recurrent_kernel"].zero_()
+    assert torch.equal(layer.weight_hh_l0, before)
+
+
+LSTM_STATE = haste_state("lstm")
+
+
+@pytest.mark.parametrize(
+    "state, cell, words",
+    [
+        (LSTM_STATE, "indrnn", "cell: expected 'lstm' or 'gru', got 'indrnn'"),
+        (
+            LSTM_STATE,
+            "gru",
+            "state_dict: expected kernel, recurrent_kernel, bias, recurrent_bias of a gru, got kernel",
+        ),
+        ({**LSTM_STATE, "gamma": draw(H)}, "lstm", "expected .* of a lstm, got .*, gamma"),
+        ({**LSTM_STATE, "bias": torch.zeros(3)}, "lstm", r"bias: expected shape \(16,\), got \(3,\)"),
+        (
+            {**LSTM_STATE, "bias": torch.zeros(16, dtype=torch.int32)},
+            "lstm",
+            "bias: expected floating-point numbers, got torch.int32",
+        ),
+    ],
+)
+def test_what_of_haste_is_an_error(state: Any, cell: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        interop.from_haste(state, cell)
+
+
+@pytest.mark.parametrize(
+    "layer, words",
+    [
+        (rnnfused.RNN(INPUT, H), "layer: expected 'lstm' or 'gru', got 'rnn_tanh'"),
+        (rnnfused.GRU(INPUT, H, 2), "num_layers: expected 1, got 2"),
+        (rnnfused.GRU(INPUT, H, bidirectional=True), "bidirectional: expected False, got True"),
+    ],
+)
+def test_what_haste_has_not(layer: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        interop.to_haste(layer)
+
+
+@pytest.mark.parametrize("to", [interop.to_keras, interop.to_flax, interop.to_haste])
+def test_what_no_framework_has(to: Callable[[Any], Any]) -> None:
+    with pytest.raises(ValueError, match="proj_size: expected 0, got 2"):
+        to(rnnfused.LSTM(INPUT, H, proj_size=2))
+    with pytest.raises(ValueError, match="learn_initial_state: expected False, got True"):
+        to(rnnfused.LSTM(INPUT, H, learn_initial_state=True))
+    with pytest.raises(TypeError, match="layer: expected an RNN, LSTM or GRU, got Linear"):
+        to(torch.nn.Linear(INPUT, H))
+
+
+def test_torchs_layers_go_out_as_ours_do() -> None:
+    theirs = torch.nn.LSTM(INPUT, H)
+    assert_same_arrays(interop.to_keras(theirs), interop.to_keras(rnnfused.convert(theirs)))
+
+
+def test_nothing_is_drawn() -> None:
+    before = torch.get_rng_state()
+    interop.from_haste(LSTM_STATE, "lstm")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ONNX
+
+
+def onnx_step(cell: str, w: Array, r: Array, b: Array) -> Step:
+    """The equations of ONNX's operators in one direction, W, R and B without their first size."""
+    w_b, r_b = np.split(b, 2)
+
+    def lstm(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        i, o, f, g = np.split(x @ w.T + h @ r.T + w_b + r_b, 4, axis=1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        return sigmoid(o) * np.tanh(c), c
+
+    def gru(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        x_z, x_r, x_h = np.split(x @ w.T + w_b, 3, axis=1)
+        h_z, h_r, h_h = np.split(h @ r.T + r_b, 3, axis=1)
+        z, reset = sigmoid(x_z + h_z), sigmoid(x_r + h_r)
+        return (1 - z) * np.tanh(x_h + reset * h_h) + z * h, c
+
+    def rnn(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        return (np.tanh if cell == "rnn_tanh" else relu)(x @ w.T + h @ r.T + w_b + r_b), c
+
+    return {"lstm": lstm, "gru": gru}.get(cell, rnn)
+
+
+def onnx_weights(cell: str, directions: int, dtype: Any = np.float64) -> list[Array]:
+    rows = GATES[cell] * H
+    shapes = [(directions, rows, INPUT), (directions, rows, H), (directions, 2 * rows)]
+    return [draw(shape).astype(dtype) for shape in shapes]
+
+
+def onnx_model(
+    cell: str, weights: Sequence[Array], inputs: Mapping[str, Array] | None = None, **changed: Any
+) -> Any:
+    """A model of one node. inputs: further ones by the operator's own names. changed: attributes."""
+    onnx = pytest.importorskip("onnx")
+    inputs = inputs or {}
+    directions = len(weights[0])
+    attributes: dict[str, Any] = {"hidden_size": H}
+    if directions == 2:
+        attributes["direction"] = "bidirectional"
+    if cell == "gru":
+        attributes["linear_before_reset"] = 1
+    if cell == "rnn_relu":
+        attributes["activations"] = ["Relu"] * directions
+    given = {"X": draw((T, B, INPUT)).astype(weights[0].dtype), **inputs}
+    names = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+    known = {*given, *"WRB"[: len(weights)]}
+    outputs = ["Y", "Y_h", "Y_c"][: 3 if cell == "lstm" else 2]
+    node = onnx.helper.make_node(
+        "RNN" if cell.startswith("rnn") else cell.upper(),
+        [name if name in known else "" for name in names[: 8 if cell == "lstm" else 6]],
+        outputs,
+        name="layer",
+        **{name: value for name, value in {**attributes, **changed}.items() if value is not None},
+    )
+    kinds = onnx.helper.np_dtype_to_tensor_dtype
+
+    graph = onnx.helper.make_graph(
+        [node],
+        "one",
+        [onnx.helper.make_tensor_value_info(n, kinds(a.dtype), a.shape) for n, a in given.items()],
+        [onnx.helper.make_tensor_value_info(n, kinds(weights[0].dtype), None) for n in outputs],
+        [onnx.numpy_helper.from_array(a, n) for n, a in zip("WRB", weights, strict=False)],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 14)], ir_version=8)
+
+
+def merged(y: Array) -> Array:
+    """ONNX's Y [T, D, B, H] as [T, B, D H]."""
+    return np.concatenate(list(y.swapaxes(0, 1)), axis=-1)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_onnx_nodes(cell: str, directions: int) -> None:
+    weights = onnx_weights(cell, directions)
+    (found,) = interop.from_onnx(onnx_model(cell, weights))
+    assert (found.name, found.x, found.lengths, found.hx, found.outputs[0]) == ("layer", "X", "", (), "Y")
+    assert not found.layer.batch_first
+    x = draw((B, T, INPUT))
+    steps = [[onnx_step(cell, *(weight[k] for weight in weights)) for k in range(directions)]]
+    assert_close(output(found.layer, x.swapaxes(0, 1)).swapaxes(0, 1), over_layers(steps, x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_onnx_runtime_itself(cell: str, directions: int, bias: bool, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    weights = onnx_weights(cell, directions, np.float32)[: 3 if bias else 2]
+    inputs = {"sequence_lens": np.array([T - 2, T], np.int32)}
+    for name in ("initial_h", "initial_c")[: 2 if cell == "lstm" else 1]:
+        inputs[name] = draw((directions, B, H)).astype(np.float32)
+    model = onnx_model(cell, weights, inputs)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    (found,) = interop.from_onnx(tmp_path / "model.onnx")
+    assert found.layer.bias is bias
+    inputs["X"] = draw((T, B, INPUT)).astype(np.float32)
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    want = dict(zip(found.outputs, session.run(None, inputs), strict=True))
+    x, lengths, *hx = (torch.from_numpy(inputs[name]) for name in (found.x, found.lengths, *found.hx))
+    with torch.no_grad():
+        y, state = found.layer(x, tuple(hx) if cell == "lstm" else hx[0], lengths=lengths)
+    assert_float32_close(y.numpy(), merged(want["Y"]))
+    for got, name in zip(state if cell == "lstm" else [state], ("Y_h", "Y_c"), strict=False):
+        assert_float32_close(got.numpy(), want[name])
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's exporters use what is deprecated
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_we_export_comes_back(cell: str, dynamo: bool, tmp_path: Path) -> None:
+    """Bit for bit, layer by layer."""
+    pytest.importorskip("onnxscript")
+    layer, file = make(cell, INPUT, H, 2, bidirectional=True).eval(), str(tmp_path / "model.onnx")
+    table: dict[str, Any] = {"custom_translation_table": rnnfused.onnx.translation_table()} if dynamo else {}
+    torch.onnx.export(layer, (torch.randn(T, B, INPUT),), file, dynamo=dynamo, verbose=False, **table)
+    found = [parameter for one in interop.from_onnx(file) for parameter in one.layer.parameters()]
+    assert_same_bits(found, list(layer.parameters()))
+
+
+def test_constants_and_other_nodes() -> None:
+    onnx = pytest.importorskip("onnx")
+    weights = onnx_weights("gru", 1)
+    model = onnx_model("gru", weights)
+    del model.graph.initializer[:]
+    nodes = [
+        onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(array))
+        for name, array in zip("WRB", weights, strict=True)
+    ]
+    for node in (*nodes, onnx.helper.make_node("Relu", ["Y"], ["Z"])):
+        model.graph.node.append(node)
+    (found,) = interop.from_onnx(model, dtype=torch.float32)
+    assert found.layer.weight_hh_l0.dtype == torch.float32
+    (same,) = interop.from_onnx(onnx_model("gru", weights))
+    assert torch.equal(found.layer.weight_hh_l0, same.layer.weight_hh_l0.float())
+
+
+def without(model: Any, *initializers: str) -> Any:
+    for value in [value for value in model.graph.initializer if value.name in initializers]:
+        model.graph.initializer.remove(value)
+    return model
+
+
+@pytest.mark.parametrize(
+    "cell, changed, words",
+    [
+        (
+            "lstm",
+            {"direction": "reverse"},
+            "direction of LSTM 'layer': expected forward or bidirectional, got reverse",
+        ),
+        ("lstm", {"clip": 3.0}, "clip of LSTM 'layer': expected None, got 3.0"),
+        ("lstm", {"input_forget": 1}, "input_forget of .*: expected 0, got 1"),
+        ("lstm", {"layout": 1}, "layout of .*: expected 0, got 1"),
+        ("lstm", {"hidden_size": 5}, "hidden_size of .*: expected 4 as in R, got 5"),
+        ("gru", {"linear_before_reset": None}, "linear_before_reset of GRU 'layer': expected 1, got 0"),
+        (
+            "gru",
+            {"activations": ["HardSigmoid", "Tanh"]},
+            "activations of .*: .*'Sigmoid', 'Tanh'.*, got .*'HardSig",
+        ),
+        ("rnn_tanh", {"activations": ["Elu"]}, "activations of RNN .* or .*, got .*Elu"),
+    ],
+)
+def test_what_of_onnx_is_an_error(cell: str, changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        interop.from_onnx(onnx_model(cell, onnx_weights(cell, 1), **changed))
+
+
+def test_what_inputs_of_onnx_are_errors() -> None:
+    weights, state = onnx_weights("lstm", 1), draw((1, B, H))
+    with pytest.raises(ValueError, match="P of LSTM 'layer': expected no peepholes, got 'P'"):
+        interop.from_onnx(onnx_model("lstm", weights, {"P": draw((1, 3 * H))}))
+    with pytest.raises(
+        ValueError, match=r"initial_h and initial_c of .*: expected both or none, got 'initial_c'"
+    ):
+        interop.from_onnx(onnx_model("lstm", weights, {"initial_c": state}))
+    with pytest.raises(ValueError, match="R of LSTM 'layer': expected an initializer or a Constant, got 'R'"):
+        interop.from_onnx(without(onnx_model("lstm", weights), "R"))
+    with pytest.raises(ValueError, match=r"B of LSTM 'layer': expected shape \(1, 32\), got \(1, 31\)"):
+        interop.from_onnx(onnx_model("lstm", [*weights[:2], weights[2][:, 1:]]))
+
+
+def test_a_missing_onnx_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match="from_onnx needs the package onnx"):
+        interop.from_onnx("model.onnx")
+
+
+def test_no_framework_is_imported() -> None:
+    program = (
+        "import sys, torch; before = set(sys.modules); import rnnfused.interop; "
+        "rnnfused.interop.to_keras(rnnfused.LSTM(3, 4)); "
+        "names = {name.split('.')[0] for name in set(sys.modules) - before}; "
+        "assert not names & {'keras', 'flax', 'jax', 'onnx', 'haste_pytorch'}, names"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

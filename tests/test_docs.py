@@ -20,7 +20,12 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 # The snippets that not every machine can run, and what each needs: they run where it is.
-NEEDS = {"cuda": ["a GPU"], "reinforcement-learning": ["sb3_contrib"]}
+NEEDS = {
+    "cuda": ["a GPU"],
+    "interop": ["keras", "flax"],
+    "migrating-from-keras": ["keras"],
+    "reinforcement-learning": ["sb3_contrib"],
+}
 LANGUAGES = {"python", "sh", "cpp", "diff", "text"}
 
 
@@ -110,7 +115,7 @@ def test_commands_that_do_not_exist_are_found() -> None:
         assert list(mistakes(command)), command
 
 
-MODULES = ("functional", "attention", "seq2seq", "adapters", "onnx", "cells", "reference")
+MODULES = ("functional", "attention", "seq2seq", "adapters", "interop", "onnx", "cells", "reference")
 
 
 def test_the_reference_has_every_public_name() -> None:

@@ -86,7 +86,7 @@ double worst_of(const T* x, double worst) {
 
 // Of so many patterns one is tested; of more where an emulator runs the test, to which a pattern is a
 // microsecond.
-uint64_t sparse() { return std::getenv("RNNFUSED_EMULATED") ? 601 : 61; }
+uint64_t sparse() { return std::getenv("RNNFUSED_EMULATED") ? 2003 : 61; }
 
 template <class F>
 double worst_float(uint64_t stride) {

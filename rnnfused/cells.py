@@ -11,7 +11,7 @@ __all__ = ["CELLS", "CellSpec"]
 class CellSpec:
     """One cell.
 
-    name: the registry's name, the same in C++ (csrc/cells/all.h) and NumPy (reference.py).
+    name: the registry's name, the same in C++ (csrc/cells/all.h) and NumPy (reference/).
     mode: torch.nn.RNNBase's name for it.
     gates: in torch's order, the order of the row blocks of weight_ih and weight_hh.
     states: carried from step to step; the first is the output.

@@ -1,9 +1,9 @@
-"""The gate maths of each cell, forward and backward, and how options change which cell it is."""
+"""The gate maths of the cells that have kernels, forward and backward."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,6 @@ from rnnfused.reference._maths import (
     clamp_backward,
     layer_norm,
     layer_norm_backward,
-    require,
     sigmoid,
     sigmoid_slope,
     tanh_slope,
@@ -54,6 +53,8 @@ class Cell:
     takes: the options that the cell's maths has, beside those that every cell has.
     norms: the values of layer_norm that it can have.
     phases: the products with W_hh in order, if they are not one of all gates.
+    elementwise: whether W_hh is a vector [H], multiplied with h unit by unit.
+    attends: whether the last accumulator is the weight that each row is given at each step.
     """
 
     accumulators: tuple[str, ...]
@@ -66,6 +67,8 @@ class Cell:
     takes: frozenset[str] = frozenset()
     norms: tuple[str, ...] = ()
     phases: tuple[Phase, ...] | None = None
+    elementwise: bool = False
+    attends: bool = False
 
     def products(self) -> tuple[Phase, ...]:
         return (Phase(tuple(range(len(self.h_to)))),) if self.phases is None else self.phases
@@ -86,7 +89,7 @@ def _rnn_tanh_backward(tape: Arrays, prev: Arrays, new: Arrays, dnew: Arrays, ex
     return (clamp_backward(dh * tanh_slope(h), a, extras.options.gate_clip),), (0.0,), {}
 
 
-def _rnn_relu_forward(acc: Array, prev: Arrays, extras: Extras) -> tuple[Arrays, Arrays]:
+def rnn_relu_forward(acc: Array, prev: Arrays, extras: Extras) -> tuple[Arrays, Arrays]:
     """h' = max(a, 0), where a = W_ih x + b_ih + W_hh h + b_hh; NaN stays NaN.
 
     Source: Elman 1990, with the relu of torch.nn.RNN.
@@ -95,7 +98,7 @@ def _rnn_relu_forward(acc: Array, prev: Arrays, extras: Extras) -> tuple[Arrays,
     return (np.maximum(clamp(a, extras.options.gate_clip), 0),), (a,)
 
 
-def _rnn_relu_backward(tape: Arrays, prev: Arrays, new: Arrays, dnew: Arrays, extras: Extras) -> Gradients:
+def rnn_relu_backward(tape: Arrays, prev: Arrays, new: Arrays, dnew: Arrays, extras: Extras) -> Gradients:
     """da = dh' where h' > 0 or is NaN (as in torch), 0 elsewhere, also at a = 0."""
     (a,), (h,), (dh,) = tape, new, dnew
     return (clamp_backward(np.where(h <= 0, 0, dh), a, extras.options.gate_clip),), (0.0,), {}
@@ -184,7 +187,7 @@ def _norm_c_backward(
     return dc
 
 
-def _candidate_forward(a_r: Array, n_x: Array | float, n_h: Array, extras: Extras) -> tuple[Array, Arrays]:
+def candidate_forward(a_r: Array, n_x: Array | float, n_h: Array, extras: Extras) -> tuple[Array, Arrays]:
     """n = tanh(n_x + r n_h), where r = sigmoid(a_r)."""
     limit = extras.options.gate_clip
     r = sigmoid(clamp(a_r, limit))
@@ -193,7 +196,7 @@ def _candidate_forward(a_r: Array, n_x: Array | float, n_h: Array, extras: Extra
     return n, (a_r, a_n, n_h, r, n)
 
 
-def _candidate_backward(dn: Array, tape: Arrays, extras: Extras) -> Arrays:
+def candidate_backward(dn: Array, tape: Arrays, extras: Extras) -> Arrays:
     """With ds = dn (1 - n^2): dr = ds n_h, dn_x = ds, dn_h = ds r; in this order."""
     a_r, a_n, n_h, r, n = tape
     limit = extras.options.gate_clip
@@ -212,7 +215,7 @@ def _gru_forward(acc: Array, prev: Arrays, extras: Extras) -> tuple[Arrays, Arra
     """
     (h,), (a_r, a_z, n_x, n_h) = prev, acc
     z = sigmoid(clamp(a_z, extras.options.gate_clip))
-    n, tape = _candidate_forward(a_r, n_x, n_h, extras)
+    n, tape = candidate_forward(a_r, n_x, n_h, extras)
     return ((1 - z) * n + z * h,), (a_z, z, *tape)
 
 
@@ -220,12 +223,12 @@ def _gru_backward(tape: Arrays, prev: Arrays, new: Arrays, dnew: Arrays, extras:
     """dn = dh' (1 - z), dz = dh' (h - n), dh = dh' z; dz is then multiplied by the slope of its sigmoid."""
     a_z, z, *candidate = tape
     (h,), (dh,) = prev, dnew
-    dr, dn_x, dn_h = _candidate_backward(dh * (1 - z), tuple(candidate), extras)
+    dr, dn_x, dn_h = candidate_backward(dh * (1 - z), tuple(candidate), extras)
     dz = clamp_backward(dh * (h - candidate[-1]) * sigmoid_slope(z), a_z, extras.options.gate_clip)
     return (dr, dz, dn_x, dn_h), (dh * z,), {}
 
 
-def _gru_reset_before_forward(acc: Array, prev: Arrays, extras: Extras) -> tuple[Arrays, Arrays]:
+def gru_reset_before_forward(acc: Array, prev: Arrays, extras: Extras) -> tuple[Arrays, Arrays]:
     """h' = (1 - z) n + z h, where n = tanh(W_in x + b_in + W_hn (r h) + b_hn).
 
     The product's phase applies r. Source: Cho et al. 2014.
@@ -236,7 +239,7 @@ def _gru_reset_before_forward(acc: Array, prev: Arrays, extras: Extras) -> tuple
     return ((1 - z) * n + z * h,), (a_z, z, a_n, n)
 
 
-def _gru_reset_before_backward(
+def gru_reset_before_backward(
     tape: Arrays, prev: Arrays, new: Arrays, dnew: Arrays, extras: Extras
 ) -> Gradients:
     """dn = dh' (1 - z), dz = dh' (h - n), dh = dh' z; the phase adds what reaches r."""
@@ -248,32 +251,32 @@ def _gru_reset_before_backward(
     return (np.zeros_like(dh), dz, dn), (dh * z,), {}
 
 
-def _gru_joint_forward(acc: Array, prev: Arrays, extras: Extras) -> tuple[Arrays, Arrays]:
+def gru_joint_forward(acc: Array, prev: Arrays, extras: Extras) -> tuple[Arrays, Arrays]:
     """h' = u n + (1 - u) h, where n = tanh(sigmoid(a_r) a_n) and u = sigmoid(a_u + update_bias).
 
     Source: Hafner et al., "Dream to control: learning behaviors by latent imagination", 2020, the GRU of its
     published program.
     """
     (h,), (a_r, a_n, a_u) = prev, acc
-    n, tape = _candidate_forward(a_r, 0.0, a_n, extras)
+    n, tape = candidate_forward(a_r, 0.0, a_n, extras)
     biased = a_u + extras.options.update_bias
     u = sigmoid(clamp(biased, extras.options.gate_clip))
     return (u * n + (1 - u) * h,), (biased, u, *tape)
 
 
-def _gru_joint_backward(tape: Arrays, prev: Arrays, new: Arrays, dnew: Arrays, extras: Extras) -> Gradients:
+def gru_joint_backward(tape: Arrays, prev: Arrays, new: Arrays, dnew: Arrays, extras: Extras) -> Gradients:
     """dn = dh' u, du = dh' (n - h), dh = dh' (1 - u)."""
     biased, u, *candidate = tape
     (h,), (dh,) = prev, dnew
-    dr, _, dn = _candidate_backward(dh * u, tuple(candidate), extras)
+    dr, _, dn = candidate_backward(dh * u, tuple(candidate), extras)
     du = clamp_backward(dh * (candidate[-1] - h) * sigmoid_slope(u), biased, extras.options.gate_clip)
     return (dr, dn, du), (dh * (1 - u),), {}
 
 
-_EVERY_CELL = frozenset({"zoneout", "grad_clip"})
 _RNN = frozenset({"layer_norm", "gate_clip", "num_heads"})
 _LSTM = _RNN | {"peephole", "coupled_gates", "cell_norm", "cell_clip"}
 _GRU = _RNN | {"reset_after", "update_bias"}
+
 
 CELLS: dict[str, Cell] = {
     "rnn_tanh": Cell(
@@ -287,8 +290,8 @@ CELLS: dict[str, Cell] = {
     "rnn_relu": Cell(
         *(("a",), ("h",), (0,), (0,)),
         projects=False,
-        forward=_rnn_relu_forward,
-        backward=_rnn_relu_backward,
+        forward=rnn_relu_forward,
+        backward=rnn_relu_backward,
         takes=_RNN,
         norms=("separate",),
     ),
@@ -309,60 +312,3 @@ CELLS: dict[str, Cell] = {
         norms=("separate", "joint"),
     ),
 }
-
-
-def find_cell(name: str, options: Options) -> Cell:
-    """The cell of that name as the options shape it."""
-    require(name in CELLS, "cell", f"one of {', '.join(CELLS)}", repr(name))
-    cell = CELLS[name]
-    _check_options(name, cell, options)
-    if options.coupled_gates:
-        return replace(cell, accumulators=("i", "g", "o"), x_to=(0, 1, 2), h_to=(0, 1, 2))
-    if not options.reset_after:
-        return replace(
-            cell,
-            accumulators=("r", "z", "n"),
-            h_to=(0, 1, 2),
-            forward=_gru_reset_before_forward,
-            backward=_gru_reset_before_backward,
-            phases=(Phase((0, 1)), Phase((2,), reset=0)),
-        )
-    if name == "gru" and options.layer_norm == "joint":
-        return replace(
-            cell,
-            accumulators=("r", "n", "u"),
-            h_to=(0, 1, 2),
-            forward=_gru_joint_forward,
-            backward=_gru_joint_backward,
-        )
-    return cell
-
-
-def _check_options(name: str, cell: Cell, options: Options) -> None:
-    """That the cell has each of the options, and that they go together."""
-    for option, value in options.asked().items():
-        allowed = option in cell.takes | _EVERY_CELL
-        require(allowed, option, f"nothing for cell {name!r}, which has no such option", repr(value))
-    norms = (None, *cell.norms)
-    require(options.layer_norm in norms, "layer_norm", f"one of {norms}", repr(options.layer_norm))
-    cell_norms = (None, "carried", "output")
-    require(options.cell_norm in cell_norms, "cell_norm", f"one of {cell_norms}", repr(options.cell_norm))
-    alone = options.cell_norm is None or options.layer_norm is not None
-    require(alone, "cell_norm", "a layer_norm beside it", "none")
-    # Each norm is over the products of all gates, and that of n is not there before r is known.
-    one_product = options.reset_after or options.layer_norm is None
-    require(one_product, "layer_norm", "None with reset_after=False", repr(options.layer_norm))
-    joint = options.layer_norm == "joint"
-    require(
-        joint or not options.update_bias,
-        "update_bias",
-        "layer_norm='joint' beside it",
-        repr(options.layer_norm),
-    )
-    for clip in ("cell_clip", "gate_clip", "grad_clip"):
-        limit = getattr(options, clip)
-        require(limit is None or limit > 0, clip, "a number above 0", limit)
-    keeps = options.keeps(len(cell.states))
-    right = len(keeps) == len(cell.states) and all(0 <= p <= 1 for p in keeps)
-    require(right, "zoneout", f"a probability or one for each of {', '.join(cell.states)}", options.zoneout)
-    require(options.num_heads >= 1, "num_heads", "at least 1", options.num_heads)

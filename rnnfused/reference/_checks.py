@@ -40,14 +40,22 @@ def check_weights(name: str, cell: Cell, weights: Weights, options: Options, x: 
     heads = options.num_heads
     divides = hidden % heads == 0 and width % heads == 0
     require(divides, "num_heads", f"a divisor of {hidden} units and of {width}, which h has", heads)
-    w_hh = (gates * hidden, width) if heads == 1 else (heads, gates * hidden // heads, width // heads)
+    w_hh: tuple[int, ...] = (gates * hidden, width)
+    if heads > 1:
+        w_hh = (heads, gates * hidden // heads, width // heads)
+    if cell.elementwise:
+        w_hh = (hidden,)
+    if not cell.h_to:
+        require(weights.w_hh is None, "weights.w_hh", f"None for cell {name!r}", "an array")
+    if cell.elementwise or not cell.h_to:
+        require(weights.b_hh is None, "weights.b_hh", f"None for cell {name!r}", "an array")
 
-    def check(name: str, weight: Array, *shape: int) -> Array:
+    def check(name: str, weight: Array | None, *shape: int) -> Array:
         return check_array(f"weights.{name}", weight, shape, x.dtype)
 
     return Weights(
         w_ih=check("w_ih", weights.w_ih, gates * hidden, x.shape[-1]),
-        w_hh=check("w_hh", weights.w_hh, *w_hh),
+        w_hh=None if not cell.h_to else check("w_hh", weights.w_hh, *w_hh),
         b_ih=None if weights.b_ih is None else check("b_ih", weights.b_ih, gates * hidden),
         b_hh=None if weights.b_hh is None else check("b_hh", weights.b_hh, gates * hidden),
         w_hr=None if weights.w_hr is None else check("w_hr", weights.w_hr, width, hidden),
@@ -104,10 +112,28 @@ def check_arrays(
     return tuple(check_array(f"{name}[{i}]", value, shape, dtype) for i, (value, shape) in enumerate(named))
 
 
-def check_array(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def check_dropout(
+    name: str, cell: Cell, factors: ArrayLike | None, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Array | None:
+    if factors is None:
+        return None
+    require(bool(cell.h_to), "recurrent_dropout", f"None for cell {name!r}", "an array")
+    return check_array("recurrent_dropout", factors, shape, dtype)
+
+
+def check_attention(name: str, cell: Cell, attention: ArrayLike | None, x: Array) -> Array | None:
+    """[N]: of each packed row."""
+    if not cell.attends:
+        require(attention is None, "attention", f"None for cell {name!r}", "an array")
+        return None
+    return check_array("attention", attention, x.shape[:-1], x.dtype).reshape(-1)
+
+
+def check_array(name: str, value: ArrayLike | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A copy of the value in the dtype, so that neither the caller nor a tape sees later changes."""
-    require(np.shape(value) == shape, name, f"shape {list(shape)}", list(np.shape(value)))
-    return np.array(value, dtype)
+    array = np.array(value, dtype)
+    require(array.shape == shape, name, f"shape {list(shape)}", list(array.shape))
+    return array
 
 
 def _rows(name: str, weight: Array) -> int:

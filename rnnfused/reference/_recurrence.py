@@ -44,7 +44,7 @@ class Recurred(NamedTuple):
 class Recurrence:
     """The products of a layer's steps with W_hh, in the phases of its cell.
 
-    W_hh is [k, G, H/k, (P|H)/k] here, whatever it was: a matrix is one head.
+    W_hh is [k, G, H/k, (P|H)/k] here, whatever it was given as.
     """
 
     cell: Cell

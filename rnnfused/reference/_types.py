@@ -14,7 +14,7 @@ class Weights(NamedTuple):
     """The weights of one layer and direction, in torch's shapes; an absent bias counts as zero."""
 
     w_ih: Array  # [G*H, I]
-    w_hh: Array  # [G*H, P|H]; with k heads [k, G*H/k, (P|H)/k]
+    w_hh: Array | None  # [G*H, P|H]; with k heads [k, G*H/k, (P|H)/k]; IndRNN [H]; MinGRU and MinLSTM None
     b_ih: Array | None = None  # [G*H]
     b_hh: Array | None = None  # [G*H]
     w_hr: Array | None = None  # [P, H]
@@ -59,8 +59,9 @@ class Gradients(NamedTuple):
     x: Array
     states: Arrays
     w_ih: Array
-    w_hh: Array
+    w_hh: Array | None
     b_ih: Array | None
     b_hh: Array | None
     w_hr: Array | None
     parameters: dict[str, Array]  # those that the options bring, by name
+    attention: Array | None

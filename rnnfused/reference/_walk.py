@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rnnfused.reference._cells import Cell, Extras, find_cell
+from rnnfused.reference._cells import Cell, Extras
 from rnnfused.reference._checks import (
     check_array,
     check_arrays,
+    check_attention,
     check_batch_sizes,
+    check_dropout,
     check_parameters,
     check_weights,
     check_x,
@@ -21,6 +23,7 @@ from rnnfused.reference._maths import Array, Arrays, clamp, layer_norm, layer_no
 from rnnfused.reference._options import Options
 from rnnfused.reference._recurrence import Recurrence, join, split
 from rnnfused.reference._types import Forward, Gradients, Step, Tape, Weights
+from rnnfused.reference._variants import find_cell
 
 PLAIN = Options()
 
@@ -40,12 +43,13 @@ def forward(
     parameters: Mapping[str, ArrayLike] | None = None,
     zoneout_masks: tuple[ArrayLike, ...] | None = None,
     recurrent_dropout: ArrayLike | None = None,
+    attention: ArrayLike | None = None,
 ) -> Forward:
     """Runs one layer in one direction.
 
-    cell: a key of `CELLS`.
+    cell: a key of `CELLS` or `CELLS_TO_COME`.
     x: [T, B, I], or [N, I] packed with `batch_sizes`; any float dtype, and everything is computed in it.
-    states: (h0 [B, P|H],), for the LSTM (h0 [B, P|H], c0 [B, H]).
+    states: (h0 [B, P|H],), for the LSTM (h0 [B, P|H], c0 [B, H]); for others in the order of `Cell.states`.
     weights: see `Weights`; w_hr is for the LSTM only.
     batch_sizes: the number of rows running at each step, positive and never growing, as in PackedSequence.
     reverse: runs every row from its last step to its first; y stays in the order of x.
@@ -59,6 +63,7 @@ def forward(
     recurrent_dropout: [B, P|H], 0 or 1 / (1 - p): what h is multiplied with, the same at all steps, where it
         enters W_hh. Source: Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent
         neural networks", 2016.
+    attention: [T, B] or [N], for AUGRU and AGRU only: the weight of each row at each step.
 
     Returns y [T, B, P|H] (packed: [N, P|H]), each row's states after the last step that it ran, and the tape.
     Raises ValueError, naming the argument or option, for an unknown cell, options that the cell has not or
@@ -77,9 +82,8 @@ def forward(
     extras = Extras(options, check_parameters(spec, parameters or {}, options, hidden, x.dtype))
     at_all_steps = [(*x.shape[:-1], shape[1]) for shape in state_shapes]
     zoneout = check_zoneout(spec, zoneout_masks, options, at_all_steps, x.dtype)
-    dropout = recurrent_dropout
-    if dropout is not None:
-        dropout = check_array("recurrent_dropout", dropout, state_shapes[0], x.dtype)
+    dropout = check_dropout(cell, spec, recurrent_dropout, state_shapes[0], x.dtype)
+    weight_of_rows = check_attention(cell, spec, attention, x)
 
     rows_of_x = x.reshape(sum(sizes), x.shape[-1])
     operand = rounded if rounds else np.asarray
@@ -92,6 +96,8 @@ def forward(
         prev = tuple(state[:n].copy() for state in current)
         acc = np.zeros((len(spec.accumulators), n, hidden), x.dtype)
         acc[list(spec.x_to)] += split(from_x[rows], len(spec.x_to))
+        if weight_of_rows is not None:
+            acc[-1] = weight_of_rows[rows, None]
         acc, recurred = recurrence.forward(acc, _dropped(prev[0], dropout))
         new, gates = spec.forward(acc, prev, extras)
         steps.append(Step(rows, prev, new, gates, recurred))
@@ -133,6 +139,7 @@ def backward(cell: str, tape: Tape, dy: ArrayLike, dstates: tuple[ArrayLike, ...
     from_h = np.empty((len(tape.x), len(spec.h_to) * hidden), tape.x.dtype)
     dw_hh = np.zeros_like(recurrence.w_hh)
     dw_hr = None if w_hr is None else np.zeros_like(w_hr)
+    dattention = np.empty(len(tape.x), tape.x.dtype) if spec.attends else None
     dparameters = {name: np.zeros_like(value) for name, value in parameters.items()}
     for rows, prev, new, gates, recurred in reversed(tape.steps):
         n = rows.stop - rows.start
@@ -150,6 +157,8 @@ def backward(cell: str, tape: Tape, dy: ArrayLike, dstates: tuple[ArrayLike, ...
         h = _dropped(prev[0], tape.recurrent_dropout)
         from_acc, dproduct, dh = recurrence.backward(np.stack(dacc), h, recurred, dw_hh, dparameters)
         from_x[rows], from_h[rows] = join(from_acc[list(spec.x_to)]), join(dproduct)
+        if dattention is not None:
+            dattention[rows] = from_acc[-1].sum(axis=1)
         through_w_hh: tuple[Array | float, ...] = (
             _dropped(dh, tape.recurrent_dropout),
             *(0.0,) * (len(dprev) - 1),
@@ -165,11 +174,12 @@ def backward(cell: str, tape: Tape, dy: ArrayLike, dstates: tuple[ArrayLike, ...
         x=(from_x @ w_ih).reshape(*tape.y_shape[:-1], w_ih.shape[1]),
         states=current,
         w_ih=from_x.T @ tape.x,
-        w_hh=dw_hh.reshape(w_hh.shape),
+        w_hh=None if w_hh is None else dw_hh.reshape(w_hh.shape),
         b_ih=None if b_ih is None else from_x.sum(axis=0),
         b_hh=None if b_hh is None else from_h.sum(axis=0),
         w_hr=dw_hr,
         parameters=dparameters,
+        attention=None if dattention is None else dattention.reshape(tape.y_shape[:-1]),
     )
 
 
@@ -203,9 +213,17 @@ def _from_x(rows: Array, weights: Weights, extras: Extras) -> tuple[Array, Array
 def _recurrence(
     spec: Cell, extras: Extras, weights: Weights, operand: Callable[[Array], Array]
 ) -> Recurrence:
-    heads, gates = extras.options.num_heads, len(spec.h_to)
-    units, width = weights.w_hh.shape[-2] // gates, weights.w_hh.shape[-1]
-    return Recurrence(spec, extras, weights.w_hh.reshape(heads, gates, units, width), weights.b_hh, operand)
+    """With W_hh in the one form of all, [k, G, H/k, (P|H)/k]: a vector [H] is H heads of a unit each."""
+    gates, w_hh = len(spec.h_to), weights.w_hh
+    if w_hh is None:
+        hidden = len(weights.w_ih) // len(spec.x_to)
+        by_head = np.empty((1, 0, hidden, hidden), weights.w_ih.dtype)
+    elif spec.elementwise:
+        by_head = w_hh.reshape(len(w_hh), 1, 1, 1)
+    else:
+        units, width = w_hh.shape[-2] // gates, w_hh.shape[-1]
+        by_head = w_hh.reshape(extras.options.num_heads, gates, units, width)
+    return Recurrence(spec, extras, by_head, weights.b_hh, operand)
 
 
 def _dropped(h: Array, factors: Array | None) -> Array:

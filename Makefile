@@ -55,8 +55,9 @@ CPP_SOURCES = $(shell find csrc tests/cpp bench examples -name '*.h' -o -name '*
 .PHONY: demo data test check build emulated lint format bench docs clean
 .PHONY: ctest ctest-rest ctest-asan ctest-tsan ctest-aarch64 cuda cuda-all pytest-asan
 
-# A newcomer need not wait for the paths of other processors, nor for what only tests need.
+# A newcomer need not wait for the paths of other processors, for GPUs that are not there, nor for what only tests need.
 demo: export RNNFUSED_ISAS ?= $(if $(shell grep -ls RNNFUSED_ISAS:STRING=ALL build/cpython-*/CMakeCache.txt),ALL,NATIVE)
+demo: export RNNFUSED_CUDA ?= $(if $(wildcard /dev/nvidia[0-9]*),,0)
 demo: build
 	$(python) examples/char_lm.py --output demo-output
 

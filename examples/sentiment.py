@@ -56,7 +56,10 @@ class Classifier(nn.Module):
 
     def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
         """Words [B, T] and lengths [B] -> scores [B, classes]."""
-        embedded = dropout(self.embedding(words), self._dropout, self.training)
+        embedded = self.embedding(words)
+        # One mask a sentence, the same for all of its words (Gal and Ghahramani 2016).
+        kept = embedded.new_ones(len(words), 1, embedded.size(2))
+        embedded = embedded * dropout(kept, self._dropout, self.training)
         output, _ = run_ragged(self.recurrent, embedded, lengths)
         pooled = output.masked_fill(~mask(lengths).unsqueeze(2), -torch.inf).amax(1)
         return self.scores(dropout(pooled, self._dropout, self.training))
@@ -68,11 +71,12 @@ class Sentiment(Classification):
     data_set = "movie-snippets"
     classes = CLASSES
     recipe = SentimentRecipe
-    quick: Mapping[str, object] = {"epochs": 3, "hidden": 100}
+    quick: Mapping[str, object] = {"epochs": 3, "hidden": 96, "limit": 9000}
 
     def __init__(self, recipe: SentimentRecipe, files: Mapping[str, Path]) -> None:
         (path,) = files.values()
-        sentences = read(path)[: recipe.limit]
+        of_file = read(path)  # the positive ones first
+        sentences = [of_file[item] for item in shuffled_split(len(of_file))[0][: recipe.limit]]
         training, held_out = shuffled_split(len(sentences), HELD_OUT)
         counts = Counter(word for item in training for word in tokenize(sentences[item][0]))
         known = sorted(word for word, count in counts.items() if count >= SEEN_TWICE)

@@ -85,7 +85,7 @@ class CMakeBuild(build_ext):
 
     Environment: CXX (compiler), RNNFUSED_CUDA (1 insists on CUDA kernels, 0 leaves them out; else they are
     built where nvcc is found), RNNFUSED_CUDA_ARCHS ("90a", "80;90a": the GPUs to build for; else all),
-    RNNFUSED_ISAS ("NATIVE": what this processor runs best; "scalar;avx2": these; else all CPU paths),
+    RNNFUSED_ISAS ("NATIVE": what this processor runs best alone; "scalar;avx2": these; else all CPU paths),
     CMAKE_ARGS (more arguments to configure with), MAX_JOBS (parallel compiles).
     """
 

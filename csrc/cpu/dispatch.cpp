@@ -85,8 +85,11 @@ bool arm_has(ArmFeature feature) {
 #endif
 
 std::vector<const KernelTable*> available() {
+  std::vector<const KernelTable*> tables;
+#ifdef RNNFUSED_HAVE_SCALAR
   static const KernelTable plain = RNNFUSED_TABLE(scalar);
-  std::vector<const KernelTable*> tables = {&plain};
+  tables.push_back(&plain);
+#endif
 #ifdef RNNFUSED_HAVE_AVX2
   static const KernelTable with_avx2 = RNNFUSED_TABLE(avx2);
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
@@ -138,6 +141,9 @@ std::vector<const KernelTable*> available() {
 
 const KernelTable* choose() {
   const std::vector<const KernelTable*> tables = available();
+  if (tables.empty())
+    throw std::runtime_error(
+        "rnnfused was built for another processor (RNNFUSED_ISAS=NATIVE): build it anew");
   const char* wanted = std::getenv("RNNFUSED_ISA");
   if (!wanted || !*wanted) return tables.back();
   std::string names;

@@ -26,6 +26,15 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 TOGETHER = ("test_demo_distributed", "test_distributed", "test_threads")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For sizes that give a second thread nothing to do but wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU, an emulated one will not do")
     config.addinivalue_line("markers", "xdist_group: runs in the same process as the others of its name")

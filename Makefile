@@ -46,9 +46,10 @@ machine := $(shell uname -m)
 vector_isas := $(if $(filter x86_64,$(machine)),avx2;avx512;avx512_vnni;avx512_bf16;avx512_amx,$(if $(filter aarch64 arm64,$(machine)),neon;neon_dot;neon_bf16,scalar))
 has = $(shell grep -qw $(1) /proc/cpuinfo && echo yes)
 widest_isa := $(if $(filter x86_64,$(machine)),$(if $(call has,avx512_bf16),avx512_bf16,$(if $(call has,avx512f),avx512,avx2)))
-# Of which scalar alone is everywhere; under ASan it has Python's tests.
-asan_isas := $(patsubst avx512_bf16,avx512;avx512_vnni;avx512_bf16;avx512_amx,$(or $(widest_isa),scalar))
-sanitized_isas := scalar$(addprefix ;,$(patsubst avx512_bf16,avx512;avx512_vnni;avx512_bf16,$(widest_isa)))
+# The vectors' paths that run here, none where only scalar does; under ASan scalar has Python's tests.
+own_isas := $(patsubst avx512_bf16,avx512;avx512_vnni;avx512_bf16,$(widest_isa))
+sanitized_isas := scalar$(addprefix ;,$(own_isas))
+emulated_isas := $(if $(filter avx512_bf16,$(widest_isa)),;avx512_amx)
 CPP_SOURCES = $(shell find csrc tests/cpp bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
@@ -105,7 +106,7 @@ ctest-rest: $(environment)
 # are the same, and sanitizers take minutes to compile each. The C++ tests and the extension share a folder.
 # Tile registers are emulated, since few processors have them.
 with_asan = $(with_python) -DRNNFUSED_CUDA=OFF -DRNNFUSED_SANITIZE=address,undefined -DRNNFUSED_STD_THREADS=ON \
-  "-DRNNFUSED_ISAS=scalar$(addprefix ;,$(if $(widest_isa),$(asan_isas)))" "-DRNNFUSED_TEST_ISAS=$(asan_isas)" -DRNNFUSED_AMX_EMULATED=ON
+  "-DRNNFUSED_ISAS=$(sanitized_isas)$(emulated_isas)" "-DRNNFUSED_TEST_ISAS=$(or $(own_isas),scalar)$(emulated_isas)" -DRNNFUSED_AMX_EMULATED=ON
 
 ctest-asan: $(environment)
 	tools/run_ctest asan $(with_asan)

@@ -6,16 +6,13 @@ turns; medians, in ms. weight_norm is torch's parametrisation, of both matrices.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
-from pathlib import Path
 
 import numpy as np
 
 from bench.peers import Prepared
-from bench.turns import in_turns
+from bench.turns import in_turns, turns_parser
 from bench.worker import in_its_turn
 
 STEPS, BATCH, UNITS = 128, 32, 256
@@ -66,11 +63,7 @@ def prepare(kind: str, way: str) -> Prepared:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.regularisers", description=__doc__)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each way in each round")
-    parser.add_argument("--output", type=Path, help="a JSON file for the times")
+    parser = turns_parser("bench.regularisers", __doc__)
     options = parser.parse_args(sys.argv[1:])
     print(f"training step, T {STEPS}, B {BATCH}, H {UNITS}, float32, {options.threads} threads, ms\n")
     print("| layer | " + " | ".join(WAYS) + " |")

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench import limits
 from bench.peers import Prepared
-from bench.turns import in_turns
+from bench.turns import in_turns, turns_parser
 from bench.worker import in_its_turn
 
 WAYS = ("rnnfused", "torch.nn: loop of cells")
@@ -44,12 +42,7 @@ ROWS = [Row("bahdanau", False), Row("luong", True), Row("luong", False)]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.seq2seq", description=__doc__)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each way in each round")
-    parser.add_argument("--output", type=Path, help="a JSON file for the times")
-    return parser.parse_args(arguments)
+    return turns_parser("bench.seq2seq", __doc__).parse_args(arguments)
 
 
 def prepare(row: Row, way: str) -> Prepared:

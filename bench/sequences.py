@@ -15,18 +15,16 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.peers import Prepared
-from bench.turns import in_turns
+from bench.turns import in_turns, turns_parser
 from bench.worker import in_its_turn
 
 Forward = Callable[[Any, Any, Any], Any]  # (module, x, lengths or resets) -> y
@@ -79,14 +77,8 @@ def ways_of(what: str) -> tuple[str, ...]:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.sequences", description=__doc__)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--seconds", type=float, default=0.5, help="of each way in each round, at least a call"
-    )
+    parser = turns_parser("bench.sequences", __doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=range(len(ROWS)), help="numbers of rows")
-    parser.add_argument("--output", type=Path, help="a JSON file for the times")
     return parser.parse_args(arguments)
 
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import multiprocessing
+import os
 import statistics
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Died", "in_turns"]
+__all__ = ["Died", "in_turns", "turns_parser"]
+
+
+def turns_parser(module: str, about: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark whose ways take turns."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="of each way in each round, at least a call"
+    )
+    parser.add_argument("--output", type=Path, help="a JSON file for the times")
+    return parser
 
 
 class Died(RuntimeError):

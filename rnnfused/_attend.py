@@ -13,7 +13,8 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from rnnfused._layer import LayerConfig
-from rnnfused._ops import recurrent
+from rnnfused._ops import recurrent, stand_in
+from rnnfused.attention import masked_softmax
 
 __all__ = ["attend", "serves"]
 
@@ -68,12 +69,7 @@ def _by_steps(
     states = list(hx)
     for given in input:
         asked = torch.nn.functional.linear(states[0][0], query).unsqueeze(1)
-        scores = torch.tanh(asked + keys) @ score
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1)
-        if mask is not None:
-            weights = weights.masked_fill(~mask, 0)
+        weights = masked_softmax(torch.tanh(asked + keys) @ score, mask)
         entering = torch.cat((given, (weights.unsqueeze(1) @ values).squeeze(1)), -1)
         y, *states = recurrent(layer, entering.unsqueeze(0), states, params)
         outputs.append(y)
@@ -119,7 +115,7 @@ def _differentiable(
     layer: LayerConfig, parts: list[list[Tensor]], mask: Tensor | None, outer: Sequence[Tensor | None]
 ) -> list[Tensor]:
     """The gradients in operations that have gradients themselves: for create_graph=True."""
-    own = [[t.view_as(t).requires_grad_() for t in part] for part in parts]
+    own = [[stand_in(t) for t in part] for part in parts]
     (input,), hx, params, attention = own
     results = _by_steps(layer, input, hx, params, attention, mask)
     pairs = [(y, g) for y, g in zip(results, outer, strict=True) if g is not None]

@@ -21,7 +21,7 @@ from rnnfused._layer import LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused.onnx import register_symbolic
 
-__all__ = ["leading_sizes", "recurrent"]
+__all__ = ["leading_sizes", "recurrent", "stand_in"]
 
 OptionalTensors = Sequence[Tensor | None]
 
@@ -94,12 +94,12 @@ def _tangent(
     """
     states = 1 + len(hx)
     with torch.enable_grad(), _grad_may_be_required():
-        own = [_stand_in(t) for t in (input, *hx, *params)]
+        own = [stand_in(t) for t in (input, *hx, *params)]
         results = _decomposed.recurrent(
             LayerConfig.parse(layer), own[0], own[1:states], own[states:], batch_sizes, lengths, resets
         )
         outer = [
-            _stand_in(torch.zeros_like(y) if g is None else g)
+            stand_in(torch.zeros_like(y) if g is None else g)
             for y, g in zip(results, grads or [None] * len(results), strict=True)
         ]
         gradients = torch.autograd.grad(results, own, outer, create_graph=True, allow_unused=True)
@@ -148,7 +148,7 @@ def _tangent_backward(
     higher = torch.is_grad_enabled()
     with torch.enable_grad(), _grad_may_be_required():
         given = (*tangents, *grads, *grad_tangents, input, *hx, *params)
-        own: list[Any] = [None if t is None else _stand_in(t) for t in given]
+        own: list[Any] = [None if t is None else stand_in(t) for t in given]
         rest = iter(own)
 
         def take(count: int) -> list[Any]:
@@ -180,7 +180,7 @@ def _tangent_backward(
     return [torch.zeros_like(t) if f is None else f for t, f in zip(targets, found, strict=True)]
 
 
-def _stand_in(t: Tensor) -> Tensor:
+def stand_in(t: Tensor) -> Tensor:
     """Another name for the tensor: one that is passed twice has a derivative for each of its places."""
     other = t.view_as(t)
     return other if other.requires_grad else other.requires_grad_()

@@ -32,6 +32,15 @@ class Memory(NamedTuple):
     mask: Tensor | None
 
 
+def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Along the last dimension, over what the mask says is there; zeros elsewhere, also where nothing is."""
+    if mask is None:
+        return scores.softmax(-1)
+    # The lowest number in place of -inf: of a sequence of no steps the softmax is then no NaN.
+    lowest = torch.finfo(scores.dtype).min
+    return scores.masked_fill(~mask, lowest).softmax(-1).masked_fill(~mask, 0)
+
+
 class _Attention(torch.nn.Module):
     """What the kinds of attention share: everything but the score."""
 
@@ -98,15 +107,7 @@ class _Attention(torch.nn.Module):
             query = query.unsqueeze(1)
         elif not self.batch_first:
             query = query.transpose(0, 1)
-        scores = self._scores(query, keys)
-        if mask is not None:
-            beyond = ~mask.unsqueeze(1)
-            # The lowest number in place of -inf: of a sequence of no steps the softmax is then no NaN.
-            weights = (
-                scores.masked_fill(beyond, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(beyond, 0)
-            )
-        else:
-            weights = scores.softmax(-1)
+        weights = masked_softmax(self._scores(query, keys), None if mask is None else mask.unsqueeze(1))
         context = weights @ values
         if one:
             return context.squeeze(1), weights.squeeze(1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoders import by_steps
 from results import assert_same_bits
 from tolerances import FLOAT64, FLOAT64_DERIVATIVES, FLOOR_ULPS, TORCH_ERRORS
 from torch import Tensor, func
@@ -544,16 +545,6 @@ def started(decoder: AttentionDecoder, dtype: torch.dtype = torch.float64) -> tu
 
 def target(steps: int = STEPS) -> Tensor:
     return torch.randint(VOCABULARY, (steps, BATCH), generator=torch.Generator().manual_seed(3))
-
-
-def by_steps(decoder: AttentionDecoder, tokens: Tensor, memory: Memory, state: DecoderState) -> Decoded:
-    scores, weights = [], []
-    for given in tokens:
-        of_step = decoder.step(given, memory, state)
-        state = of_step.state
-        scores.append(of_step.scores)
-        weights.append(of_step.weights)
-    return Decoded(torch.stack(scores), torch.stack(weights), state)
 
 
 class Watch(TorchDispatchMode):

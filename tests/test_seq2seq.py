@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoders import by_steps
 from torch import Tensor
 from torch.nn.utils import skip_init
 
@@ -46,16 +47,6 @@ def started(encoder: Encoder, decoder: AttentionDecoder) -> tuple[Any, Any]:
 
 def target() -> Tensor:
     return torch.randint(VOCABULARY, (T, B), generator=torch.Generator().manual_seed(3))
-
-
-def by_steps(decoder: AttentionDecoder, tokens: Tensor, memory: Any, state: Any) -> Decoded:
-    scores, weights = [], []
-    for given in tokens:
-        of_step = decoder.step(given, memory, state)
-        state = of_step.state
-        scores.append(of_step.scores)
-        weights.append(of_step.weights)
-    return Decoded(torch.stack(scores), torch.stack(weights), state)
 
 
 def assert_same(one: Decoded, other: Decoded) -> None:

@@ -52,7 +52,12 @@ class AttentionStep {
 
   Range own_rows(Index rows) const { return share(rows, members_, member_); }
   bool is_there(Index sequence, Index s) const { return !of_.mask || of_.mask[sequence * of_.source + s]; }
-  Index lanes_of(Index at, Index size) const { return size - at < L ? size - at : L; }
+  static T sum_of_lanes(V v) {
+    T lanes[L], total = 0;
+    store(lanes, v);
+    for (Index i = 0; i < L; ++i) total += lanes[i];
+    return total;
+  }
 
   Attention<T> of_{};
   Index columns_ = 0;
@@ -111,10 +116,10 @@ class AttentionForward : AttentionStep<T> {
     const T* key = of_.keys + sequence * of_.source * of_.size;
     for (Index s = 0; s < of_.source; s += L) {
       V sums[L] = {};
-      const Index lanes = this->lanes_of(s, of_.source);
+      const Index lanes = lanes_in<T>(s / L, of_.source);
       for (Index i = 0; i < lanes; ++i, key += of_.size) {
         for (Index a = 0; a < of_.size; a += L) {
-          const Index n = this->lanes_of(a, of_.size);
+          const Index n = lanes_in<T>(a / L, of_.size);
           const V t = tanh(load<V>(query + a, n) + load<V>(key + a, n));
           sums[i] = fma(load<V>(of_.score + a, n), t, sums[i]);
         }
@@ -142,12 +147,10 @@ class AttentionForward : AttentionStep<T> {
       store(scores_ + s, e);
       sum = sum + e;
     }
-    T lanes[L], total = 0;
-    store(lanes, sum);
-    for (Index i = 0; i < L; ++i) total += lanes[i];
+    const T total = Base::sum_of_lanes(sum);
     const T scale = total == T(0) ? T(0) : T(1) / total;
     for (Index s = 0; s < of_.source; s += L)
-      store(weights + s, load<V>(scores_ + s) * scale, this->lanes_of(s, of_.source));
+      store(weights + s, load<V>(scores_ + s) * scale, lanes_in<T>(s / L, of_.source));
   }
 
   void sum_values(Index sequence, const T* weights, T* context) const {
@@ -161,10 +164,10 @@ class AttentionForward : AttentionStep<T> {
         const T* const value = values + s * of_.context + v;
         const V weight = broadcast<V>(weights[s]);
         for (Index j = 0; j < vectors; ++j)
-          sums[j] = fma(weight, load<V>(value + j * L, this->lanes_of(v + j * L, of_.context)), sums[j]);
+          sums[j] = fma(weight, load<V>(value + j * L, lanes_in<T>(v / L + j, of_.context)), sums[j]);
       }
       for (Index j = 0; j < vectors; ++j)
-        store(context + v + j * L, sums[j], this->lanes_of(v + j * L, of_.context));
+        store(context + v + j * L, sums[j], lanes_in<T>(v / L + j, of_.context));
     }
   }
 
@@ -219,7 +222,7 @@ class AttentionBackward : AttentionStep<T> {
       if (!this->is_there(sequence, s)) continue;
       const V outer = broadcast<V>(scores_[s]);
       for (Index a = 0; a < of_.size; a += L) {
-        const Index n = this->lanes_of(a, of_.size);
+        const Index n = lanes_in<T>(a / L, of_.size);
         const V t = tanh(load<V>(query + a, n) + load<V>(key + a, n));
         const V inner = tanh_gradient(outer * load<V>(of_.score + a, n), t);
         store(dkey + a, load<V>(dkey + a, n) + inner, n);
@@ -237,7 +240,7 @@ class AttentionBackward : AttentionStep<T> {
     const T* const dweights = args_.dweights ? args_.dweights + row * of_.source : nullptr;
     V sum{};
     for (Index s = 0; s < of_.source; s += L) {
-      const Index lanes = this->lanes_of(s, of_.source);
+      const Index lanes = lanes_in<T>(s / L, of_.source);
       T products[L] = {};
       dots(values + s * of_.context, lanes, of_.context, dcontext, products);
       // What is asked of weights that are always zero reaches nothing, not even by zero times infinity.
@@ -251,12 +254,10 @@ class AttentionBackward : AttentionStep<T> {
       store(scores_ + s, dweight);
       sum = fma(load<V>(weights + s, lanes), dweight, sum);
     }
-    T lanes[L], total = 0;
-    store(lanes, sum);
-    for (Index i = 0; i < L; ++i) total += lanes[i];
+    const T total = Base::sum_of_lanes(sum);
     for (Index s = 0; s < of_.source; s += L)
       store(scores_ + s,
-            load<V>(weights + s, this->lanes_of(s, of_.source)) * (load<V>(scores_ + s) - total));
+            load<V>(weights + s, lanes_in<T>(s / L, of_.source)) * (load<V>(scores_ + s) - total));
   }
 
   AttentionGradient<T> args_{};

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import fetch_data
 import forecast
+import sentiment
 import tagging
 import transliterate
 from _shared import ExampleError, data
@@ -269,6 +270,14 @@ def test_a_limit_takes_the_same_share_of_all_parts() -> None:
             list(range(30)),
             list(range(60)),
         ]
+
+
+def test_a_limit_takes_both_classes_of_a_file_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "snippets.txt"
+    path.write_text("".join(f"{n}\t{1 if n < 200 else -1}\tword {n}\n" for n in range(400)))
+    example = sentiment.Sentiment(sentiment.SentimentRecipe(limit=100), {"snippets": path})
+    positive = sum(label for _, label in (*example.training, *example.held_out))
+    assert 30 < positive < 70
 
 
 def test_series_are_standardised_by_those_to_train_on() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -35,6 +35,11 @@ class LayerConfig:
     c of every step, of the last layer, is returned too. step: whether input and states come without a time
     dimension. int8: whether the matrices are of 8 bits, the scales of their rows behind the other params.
 
+    Those from peephole on make a layer `varied`; what they are says docs/cells.md. zoneout: of h and c.
+    drawn: whether zoneout and recurrent dropout are drawn, as in training, and the last of all params is one
+    seed for each layer, int64; otherwise zoneout has its mean and dropout does nothing. What they bring
+    follows a direction's other params in the order of `own_params`.
+
     `text` is what the operators take, and with it traced and exported graphs: the cell's name and the options
     that are not the default, in words that csrc/torch/options.cpp reads. A new option is a field here, a word
     in `text` and a field there.
@@ -50,6 +55,19 @@ class LayerConfig:
     cells: bool = False
     step: bool = False
     int8: bool = False
+    peephole: bool = False
+    coupled_gates: bool = False
+    reset_before: bool = False
+    layer_norm: str | None = None
+    cell_norm: str | None = None
+    update_bias: float = 0.0
+    zoneout: tuple[float, float] = (0.0, 0.0)
+    recurrent_dropout: float = 0.0
+    drawn: bool = False
+    cell_clip: float | None = None
+    gate_clip: float | None = None
+    grad_clip: float | None = None
+    num_heads: int = 1
 
     text: str = field(init=False, repr=False, compare=False)
 
@@ -60,6 +78,9 @@ class LayerConfig:
         if not self.bias:
             words.append("no_biases")
         words += [name for name in _FLAGS if getattr(self, name)]
+        for name, (default, write, _) in _VALUES.items():
+            if getattr(self, name) != default:
+                words.append(f"{name}={write(getattr(self, name))}")
         object.__setattr__(self, "text", " ".join(words))
 
     @staticmethod
@@ -67,9 +88,12 @@ class LayerConfig:
     def parse(text: str) -> LayerConfig:
         """The reverse of `text`; raises ValueError for a word that it does not know."""
         cell, *words = text.split()
-        options: dict[str, int | bool] = {}
+        options: dict[str, Any] = {}
         for word in words:
-            if word.startswith("layers="):
+            name, _, value = word.partition("=")
+            if name in _VALUES and value:
+                options[name] = _VALUES[name][2](value)
+            elif word.startswith("layers="):
                 options["num_layers"] = int(word.removeprefix("layers="))
             elif word == "no_biases":
                 options["bias"] = False
@@ -77,13 +101,12 @@ class LayerConfig:
                 options[word] = True
             else:
                 raise ValueError(f"layer: unknown word '{word}' in '{text}'")
-        return LayerConfig(cell, **options)  # type: ignore[arg-type]
+        return LayerConfig(cell, **options)
 
     @property
     def single(self) -> LayerConfig:
         """The same of one layer."""
-        options = {name: getattr(self, name) for name in ("bias", *_FLAGS)}
-        return LayerConfig(self.cell, **options)
+        return dataclasses.replace(self, num_layers=1)
 
     @property
     def inner(self) -> LayerConfig:
@@ -99,19 +122,41 @@ class LayerConfig:
         return 2 if self.bidirectional else 1
 
     @property
+    def gates(self) -> tuple[str, ...]:
+        """In the order of the row blocks of W_ih and W_hh."""
+        gates = self.spec.gates
+        return tuple(gate for gate in gates if gate != "f") if self.coupled_gates else gates
+
+    @property
+    def varied(self) -> bool:
+        """Whether it has equations that torch.nn's layers have not."""
+        return any(getattr(self, name) for name in _VARYING) or any(
+            getattr(self, name) != default for name, (default, *_) in _VALUES.items()
+        )
+
+    @property
+    def own_params(self) -> tuple[str, ...]:
+        """What the options bring for each layer and direction, by name (the suffix `_l{k}` left out)."""
+        names = ["weight_peephole"] if self.peephole else []
+        norms = {"separate": ["ih", "hh"], "joint": [""]}.get(self.layer_norm or "", [])
+        for norm in [*norms, *(["c"] if self.cell_norm else [])]:
+            names += ["_".join(part for part in ("norm", norm, kind) if part) for kind in ("weight", "bias")]
+        return tuple(names)
+
+    @property
     def params_each(self) -> int:
         """Tensors of one layer in one direction."""
-        return (2 + self.projected) * (1 + self.int8) + 2 * self.bias
+        return (2 + self.projected) * (1 + self.int8) + 2 * self.bias + len(self.own_params)
 
     @property
     def params(self) -> int:
-        """Tensors of all layers and directions."""
-        return self.params_each * self.num_layers * self.directions
+        """Tensors of all layers and directions, and the seeds."""
+        return self.params_each * self.num_layers * self.directions + self.drawn
 
     def state_sizes(self, recurrent_weight: Sequence[int]) -> tuple[int, ...]:
         """Units of each state, by the size of W_hh [G H, P]."""
         rows, output = recurrent_weight
-        return (output, rows // len(self.spec.gates))[: len(self.spec.states)]
+        return (output, rows // len(self.gates))[: len(self.spec.states)]
 
     @property
     def outputs(self) -> int:
@@ -125,4 +170,27 @@ class LayerConfig:
         return not self.step and (output == 0 or (self.cells and output == self.outputs - 1))
 
 
-_FLAGS = ("bidirectional", "batch_first", "projected", "recompute", "cells", "step", "int8")
+_VARYING = ("peephole", "coupled_gates", "reset_before")
+_FLAGS = (
+    *("bidirectional", "batch_first", "projected", "recompute", "cells", "step", "int8", "drawn"),
+    *_VARYING,
+)
+
+
+def _pair(text: str) -> tuple[float, float]:
+    first, second = text.split(",")
+    return float(first), float(second)
+
+
+# Of options with values: what stands for torch.nn's equations, and how it is written and read.
+_VALUES: dict[str, tuple[Any, Callable[[Any], str], Callable[[str], Any]]] = {
+    "layer_norm": (None, str, str),
+    "cell_norm": (None, str, str),
+    "update_bias": (0.0, repr, float),
+    "zoneout": ((0.0, 0.0), lambda pair: f"{pair[0]!r},{pair[1]!r}", _pair),
+    "recurrent_dropout": (0.0, repr, float),
+    "cell_clip": (None, repr, float),
+    "gate_clip": (None, repr, float),
+    "grad_clip": (None, repr, float),
+    "num_heads": (1, repr, int),
+}

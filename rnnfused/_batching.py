@@ -35,7 +35,7 @@ def _forward(
 ) -> tuple[list[Tensor], list[Dims]]:
     run = torch.ops.rnnfused.recurrent
     layout = Layout(batch_sizes, lengths, resets)
-    dims = _Dims(*in_dims[:_OWN], input=input, lengths=lengths)
+    dims = _Dims(*in_dims[:_OWN], layer=layer, input=input, lengths=lengths)
     if dims.each_alone or info.batch_size == 0:
         return _one_by_one(
             lambda *given: run(*given, layer, save),
@@ -59,12 +59,18 @@ _OWN = 6  # arguments that every operator has: input, hx, params, batch_sizes, l
 
 
 class _Dims:
-    def __init__(self, *own: Any, input: Tensor, lengths: Tensor | None) -> None:
+    def __init__(self, *own: Any, layer: str, input: Tensor, lengths: Tensor | None) -> None:
         self.input, self.hx, params, *self.layout = own
         dimensions = input.dim() - (self.input is not None)
         concatenated = lengths is not None and dimensions == 2
-        # Calls that cannot be one: other weights, or rows that do not stay where they are.
-        self.each_alone = concatenated or self.layout[0] is not None or any(d is not None for d in params)
+        # Calls that cannot be one: other weights, rows that do not stay where they are, or rows whose place in
+        # the batch says what is drawn for them.
+        self.each_alone = (
+            concatenated
+            or self.layout[0] is not None
+            or any(d is not None for d in params)
+            or LayerConfig.parse(layer).varied
+        )
         self.data = any(d is not None for d in (self.input, *self.hx, *self.layout))
 
 
@@ -194,7 +200,7 @@ def _backward(
     run = torch.ops.rnnfused.recurrent_backward
     layout = Layout(batch_sizes, lengths, resets)
     grad_dims, *own_dims, output_dim, tape_dim = in_dims[: 3 + _OWN]
-    dims = _Dims(*own_dims, input=input, lengths=lengths)
+    dims = _Dims(*own_dims, layer=layer, input=input, lengths=lengths)
     if dims.each_alone or tape_dim is not None or info.batch_size == 0:
         return _one_by_one(
             lambda *given: run(*given, layer, wanted),
@@ -266,7 +272,7 @@ def _tangent(
     run = torch.ops.rnnfused.recurrent_tangent
     layout = Layout(batch_sizes, lengths, resets)
     along_dims, grad_dims, moved_dims, *own_dims, output_dim = in_dims[: 4 + _OWN]
-    dims, data = _Dims(*own_dims, input=input, lengths=lengths), 1 + len(hx)
+    dims, data = _Dims(*own_dims, layer=layer, input=input, lengths=lengths), 1 + len(hx)
     of_weights = any(d is not None for d in along_dims[data:]) or any(index >= data for index in wanted)
     if dims.each_alone or of_weights or info.batch_size == 0:
         return _one_by_one(

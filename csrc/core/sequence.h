@@ -62,6 +62,10 @@ template <class T>
 struct Attention;
 template <class T>
 struct AttentionGradient;
+template <class T>
+struct Variation;
+template <class T>
+struct VariationGradient;
 
 // Sequences, the matrices they are multiplied with and the tape are stored in S; states, sums over the
 // sequence and their gradients are what they are computed in.
@@ -78,6 +82,8 @@ struct ForwardArgs {
   Stored<S>* tape;                    // for backward, as large as TapeSize says; null for inference
   bool recompute;                     // whether the tape goes without most gates, and backward rebuilds them
   const Attention<T>* attention = nullptr;  // writes the last columns of x, step by step
+  // Makes states of the sums, which shape then calls hidden units: those of all gates.
+  const Variation<T>* variation = nullptr;
 };
 
 template <class S>
@@ -103,6 +109,8 @@ struct BackwardArgs {
   T* dprojection;                    // dW_hr [P, H]
   // Gives the gradients of the last columns of x, which dx then goes without.
   const AttentionGradient<T>* attention = nullptr;
+  const Variation<T>* variation = nullptr;  // as in forward
+  const VariationGradient<T>* dvariation = nullptr;
 };
 
 }  // namespace rnnfused

@@ -27,12 +27,13 @@ Int most_kept_rows(const Int& rows) {
 struct TapeSize {
   int each;   // for every row: c, and with a projection the output before it
   int gates;  // for every row whose gates are kept
+  int of_row = 0;  // scalars of a row as a whole
 
   // Of one direction. Units are padded to whole cache lines, which no machine's vectors exceed.
   template <class Int>
   Int scalars(const Int& rows, Index hidden, bool recompute, Index scalar_bytes) const {
     const Index line = 64 / scalar_bytes, units = (hidden + line - 1) / line * line;
-    return (rows * each + (recompute ? most_kept_rows(rows) : rows) * gates) * units;
+    return (rows * each + (recompute ? most_kept_rows(rows) : rows) * gates) * units + rows * of_row;
   }
 };
 

@@ -32,8 +32,9 @@ class BackwardStream {
       const Range outputs = share(blocks_of<T>(shape.output), members, m);
       T* partial = arena.take<T>(shard.count * kMaxWidth * L);
       O* recurrent = arena.take<O>(outputs.size() * L * tape_.units * G);
-      O* projection =
-          shape.projected() ? arena.take<O>(blocks.size() * L * panel_terms<S>(shape.output)) : nullptr;
+      O* projection = projects<Cell>(stream_.shape)
+                          ? arena.take<O>(blocks.size() * L * panel_terms<S>(shape.output))
+                          : nullptr;
       const Range contexts = share(blocks_of<T>(context()), members, m);
       O* of_contexts = arena.take<O>(contexts.size() * L * tape_.units * G);
       if (m != member) continue;
@@ -43,6 +44,7 @@ class BackwardStream {
     if constexpr (kAttends<S>) {
       if (args.attention) attention_ = {*args.attention, stream_, member, members, arena};
     }
+    if constexpr (kStaged<Cell>) stage_ = {args_, stream_, tape_.cell, carry_h_, member, members, arena};
   }
 
   // The members meet after it.
@@ -59,7 +61,8 @@ class BackwardStream {
       });
       if (args_.attention) attention_.pack();
     }
-    if (shape.projected()) {
+    if constexpr (kStaged<Cell>) stage_.prepare();
+    if (projects<Cell>(stream_.shape)) {
       for_groups(blocks_, false, [&](Index first, Index n) {
         pack_columns(args_.weights.projection, shape.hidden, shape.output, shape.hidden, first, n,
                      projection_panel(first));
@@ -73,15 +76,15 @@ class BackwardStream {
 
   // The positions of a chunk, last first; with the first of all, also the gradients of the initial states.
   void run(Range positions, Barrier& barrier) {
-    const bool projected = stream_.shape.projected();
     const Index end = positions.first > 0 ? positions.first : -1;
     for (Index s = positions.last - 1; s >= end; --s) {
       output_gradients(s);
       if (s < 0) break;
-      if (projected) {
+      if (projects<Cell>(stream_.shape)) {
         barrier.wait();
         unproject(s);
       }
+      if constexpr (kStaged<Cell>) unstage(s, barrier);
       barrier.wait();
       unattend(s, barrier);
     }
@@ -89,6 +92,17 @@ class BackwardStream {
 
  private:
   static constexpr Index kGroup = 4;
+
+  // The gradients of the sums, by way of the states.
+  void unstage(Index s, Barrier& barrier) {
+    stage_.run(
+        s,
+        [&](Index b, Index block) {
+          const Index row = stream_.row(s, b), at = block * A * L;
+          return (tape_.keeps_gates(row) ? tape_.gates_of(row) : out_.gates_of(row)) + at;
+        },
+        [&](Index b, Index block) { return out_.gates_of(stream_.row(s, b)) + block * A * L; }, barrier);
+  }
 
   template <class Body>
   RNNFUSED_HD static void for_groups(Range blocks, bool backwards, Body body) {
@@ -144,6 +158,10 @@ class BackwardStream {
       for (Index b = here; b < after; ++b)
         store_initial(1, stream_.shape.hidden, blocks_, b, carry_c_ + b * tape_.units);
     }
+    if constexpr (kStaged<Cell>) {
+      for (Index b = here; b < after; ++b) stage_.store_initial_cell(b);
+      if (s < 0) stage_.store_parameters();
+    }
     if (s < 0) store_never_active(after);
   }
 
@@ -160,6 +178,10 @@ class BackwardStream {
   // What reaches h from outside the recurrent product: dy (where the row is active) and the cell's direct
   // path.
   RNNFUSED_HD void start_output(Index s, Index b, Index first, Index n, T* acc) const {
+    if constexpr (kStaged<Cell>) {
+      // The product alone, since what reaches the one is not what reaches the other.
+      if (b < stream_.active(s + 1)) return (void)memset(acc, 0, size_t(n * L) * sizeof(T));
+    }
     const T* carry = carry_h_ + b * outputs_units_;
     const S* dy = b < stream_.active(s) && args_.dy.data ? args_.dy[stream_.row(s, b)] : nullptr;
     for (Index i = 0; i < n; ++i) {
@@ -170,8 +192,23 @@ class BackwardStream {
     }
   }
 
+  // Of a staged layer all that reaches h, from the product alone.
+  RNNFUSED_HD V staged_output(Index s, Index b, Index block, V acc) const {
+    if (b >= stream_.active(s + 1)) return acc;  // there is none
+    const V handed_back = stage_.handed_back(b, block, acc);
+    if (b >= stream_.active(s) || !args_.dy.data) return handed_back;
+    return handed_back +
+           load<V>(args_.dy[stream_.row(s, b)] + block * L, lanes_in<T>(block, stream_.shape.output));
+  }
+
   RNNFUSED_HD void finish_output(Index s, Index b, Index first, Index n, const T* acc) {
-    if (!stream_.shape.projected()) return epilogue(s, b, first, n, acc);
+    if constexpr (kStaged<Cell>) {
+      for (Index i = 0; i < n; ++i)
+        store(stage_.output_gradient_of(b) + (first + i) * L,
+              staged_output(s, b, first + i, load<V>(acc + i * L)));
+      return;
+    }
+    if (!projects<Cell>(stream_.shape)) return epilogue(s, b, first, n, acc);
     S* kept = out_.output_of(stream_.row(s, b));
     T* carry = carry_h_ + b * outputs_units_;
     for (Index i = 0; i < n; ++i) {
@@ -226,40 +263,43 @@ class BackwardStream {
     }
   }
 
-  RNNFUSED_HD void epilogue(Index s, Index b, Index first, Index n, const T* dh) {
-    const SequenceShape& shape = stream_.shape;
-    const bool projected = shape.projected();
-    const Index row = stream_.row(s, b);
-    const S* h_prev = history_.output(row);
-    const S* c_prev = has_cell_state ? history_.cell(row) : nullptr;
-    const S* h = args_.y[row];
-    T* carry_h = carry_h_ + b * outputs_units_;
-    T* carry_c = has_cell_state ? carry_c_ + b * tape_.units : nullptr;
-    S* gates = out_.gates_of(row);
-    // Rebuilt gates are where their gradients will be.
-    const S* tape = tape_.keeps_gates(row) ? tape_.gates_of(row) : gates;
-    for (Index i = 0; i < n; ++i) {
-      const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
-      V taped[A], prev[Cell::states]{}, next[Cell::states]{}, dnext[Cell::states], dgates[A],
-          dprev[Cell::states];
-      for (int a = 0; a < Cell::taped; ++a) taped[a] = load<V>(tape + (block * A + a) * L);
-      if (!projected) {
-        prev[0] = load<V>(h_prev + at, lanes);
-        next[0] = load<V>(h + at, lanes);
+  RNNFUSED_HD void epilogue([[maybe_unused]] Index s, [[maybe_unused]] Index b, [[maybe_unused]] Index first,
+                            [[maybe_unused]] Index n, [[maybe_unused]] const T* dh) {
+    if constexpr (!kStaged<Cell>) {
+      const SequenceShape& shape = stream_.shape;
+      const bool projected = projects<Cell>(stream_.shape);
+      const Index row = stream_.row(s, b);
+      const S* h_prev = history_.output(row);
+      const S* c_prev = has_cell_state ? history_.cell(row) : nullptr;
+      const S* h = args_.y[row];
+      T* carry_h = carry_h_ + b * outputs_units_;
+      T* carry_c = has_cell_state ? carry_c_ + b * tape_.units : nullptr;
+      S* gates = out_.gates_of(row);
+      // Rebuilt gates are where their gradients will be.
+      const S* tape = tape_.keeps_gates(row) ? tape_.gates_of(row) : gates;
+      for (Index i = 0; i < n; ++i) {
+        const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
+        V taped[A], prev[Cell::states]{}, next[Cell::states]{}, dnext[Cell::states], dgates[A],
+            dprev[Cell::states];
+        for (int a = 0; a < Cell::taped; ++a) taped[a] = load<V>(tape + (block * A + a) * L);
+        if (!projected) {
+          prev[0] = load<V>(h_prev + at, lanes);
+          next[0] = load<V>(h + at, lanes);
+        }
+        dnext[0] = load<V>(dh + i * L);
+        if constexpr (has_cell_state) {
+          prev[1] = load<V>(c_prev + at, lanes);
+          next[1] = load<V>(tape_.cell_of(row) + at);
+          dnext[1] = load<V>(carry_c + at);
+          if (args_.dcells.data) dnext[1] = dnext[1] + load<V>(args_.dcells[row] + at, lanes);
+        }
+        Cell::backward(taped, prev, next, dnext, dgates, dprev);
+        // Lanes beyond the last unit are zero whatever the padding held: the product of the next step sums
+        // over them.
+        for (int a = 0; a < A; ++a) store(gates + (block * A + a) * L, first_lanes(dgates[a], lanes));
+        if (!projected) store(carry_h + at, first_lanes(dprev[0], lanes));
+        if constexpr (has_cell_state) store(carry_c + at, first_lanes(dprev[1], lanes));
       }
-      dnext[0] = load<V>(dh + i * L);
-      if constexpr (has_cell_state) {
-        prev[1] = load<V>(c_prev + at, lanes);
-        next[1] = load<V>(tape_.cell_of(row) + at);
-        dnext[1] = load<V>(carry_c + at);
-        if (args_.dcells.data) dnext[1] = dnext[1] + load<V>(args_.dcells[row] + at, lanes);
-      }
-      Cell::backward(taped, prev, next, dnext, dgates, dprev);
-      // Lanes beyond the last unit are zero whatever the padding held: the product of the next step sums over
-      // them.
-      for (int a = 0; a < A; ++a) store(gates + (block * A + a) * L, first_lanes(dgates[a], lanes));
-      if (!projected) store(carry_h + at, first_lanes(dprev[0], lanes));
-      if constexpr (has_cell_state) store(carry_c + at, first_lanes(dprev[1], lanes));
     }
   }
 
@@ -273,7 +313,9 @@ class BackwardStream {
   RNNFUSED_HD void store_initial_output(Index b, Index first, Index n, const T* acc) const {
     T* const out = args_.dinitial[0].find(stream_.sequence(b));
     for (Index i = 0; out && i < n; ++i) {
-      store(out + (first + i) * L, load<V>(acc + i * L), lanes_in<T>(first + i, stream_.shape.output));
+      V sum = load<V>(acc + i * L);
+      if constexpr (kStaged<Cell>) sum = stage_.handed_back(b, first + i, sum);
+      store(out + (first + i) * L, sum, lanes_in<T>(first + i, stream_.shape.output));
     }
   }
 
@@ -292,6 +334,7 @@ class BackwardStream {
     for (Index b = ever; b < stream_.batch(); ++b) {
       store_initial(0, stream_.shape.output, outputs_, b, carry_h_ + b * outputs_units_);
       if (has_cell_state) store_initial(1, stream_.shape.hidden, blocks_, b, carry_c_ + b * tape_.units);
+      if constexpr (kStaged<Cell>) stage_.store_initial_cell(b);
     }
   }
 
@@ -306,6 +349,7 @@ class BackwardStream {
   T* partial_ = nullptr;
   O *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *context_panels_ = nullptr;
   std::conditional_t<kAttends<S>, AttentionBackward<T>, std::nullptr_t> attention_{};
+  std::conditional_t<kStaged<Cell>, VariedBackward<T>, std::nullptr_t> stage_{};
 };
 
 // What all threads do together for one direction, before and after its recurrence.

@@ -159,6 +159,10 @@ template <class S>
 const CellKernels<S>& cell_kernels(CellId cell) {
   return kernels().of<S>().cells[int(cell)];
 }
+template <class S>
+const CellKernels<S>& cell_kernels(CellId cell, const Variation<Compute<S>>* variation) {
+  return variation ? kernels().of<S>().staged : cell_kernels<S>(cell);
+}
 
 // Scratch is kept by the calling thread from call to call: fresh pages from the system cost more than a short
 // sequence.
@@ -209,15 +213,17 @@ int terms_at_once() {
 TapeSize tape_size(CellId cell, bool projected) { return cell_kernels<float>(cell).tape_size(projected); }
 
 template <class S>
-Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, int threads, bool backward) {
+Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, int threads, bool backward,
+          bool staged) {
   // Of sequences that end at different steps, what a step holds on average.
   const Index batch =
       shape.offsets && shape.steps > 0 ? (shape.rows() + shape.steps - 1) / shape.steps : shape.batch;
   const TypeKernels<S>& type = kernels().of<S>();
-  PlanInput in{
-      shape.steps, batch,      shape.input, shape.hidden,         shape.output, kernels().info(cell).gates,
-      directions,  type.lanes, type.bytes,  std::max(threads, 1), backward,     layers,
-      type.terms};
+  PlanInput in{shape.steps,          batch,        shape.input,
+               shape.hidden,         shape.output, staged ? 1 : kernels().info(cell).gates,
+               directions,           type.lanes,   type.bytes,
+               std::max(threads, 1), backward,     layers,
+               type.terms,           !staged};
   const Plan wanted = make_plan(in);
   if (wanted.threads() == 1) return wanted;
   // Only now the system is asked: a short call on one thread need not wait for the answer.
@@ -230,7 +236,8 @@ namespace {
 template <class S>
 Plan plan_stack(const char* what, CellId cell, const Stack<S>& stack, int threads) {
   const int usable = Scarcity::threads(threads);
-  const Plan chosen = plan<S>(cell, stack.shape(), stack.layers, stack.directions(), usable, false);
+  const Plan chosen = plan<S>(cell, stack.shape(), stack.layers, stack.directions(), usable, false,
+                              stack.layer[0].forward[0].variation);
   log_plan(what, cell, stack.shape(), stack.layers, stack.directions(), chosen);
   return chosen;
 }
@@ -244,12 +251,13 @@ void run_stack(const CellKernels<S>& k, const Stack<S>& stack, const Plan& plan)
 
 template <class S>
 void forward(CellId cell, const Stack<S>& stack, int threads) {
-  run_stack(cell_kernels<S>(cell), stack, plan_stack("forward", cell, stack, threads));
+  run_stack(cell_kernels<S>(cell, stack.layer[0].forward[0].variation), stack,
+            plan_stack("forward", cell, stack, threads));
 }
 
 template <class S>
 void PackedStack::forward(CellId cell, Stack<S> stack, int threads) {
-  const CellKernels<S>& k = cell_kernels<S>(cell);
+  const CellKernels<S>& k = cell_kernels<S>(cell, stack.layer[0].forward[0].variation);
   const Plan chosen = plan_stack("packed", cell, stack, threads);
   Scratch& memory = memory_[{chosen.members, few_rows(chosen, stack.shape().batch)}];
   if (memory.size() == 0) {
@@ -263,9 +271,10 @@ void PackedStack::forward(CellId cell, Stack<S> stack, int threads) {
 template <class S>
 void backward(CellId cell, const LayerGradient<S>& layer, int threads) {
   const SequenceShape& shape = layer.backward[0].shape;
-  const Plan chosen = plan<S>(cell, shape, 1, layer.directions, Scarcity::threads(threads), true);
+  const Variation<Compute<S>>* const variation = layer.backward[0].variation;
+  const Plan chosen = plan<S>(cell, shape, 1, layer.directions, Scarcity::threads(threads), true, variation);
   log_plan("backward", cell, shape, 1, layer.directions, chosen);
-  const CellKernels<S>& k = cell_kernels<S>(cell);
+  const CellKernels<S>& k = cell_kernels<S>(cell, variation);
   run(k.backward, layer, chosen, 0, k.backward_scratch(layer, chosen));
 }
 
@@ -314,10 +323,10 @@ void tangent_backward(CellId cell, const TangentBackward<T>& step, int threads) 
   run_step(tangent_kernels<T>(cell).backward, cell, step, std::max(step.rows, step.after_rows), threads);
 }
 
-#define RNNFUSED_INSTANTIATE(S)                                             \
-  template int terms_at_once<S>();                                          \
-  template Plan plan<S>(CellId, const SequenceShape&, int, int, int, bool); \
-  template void forward<S>(CellId, const Stack<S>&, int);                   \
+#define RNNFUSED_INSTANTIATE(S)                                                   \
+  template int terms_at_once<S>();                                                \
+  template Plan plan<S>(CellId, const SequenceShape&, int, int, int, bool, bool); \
+  template void forward<S>(CellId, const Stack<S>&, int);                         \
   template void PackedStack::forward<S>(CellId, Stack<S>, int);
 RNNFUSED_INSTANTIATE(Int8)
 #define RNNFUSED_INSTANTIATE_WITH_GRADIENTS(S) \

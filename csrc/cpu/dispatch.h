@@ -27,7 +27,8 @@ TapeSize tape_size(CellId cell, bool projected);
 
 // How layers of a shape would be run on at most `threads` threads.
 template <class S>
-Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, int threads, bool backward);
+Plan plan(CellId cell, const SequenceShape& shape, int layers, int directions, int threads, bool backward,
+          bool staged = false);
 
 template <class S>
 void forward(CellId cell, const Stack<S>& stack, int threads);

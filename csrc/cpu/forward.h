@@ -8,6 +8,7 @@
 #include "cpu/kernels.h"
 #include "cpu/tape.h"
 #include "cpu/tile.h"
+#include "cpu/varied.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 
@@ -81,10 +82,12 @@ class ForwardStream {
     start_ = arena.take<Q>(kNarrow<S> ? shard.count * of_output : of_output > units ? of_output : units);
     if (keeps_output()) output_ = arena.take<T>(shard.count * units);
     if (keeps_cell()) cell_ = arena.take<T>(shard.count * units);
-    if (!args.tape && shape.projected()) unprojected_ = arena.take<Q>(shard.count * units);
+    if (!args.tape && projects<Cell>(stream_.shape)) unprojected_ = arena.take<Q>(shard.count * units);
     if constexpr (kAttends<S>) {
       if (args.attention) attention_ = {*args.attention, stream_, member, members, arena};
     }
+    if constexpr (kStaged<Cell>)
+      stage_ = {args_, stream_, args.tape ? tape_.cell : nullptr, member, members, arena};
     const auto lay_out_member = [&](ForwardStream& stream, int m) {
       stream.lay_out(share(blocks_of<T>(shape.hidden), members, m),
                      share(blocks_of<T>(shape.output), members, m), packed, arena);
@@ -123,8 +126,14 @@ class ForwardStream {
         attend(s, local, barrier);
         step(s, local);
         barrier.wait();
-        if (stream_.shape.projected()) {
+        if (projects<Cell>(stream_.shape)) {
           project_outputs(s);
+          barrier.wait();
+        }
+        if constexpr (kStaged<Cell>) {
+          stage_.run(
+              s, [&](Index b, Index block) { return gates_of(stream_.row(s, b), local + b, block); },
+              barrier);
           barrier.wait();
         }
       }
@@ -157,7 +166,7 @@ class ForwardStream {
     return !kNarrow<S> && args_.tape && tape_.keeps_gates(Range{0, stream_.shape.rows()});
   }
   // States that are kept beside y and the tape: those of the step before, unrounded.
-  bool keeps_output() const { return kNarrow<S> && !stream_.shape.projected(); }
+  bool keeps_output() const { return kNarrow<S> && !projects<Cell>(stream_.shape); }
   bool keeps_cell() const { return has_cell_state && (kNarrow<S> || !args_.tape); }
 
   void lay_out(Range blocks, Range outputs, Arena& packed, Arena& arena) {
@@ -180,7 +189,7 @@ class ForwardStream {
       input_.take(packed, packs_by_chunk() ? kNarrowGroup<Cell> * G : input_.vectors());
       recurrent_.take(packed, recurrent_.vectors());
       if (context > 0) context_.take(packed, context_.vectors());
-      if (shape.projected()) projection_.take(packed, projection_.vectors());
+      if (projects<Cell>(stream_.shape)) projection_.take(packed, projection_.vectors());
     }
     bias_ = packed.take<T>(blocks.size() * A * L);
     partial_ = arena.take<Sum<S>>(partial_size(chunk > batch ? chunk : batch));
@@ -203,7 +212,7 @@ class ForwardStream {
     };
     product_of(shape.input, int(kNarrowGroup<Cell> * G));
     product_of(shape.output, int(group_ * G));
-    if (shape.projected()) product_of(shape.hidden, kOutputGroup);
+    if (projects<Cell>(stream_.shape)) product_of(shape.hidden, kOutputGroup);
     return most;
   }
 
@@ -227,6 +236,7 @@ class ForwardStream {
       if (output_) copy_initial(0, blocks_, shape.hidden, b, output_ + b * tape_.units);
       if (cell_) copy_initial(1, blocks_, shape.hidden, b, cell_ + b * tape_.units);
     }
+    if constexpr (kStaged<Cell>) stage_.prepare();
   }
 
   void pack_weights() {
@@ -239,7 +249,7 @@ class ForwardStream {
       for_groups(blocks_, kNarrowGroup<Cell>, false,
                  [&](Index block, Index n) { pack_panel(context_, block, n, context_.panel(block)); });
     }
-    if (!stream_.shape.projected()) return;
+    if (!projects<Cell>(stream_.shape)) return;
     for_groups(outputs_, kOutputGroup, false,
                [&](Index block, Index n) { pack_panel(projection_, block, n, projection_.panel(block)); });
   }
@@ -302,7 +312,7 @@ class ForwardStream {
   // What the cell is given of it, and of c; the former only without a projection, after which h has other
   // units than the gates have, and no cell that can be projected reads it.
   RNNFUSED_HD V previous_output(const Q* h, Index b, Index block) const {
-    if (stream_.shape.projected()) return V{};
+    if (projects<Cell>(stream_.shape)) return V{};
     if (kNarrow<S>) return load<V>(output_ + b * tape_.units + block * L);
     return load<V>(h + block * L, lanes_in<T>(block, stream_.shape.hidden));
   }
@@ -438,7 +448,12 @@ class ForwardStream {
   // backwards: weights that do not fit in a cache level are then half there, instead of not at all.
   void step(Index s, Index local) {
     const Index rows = stream_.active(s);
-    const auto h_prev = [&](Index b) { return previous_output(s, b); };
+    const auto h_prev = [&](Index b) {
+      if constexpr (kStaged<Cell>) {
+        if (stage_.drops()) return static_cast<const Q*>(stage_.operand(s, b));
+      }
+      return previous_output(s, b);
+    };
     round_rows(rows, recurrent_, h_prev);
     for_groups(blocks_, group_, s % 2 == 1, [&](Index first, Index n) {
       if constexpr (!kQuantized<S>) {
@@ -461,28 +476,33 @@ class ForwardStream {
   RNNFUSED_HD void epilogue(Index s, Index b, Index local, Index first, Index n, const T* acc) {
     const SequenceShape& shape = stream_.shape;
     const Index row = stream_.row(s, b);
-    const Q* h_prev = previous_output(s, b);
-    const T* c_prev = has_cell_state ? previous_cell(s, b) : nullptr;
-    Q* h = !shape.projected() ? args_.y[row]
-           : args_.tape       ? tape_.unprojected_of(row)
-                              : unprojected_ + b * tape_.units;
-    for (Index i = 0; i < n; ++i) {
-      const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
-      V accumulators[A], prev[Cell::states], next[Cell::states], taped[A];
-      load_accumulators<Cell>(gates_of(row, local, block), acc + i * G * L, accumulators);
-      prev[0] = previous_output(h_prev, b, block);
-      if constexpr (has_cell_state) prev[1] = load<V>(c_prev + at, lanes);
-      Cell::forward(accumulators, prev, next, taped);
-      if (tapes_gates(row)) {
-        Q* gates = tape_.gates_of(row) + block * A * L;
-        for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
-      }
-      store(h + at, next[0], shape.projected() ? L : lanes);
-      if (kNarrow<S> && output_) store(output_ + b * tape_.units + at, next[0]);
-      if constexpr (has_cell_state) {
-        if (cell_) store(cell_ + b * tape_.units + at, next[1]);
-        if (args_.tape) store(tape_.cell_of(row) + at, next[1]);
-        if (args_.cells.data) store(args_.cells[row] + at, next[1], lanes);
+    if constexpr (kStaged<Cell>) {
+      for (Index i = 0; i < n; ++i)
+        copy_vectors(acc + i * G * L, gates_of(row, local, first + i) + Cell::h_first * L, G);
+    } else {
+      const Q* h_prev = previous_output(s, b);
+      const T* c_prev = has_cell_state ? previous_cell(s, b) : nullptr;
+      Q* h = !projects<Cell>(shape) ? args_.y[row]
+             : args_.tape           ? tape_.unprojected_of(row)
+                                    : unprojected_ + b * tape_.units;
+      for (Index i = 0; i < n; ++i) {
+        const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
+        V accumulators[A], prev[Cell::states], next[Cell::states], taped[A];
+        load_accumulators<Cell>(gates_of(row, local, block), acc + i * G * L, accumulators);
+        prev[0] = previous_output(h_prev, b, block);
+        if constexpr (has_cell_state) prev[1] = load<V>(c_prev + at, lanes);
+        Cell::forward(accumulators, prev, next, taped);
+        if (tapes_gates(row)) {
+          Q* gates = tape_.gates_of(row) + block * A * L;
+          for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
+        }
+        store(h + at, next[0], projects<Cell>(shape) ? L : lanes);
+        if (kNarrow<S> && output_) store(output_ + b * tape_.units + at, next[0]);
+        if constexpr (has_cell_state) {
+          if (cell_) store(cell_ + b * tape_.units + at, next[1]);
+          if (args_.tape) store(tape_.cell_of(row) + at, next[1]);
+          if (args_.cells.data) store(args_.cells[row] + at, next[1], lanes);
+        }
       }
     }
   }
@@ -510,6 +530,7 @@ class ForwardStream {
   }
 
   void store_final() const {
+    if constexpr (kStaged<Cell>) stage_.store_final();
     const SequenceShape& shape = stream_.shape;
     for (Index b = 0; b < stream_.batch(); ++b) {
       const Index row = stream_.final_row(b);
@@ -555,6 +576,7 @@ class ForwardStream {
   Q* unprojected_ = nullptr;               // [batch, units]
   Matrix input_{}, context_{}, recurrent_{}, projection_{};
   std::conditional_t<kAttends<S>, AttentionForward<T>, std::nullptr_t> attention_{};
+  std::conditional_t<kStaged<Cell>, VariedForward<T>, std::nullptr_t> stage_{};
   T* bias_ = nullptr;
   Sum<S>* partial_ = nullptr;
   Left<S>* rounded_ = nullptr;  // the rows to be multiplied, if they have to be rounded, and their scales

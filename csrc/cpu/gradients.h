@@ -6,6 +6,7 @@
 #include "cpu/kernels.h"
 #include "cpu/tape.h"
 #include "cpu/tile.h"
+#include "cpu/varied.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 
@@ -51,7 +52,7 @@ struct GateGradients {
     const Index ring = (rebuilt ? 2 : 1) * chunk + shape.batch;
     if (!all_rows && ring < slots) slots = ring;
     gates = arena.take<S>(slots * units * Cell::accumulators);
-    if (shape.projected()) output = arena.take<S>(slots * outputs);
+    if (projects<Cell>(shape)) output = arena.take<S>(slots * outputs);
   }
   // From now on these rows are asked for, and no others but of the chunk and of the step beside them.
   void enter(Range rows) { origin = slots ? rows.first - rows.first % slots : 0; }
@@ -78,6 +79,11 @@ class History {
     before_ = arena.take<Index>(args.shape.rows());
     most_units_ = padded<T>(args.shape.output > args.shape.hidden ? args.shape.output : args.shape.hidden);
     zeros_ = arena.take<S>(most_units_);
+    if constexpr (kStaged<Cell>) {
+      if (!args.variation->drops()) return;
+      operand_ = VariedTape<T>(*args.variation, args.shape.rows(), const_cast<T*>(cell_)).operand;
+      rounded_[0] = arena.take<S>(args.shape.batch * most_units_);
+    }
     if (!kNarrow<S>) return;
     for (int state = 0; state < Cell::states; ++state) {
       if (args.initial[state].data) rounded_[state] = arena.take<S>(args.shape.batch * most_units_);
@@ -95,14 +101,23 @@ class History {
       }
     }
     memset(zeros_, 0, size_t(most_units_) * sizeof(S));
+    if constexpr (kStaged<Cell>) {
+      for (Index b = 0; operand_ && b < shape.batch; ++b) drop_initial(stream, b);
+      return;
+    }
     for (int state = 0; state < Cell::states; ++state) {
       for (Index b = 0; rounded_[state] && b < shape.batch; ++b)
         round(state == 0 ? shape.output : shape.hidden, args_->initial[state].find(b), start(state, b));
     }
   }
 
+  // As the product reads it.
   const S* output(Index row) const {
     const Index before = before_[row];
+    if constexpr (kStaged<Cell>) {
+      if (operand_)
+        return before >= 0 ? operand_ + before * args_->variation->unit_scalars : start(0, -1 - before);
+    }
     return before >= 0 ? args_->y[before] : initial(0, -1 - before);
   }
   const S* cell(Index row) const {
@@ -111,6 +126,18 @@ class History {
   }
 
  private:
+  // An initial h after recurrent dropout.
+  void drop_initial(const Stream& stream, Index b) const {
+    using V = Native<T>;
+    const Index units = args_->variation->unit_scalars;
+    const T* const from = args_->initial[0].find(b);
+    draw_factors(*args_->variation, stream, b, Range{0, units / kLanes<T>}, start(0, b));
+    for (Index u = 0; u < units; u += kLanes<T>) {
+      const V h = from ? load<V>(from + u, args_->shape.output - u) : V{};
+      store(start(0, b) + u, load<V>(start(0, b) + u) * h);
+    }
+  }
+
   S* start(int state, Index b) const { return rounded_[state] + b * most_units_; }
 
   static void round(Index units, const T* from, S* to) {
@@ -133,6 +160,7 @@ class History {
   Index units_ = 0, most_units_ = 0;  // of a cell, of any state
   Index* before_ = nullptr;           // [rows]: a row, or -1 - b where batch row b starts
   S* zeros_ = nullptr;
+  const S* operand_ = nullptr;   // h of every row after recurrent dropout [rows, units], where there is any
   S* rounded_[kMaxStates] = {};  // initial states [batch, most units] of narrow numbers, or null
 };
 
@@ -215,7 +243,7 @@ class ParameterGradients {
     const Index of_input = padded<T>(shape.input), of_output = padded<T>(shape.output);
     in_one_sweep_ = kOuterDepth * (of_input + of_output) * Index(sizeof(O)) <= kSweepBytes;
     Index columns = in_one_sweep_ ? of_input + of_output : of_input > of_output ? of_input : of_output;
-    if (shape.projected() && from.units > columns) columns = from.units;
+    if (projects<Cell>(shape) && from.units > columns) columns = from.units;
     const Index right_scalars = kOuterDepth * columns;
     shares_right_ = threads * right_scalars * Index(sizeof(O)) > kOwnRightBytes;
     for (int copy = 0; copy < (shares_right_ ? 1 : threads); ++copy) {

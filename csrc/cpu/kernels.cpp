@@ -29,6 +29,15 @@ constexpr TangentKernels<S> tangent_kernels_or_none() {
 }
 
 template <class S>
+constexpr CellKernels<S> staged_kernels_or_none() {
+  if constexpr (kVaries<S>) {
+    return kernels_of<Staged, S>();
+  } else {
+    return {};
+  }
+}
+
+template <class S>
 constexpr TypeKernels<S> type_kernels() {
 #define RNNFUSED_INFO(name, Cell)                                           \
   CellInfo{#name,         Cell::gates,   Cell::states,  Cell::accumulators, \
@@ -40,6 +49,7 @@ constexpr TypeKernels<S> type_kernels() {
           kTerms<S>,
           {RNNFUSED_CELLS(RNNFUSED_INFO)},
           {RNNFUSED_CELLS(RNNFUSED_KERNELS)},
+          staged_kernels_or_none<S>(),
           {RNNFUSED_CELLS(RNNFUSED_TANGENTS)}};
 #undef RNNFUSED_TANGENTS
 #undef RNNFUSED_KERNELS

@@ -126,6 +126,7 @@ struct TypeKernels {
   int terms;  // of a product that one instruction adds in each lane
   CellInfo info[int(CellId::count)];
   CellKernels<S> cells[int(CellId::count)];
+  CellKernels<S> staged;  // layers with options (cpu/varied.h); null for types that have none
   TangentKernels<S>
       tangents[int(CellId::count)];  // null for types whose tangents are computed wide, or not at all
 };

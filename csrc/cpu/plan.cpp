@@ -75,7 +75,7 @@ Plan make_plan(const PlanInput& in) {
   const auto consider = [&](int groups, int wave) {
     // A group beyond the directions takes another layer or a share of the batch.
     const int shards = std::max(1, groups / in.directions / wave);
-    if (shards > std::max<Index>(1, in.batch)) return;
+    if (shards > std::max<Index>(1, in.batch) || (shards > 1 && !in.shares_batch)) return;
     const Index rows = (in.batch + shards - 1) / shards;
     const double streams = std::ceil(double(in.layers * in.directions * shards) / groups);
     // The last layer of a wave starts late by a chunk for every layer before it.

@@ -29,7 +29,8 @@ struct PlanInput {
   int threads;  // at most
   bool backward = false;
   int layers = 1;
-  int terms = 1;  // of a product that an instruction adds in each lane
+  int terms = 1;             // of a product that an instruction adds in each lane
+  bool shares_batch = true;  // whether groups may take a part of the batch each
 };
 
 // Chunks into which a sequence is cut where layers follow each other: each layer more costs the time of one.

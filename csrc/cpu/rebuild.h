@@ -76,14 +76,18 @@ class GateRebuild {
   }
 
   void activate(Index row, Index block, const T* kept, const T* acc) {
-    const Index at = block * L, lanes = lanes_in<T>(block, args_.shape.hidden);
     S* gates = out_.gates_of(row) + block * A * L;
-    V accumulators[A], prev[Cell::states]{}, next[Cell::states], taped[A];
-    load_accumulators<Cell>(kept, acc, accumulators);
-    if (!args_.shape.projected()) prev[0] = load<V>(history_.output(row) + at, lanes);
-    if constexpr (Cell::states > 1) prev[1] = load<V>(history_.cell(row) + at, lanes);
-    Cell::forward(accumulators, prev, next, taped);
-    for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
+    if constexpr (kStaged<Cell>) {
+      copy_vectors(kept, gates, 1), copy_vectors(acc, gates + Cell::h_first * L, 1);
+    } else {
+      const Index at = block * L, lanes = lanes_in<T>(block, args_.shape.hidden);
+      V accumulators[A], prev[Cell::states]{}, next[Cell::states], taped[A];
+      load_accumulators<Cell>(kept, acc, accumulators);
+      if (!projects<Cell>(args_.shape)) prev[0] = load<V>(history_.output(row) + at, lanes);
+      if constexpr (Cell::states > 1) prev[1] = load<V>(history_.cell(row) + at, lanes);
+      Cell::forward(accumulators, prev, next, taped);
+      for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
+    }
   }
 
   const BackwardArgs<S>& args_;

@@ -5,6 +5,7 @@
 #include "core/stream.h"
 #include "core/tape_size.h"
 #include "cpu/pack.h"
+#include "cpu/staged.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 

@@ -14,8 +14,10 @@ namespace {
 using Symbols = std::initializer_list<c10::SymInt>;
 
 const char* const kStates[] = {"h", "c"};
-const char* const kWeights[] = {"weight_ih", "weight_hh", "bias_ih",  "bias_hh",
-                                "weight_hr", "scale_ih",  "scale_hh", "scale_hr"};
+const char* const kWeights[] = {"weight_ih",      "weight_hh",       "bias_ih",        "bias_hh",
+                                "weight_hr",      "weight_peephole", "norm_ih_weight", "norm_ih_bias",
+                                "norm_hh_weight", "norm_hh_bias",    "norm_c_weight",  "norm_c_bias",
+                                "scale_ih",       "scale_hh",        "scale_hr"};
 static_assert(std::size(kWeights) == kSlots + kScaleSlots);
 
 bool is_narrow(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
@@ -77,7 +79,8 @@ void check_state_dimensions(const Arguments& a, const Form& form) {
 void read_weights(const Arguments& a, Form& form) {
   const LayerOptions& o = a.options;
   TORCH_CHECK_VALUE(a.params.size() == o.params(), "params: expected ", o.params(), " tensors (",
-                    o.params_each(), " for each of ", o.layers * o.directions, "), got ", a.params.size());
+                    o.params_each(), " for each of ", o.layers * o.directions, o.drawn ? ", and seeds" : "",
+                    "), got ", a.params.size());
   const at::Tensor &w_ih = a.params[0], &w_hh = a.params[1];
   const auto size = [](const at::Tensor& t, int64_t d) {
     return t.sym_size(d).guard_int(__FILE__, __LINE__);
@@ -105,6 +108,12 @@ void check_types(const Arguments& a) {
     TORCH_CHECK(a.input.device().is_cpu() || a.input.device().is_meta(),
                 "input: expected a tensor on the CPU with weights of 8 bits, got ", a.input.device());
     return;
+  }
+  if (o.varied) {
+    TORCH_CHECK(type == at::kFloat || type == at::kDouble, "input: expected dtype float32 or float64 for '",
+                o.text, "', got ", torch_name(type));
+    TORCH_CHECK(a.input.device().is_cpu() || a.input.device().is_meta(),
+                "input: expected a tensor on the CPU for '", o.text, "', got ", a.input.device());
   }
   // torch leaves it to the product of cells, and of its LSTM on packed rows.
   if (type != weights && (o.step || (a.layout.batch_sizes && o.states() > 1))) {
@@ -233,19 +242,40 @@ void check_weights(const Arguments& a, const Form& form) {
         const bool same_type = w.scalar_type() == type;
         if (same_type && sizes_are(w, sizes)) return;
         const std::string place = o.step ? "" : "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
-        TORCH_CHECK(same_type, kWeights[slot], place, ": expected dtype ", type, ", got ", w.scalar_type());
-        TORCH_CHECK(false, kWeights[slot], place, ": expected size ",
-                    c10::SymIntArrayRef(sizes.begin(), sizes.size()), ", got ", w.sym_sizes());
+        const std::string name = o.gate_norm == GateNorm::joint && (slot == 6 || slot == 7)
+                                     ? (slot == 6 ? "norm_weight" : "norm_bias")
+                                     : kWeights[slot];
+        TORCH_CHECK(same_type, name, place, ": expected dtype ", type, ", got ", w.scalar_type());
+        TORCH_CHECK(false, name, place, ": expected size ", c10::SymIntArrayRef(sizes.begin(), sizes.size()),
+                    ", got ", w.sym_sizes());
       };
-      take(0, {gates, input});
-      take(1, {gates, form.output});
-      if (o.biases) take(2, {gates}), take(3, {gates});
-      if (o.projected) take(4, {form.output, form.hidden});
+      for (const int slot : o.slots) {
+        switch (slot) {
+          case 0:
+            take(slot, {gates, input});
+            break;
+          case 1:
+            take(slot, {gates, form.output});
+            break;
+          case 4:
+            take(slot, {form.output, form.hidden});
+            break;
+          case 5:
+            take(slot, {o.coupled_gates ? 2 : 3, form.hidden});
+            break;
+          default:
+            take(slot, {slot < 10 ? gates : c10::SymInt(form.hidden)});
+        }
+      }
       if (!o.int8) continue;
       take(kSlots, {gates}), take(kSlots + 1, {gates});
       if (o.projected) take(kSlots + 2, {form.output});
     }
   }
+  if (!o.drawn) return;
+  TORCH_CHECK(next->scalar_type() == at::kLong && sizes_are(*next, {o.layers}),
+              "seeds: expected int64 of size [", o.layers, "], one for each layer, got ",
+              torch_name(next->scalar_type()), " of size ", next->sym_sizes());
 }
 
 }  // namespace
@@ -325,8 +355,8 @@ std::vector<c10::SymDimVector> output_sizes(const Arguments& a, const Form& form
 }
 
 c10::SymDimVector tape_sizes(const LayerOptions& o, const Form& form, at::ScalarType type) {
-  const TapeSize size = cpu::tape_size(o.cell, o.projected);
-  return {o.directions, size.scalars(form.rows, form.hidden, o.recompute, Index(c10::elementSize(type)))};
+  return {o.directions,
+          o.tape_size().scalars(form.rows, form.hidden, o.recompute, Index(c10::elementSize(type)))};
 }
 
 at::ScalarType compute_type(at::ScalarType type) { return is_narrow(type) ? at::kFloat : type; }

@@ -13,9 +13,6 @@
 
 namespace rnnfused {
 
-constexpr int kSlots = 5;       // of a direction's weights: W_ih, W_hh, b_ih, b_hh, W_hr
-constexpr int kScaleSlots = 3;  // of the scales of W_ih, W_hh, W_hr
-
 using OptionalTensor = std::optional<at::Tensor>;
 
 // Where the sequences are in the input; without any of these each has all steps of a padded input.
@@ -38,7 +35,9 @@ struct Layout {
 // lengths; of a step [B, I] or [I]. hx: none (zeros), or h [L D, B, P] and, where the cell has one, c
 // [L D, B, H]; without a batch [L D, .], of a step [B, H] or [H]. params: for each layer and direction W_ih
 // [G H, I], W_hh [G H, P], then b_ih, b_hh [G H] if there are biases, then W_hr [P, H] if there is a
-// projection; of matrices of 8 bits then the scales of their rows: [G H], [G H] and [P], in the same order.
+// projection; of matrices of 8 bits then the scales of their rows: [G H], [G H] and [P], in the same order;
+// with options what these bring, in the order of slots (torch/options.h). Where masks are drawn one tensor
+// more: the seed of each layer, int64 [L].
 struct Arguments {
   const LayerOptions& options;
   const at::Tensor& input;

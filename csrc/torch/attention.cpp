@@ -59,10 +59,10 @@ struct Call {
 
  private:
   static const LayerOptions& checked(const LayerOptions& o) {
-    TORCH_CHECK_VALUE(o.layers == 1 && o.directions == 1 &&
-                          !(o.batch_first || o.projected || o.recompute || o.cells || o.step || o.int8),
-                      "layer: expected one layer in one direction and no other option that attends, got '",
-                      o.text, "'");
+    TORCH_CHECK_VALUE(
+        o.layers == 1 && o.directions == 1 &&
+            !(o.batch_first || o.projected || o.recompute || o.cells || o.step || o.int8 || o.varied),
+        "layer: expected one layer in one direction and no other option that attends, got '", o.text, "'");
     return o;
   }
   Arguments arguments(const Attending& of) const { return {options, x, of.hx, of.params, {}}; }

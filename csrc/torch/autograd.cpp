@@ -79,12 +79,19 @@ auto& tangent_handle() {
   return found;
 }
 
+// The same in torch's operations.
+auto& decomposed_handle() {
+  static auto found = handle<TangentSignature>("rnnfused::recurrent_tangent_decomposed");
+  return found;
+}
+
 Tensors call_tangent(const OptionalList& tangents, const OptionalList& grads,
                      const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
                      at::TensorList params, const Layout& layout, const at::Tensor& output,
                      std::string_view layer, bool outputs, at::IntArrayRef wanted) {
-  return tangent_handle().call(tangents, grads, grad_tangents, input, hx, params, layout.batch_sizes,
-                               layout.lengths, layout.resets, output, layer, outputs, wanted);
+  auto& op = layer_options(layer).varied ? decomposed_handle() : tangent_handle();
+  return op.call(tangents, grads, grad_tangents, input, hx, params, layout.batch_sizes, layout.lengths,
+                 layout.resets, output, layer, outputs, wanted);
 }
 
 OptionalList listed(at::TensorList tensors) {
@@ -425,10 +432,12 @@ Tensors by_layers(const Arguments& a, const Run& run) {
     Tensors hx;
     for (const at::Tensor& state : a.hx)
       hx.push_back(state.narrow(0, l * single.directions, single.directions));
-    const size_t each = single.params();
+    const size_t each = single.params_each() * size_t(single.directions);
+    Tensors params = a.params.slice(size_t(l) * each, each).vec();
+    if (single.drawn) params.push_back(a.params.back().narrow(0, l, 1));
     // Under autocast a layer may give its states' type, wider than the next one's weights.
     if (x.scalar_type() != a.input.scalar_type()) x = x.to(a.input.scalar_type());
-    Tensors outputs = run(Arguments{single, x, hx, a.params.slice(size_t(l) * each, each), a.layout});
+    Tensors outputs = run(Arguments{single, x, hx, params, a.layout});
     x = outputs[0];
     for (size_t s = 0; s < finals.size(); ++s) finals[s].push_back(outputs[1 + s]);
     if (single.cells) cells = outputs.back();
@@ -558,10 +567,9 @@ Tensors tangent_autograd(c10::DispatchKeySet keys, const OptionalList& tangents,
                          at::IntArrayRef wanted) {
   const Arguments a{layer_options(layer), input, hx, params, {batch_sizes, lengths, resets}};
   const Tensors along = unlisted(tangents), outer = unlisted(grads), moved = unlisted(grad_tangents);
-  if (has_tangent(a) || any_tangent(along) || any_tangent(outer) || any_tangent(moved)) {
-    static auto decomposed = handle<TangentSignature>("rnnfused::recurrent_tangent_decomposed");
-    return decomposed.call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, lengths, resets,
-                           output, layer, outputs, wanted);
+  if (a.options.varied || has_tangent(a) || any_tangent(along) || any_tangent(outer) || any_tangent(moved)) {
+    return decomposed_handle().call(tangents, grads, grad_tangents, input, hx, params, batch_sizes, lengths,
+                                    resets, output, layer, outputs, wanted);
   }
   const auto below = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;

@@ -1,7 +1,10 @@
 #include <ATen/Parallel.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
 #include <cstring>
+#include <deque>
 
 #include "cpu/dispatch.h"
 #include "torch/backends.h"
@@ -66,7 +69,7 @@ void clear_beyond(const at::Tensor& rows, const Inputs& in) {
 }  // namespace
 
 at::DimVector tape_sizes(const Inputs& in, bool recompute) {
-  const TapeSize size = cpu::tape_size(in.cell, in.shape.projected());
+  const TapeSize size = in.options.tape_size();
   const Index scalar_bytes = Index(c10::elementSize(tape_type(in.x)));
   return {in.directions, size.scalars(in.rows, in.shape.hidden, recompute, scalar_bytes)};
 }
@@ -113,6 +116,107 @@ template Layer<BFloat16> forward_layer(const Inputs&, const ForwardTensors&, boo
 template Layer<Half> forward_layer(const Inputs&, const ForwardTensors&, bool);
 template Layer<Int8> forward_layer(const Inputs&, const ForwardTensors&, bool);
 
+namespace {
+
+// Types that layers with options are computed in.
+template <class S>
+constexpr bool kHasOptions = std::is_same_v<S, float> || std::is_same_v<S, double>;
+
+// A matrix or bias of G H rows with G * units.
+at::Tensor with_rows(const at::Tensor& t, int64_t gates, Index units) {
+  if (!t.defined() || t.size(0) == gates * units) return t;
+  const Index hidden = t.size(0) / gates, columns = t.dim() > 1 ? t.size(1) : 1;
+  return at::constant_pad_nd(t.view({gates, hidden, columns}), {0, 0, 0, units - hidden});
+}
+
+template <class S>
+Variation<S> variation_of(const Inputs& in, int direction, Index units) {
+  const LayerOptions& o = in.options;
+  const auto data = [&](int slot) { return data_or_null<S>(in.weight(direction, slot)); };
+  const auto& numbers = in.sequences->numbers;
+  return {o.maths(),
+          o.info.gates,
+          o.info.states,
+          in.shape.hidden,
+          units,
+          o.gate_norm,
+          o.cell_norm,
+          S(o.update_bias),
+          S(o.gate_clip),
+          S(o.cell_clip),
+          S(o.grad_clip),
+          {S(o.zoneout[0]), S(o.zoneout[1])},
+          S(o.recurrent_dropout),
+          o.drawn,
+          uint64_t(in.seed),
+          direction,
+          numbers.empty() ? nullptr : numbers.data(),
+          in.sequences->callers_batch,
+          data(5),
+          data(6),
+          data(7),
+          data(8),
+          data(9),
+          data(10),
+          data(11)};
+}
+
+}  // namespace
+
+template <class S>
+template <class Args>
+void Varied<S>::vary(Args* args, const Inputs& in) {
+  const Index lanes = cpu::kernels().of<S>().lanes, hidden = in.shape.hidden;
+  const Index units = (hidden + lanes - 1) / lanes * lanes;
+  const int gates = in.options.info.gates;
+  padded_.reserve(size_t(4 * in.directions));
+  for (int d = 0; d < in.directions; ++d) {
+    variation_[d] = variation_of<S>(in, d, units);
+    const auto padded = [&](int slot) {
+      return data_or_null<S>(padded_.emplace_back(with_rows(in.weight(d, slot), gates, units)));
+    };
+    args[d].weights = {padded(0), padded(1), padded(2), padded(3), nullptr};
+    args[d].shape.hidden = gates * units;
+    args[d].variation = &variation_[d];
+  }
+}
+
+template <class S>
+Varied<S>::Varied(LayerGradient<S>& layer, const Inputs& in, const BackwardTensors& tensors) {
+  vary(layer.backward, in);
+  for (int d = 0; d < in.directions; ++d) {
+    const auto data = [&](int slot) -> S* {
+      const at::Tensor* const found = tensors.gradient(size_t(3 + d * kSlots + slot));
+      return found ? mutable_data_or_null<S>(*found) : nullptr;
+    };
+    gradient_[d] = {data(5), data(6), data(7), data(8), data(9), data(10), data(11)};
+    BackwardArgs<S>& args = layer.backward[d];
+    args.dvariation = &gradient_[d];
+    if (args.shape.hidden == in.options.info.gates * in.shape.hidden) continue;
+    S** const places[] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias};
+    for (int slot = 0; slot < int(std::size(places)); ++slot) {
+      if (!*places[slot]) continue;
+      const at::Tensor& to = *tensors.gradient(size_t(3 + d * kSlots + slot));
+      at::DimVector sizes(to.sizes());
+      sizes[0] = args.shape.hidden;
+      const at::Tensor padded = at::empty(sizes, to.options());
+      *places[slot] = mutable_data_or_null<S>(padded);
+      gradients_of_.emplace_back(padded, to);
+    }
+  }
+}
+
+template <class S>
+void Varied<S>::finish() const {
+  for (const auto& [padded, to] : gradients_of_) {
+    const Index gates = variation_[0].gates, hidden = variation_[0].hidden,
+                columns = to.dim() > 1 ? to.size(1) : 1;
+    to.view({gates, hidden, columns}).copy_(padded.view({gates, -1, columns}).narrow(1, 0, hidden));
+  }
+}
+template class Varied<float>;
+template class Varied<double>;
+
 void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> out, bool recompute,
                     cpu::PackedStack* packed) {
   for_weights(layers[0], [&](auto weight) {
@@ -120,6 +224,11 @@ void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> 
     c10::SmallVector<Layer<S>, 1> stack;
     for (size_t i = 0; i < layers.size(); ++i)
       stack.push_back(forward_layer<S>(layers[i], out[i], recompute));
+    [[maybe_unused]] std::deque<Varied<S>> varied;
+    if constexpr (kHasOptions<S>) {
+      for (size_t i = 0; layers[0].options.varied && i < layers.size(); ++i)
+        varied.emplace_back(stack[i], layers[i]);
+    }
     const Stack<S> call{int(stack.size()), stack.data()};
     const CellId cell = layers[0].cell;
     packed ? packed->forward(cell, call, threads_allowed()) : cpu::forward(cell, call, threads_allowed());
@@ -159,9 +268,8 @@ LayerGradient<S> backward_layer(const Inputs& in, const BackwardTensors& tensors
     args.accumulate_dx = d > 0;
     args.dinitial[0] = states_of(data(1), in, d, in.shape.output, true);
     args.dinitial[1] = states_of(data(2), in, d, in.shape.hidden, true);
-    T** const slots[kSlots] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias,
-                               &args.dprojection};
-    for (int slot = 0; slot < kSlots; ++slot) *slots[slot] = data(3 + d * kSlots + slot);
+    T** const slots[] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias, &args.dprojection};
+    for (int slot = 0; slot < int(std::size(slots)); ++slot) *slots[slot] = data(3 + d * kSlots + slot);
   }
   return layer;
 }
@@ -171,7 +279,16 @@ template LayerGradient<double> backward_layer(const Inputs&, const BackwardTenso
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute) {
   if (const at::Tensor* dx = tensors.gradient(0)) clear_beyond(*dx, in);
   for_dtype(in.x, [&](auto type) {
-    cpu::backward(in.cell, backward_layer<decltype(type)>(in, tensors, recompute), threads_allowed());
+    using S = decltype(type);
+    LayerGradient<S> layer = backward_layer<S>(in, tensors, recompute);
+    if constexpr (kHasOptions<S>) {
+      if (in.options.varied) {
+        const Varied<S> varied(layer, in, tensors);
+        cpu::backward(in.cell, layer, threads_allowed());
+        return varied.finish();
+      }
+    }
+    cpu::backward(in.cell, layer, threads_allowed());
   });
 }
 

@@ -175,9 +175,9 @@ void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool reco
   layer.dc = mutable_data(dc);
   layer.dx = gradient(0);
   for (int d = 0; d < in.directions; ++d) {
-    void** const slots[kSlots] = {&layer.dinput[d], &layer.drecurrent[d], &layer.dinput_bias[d],
-                                  &layer.dbias[d], &layer.dprojection[d]};
-    for (int slot = 0; slot < kSlots; ++slot) *slots[slot] = gradient(3 + d * kSlots + slot);
+    void** const slots[] = {&layer.dinput[d], &layer.drecurrent[d], &layer.dinput_bias[d], &layer.dbias[d],
+                            &layer.dprojection[d]};
+    for (int slot = 0; slot < int(std::size(slots)); ++slot) *slots[slot] = gradient(3 + d * kSlots + slot);
   }
   layer.scratch = call.take_scratch("backward", call.drivers.backward_work(layer));
   call.drivers.backward(layer, *call.matmul, call.stream);

@@ -24,8 +24,9 @@ namespace {
 
 // A part of one of the caller's sequences, which the kernels run as one of theirs.
 struct Part {
-  Index sequence, place, steps;  // place: of its first row among the caller's
-  bool first, last;              // whether its ends are the sequence's, and no reset is there
+  Index sequence, before, place,
+      steps;         // before: steps of the sequence; place: of its first row among the caller's
+  bool first, last;  // whether its ends are the sequence's, and no reset is there
 };
 
 }  // namespace
@@ -58,6 +59,7 @@ void Sequences::read_batch_sizes(const Arguments& a, const Form& form) {
     TORCH_CHECK(n[t] >= 0 && n[t] <= (t ? n[t - 1] : n[t]),
                 "batch_sizes: expected sizes that never grow, got ", n[t], " after ", t ? n[t - 1] : 0);
     offsets.push_back(offsets.back() + n[t]);
+    for (Index b = 0; a.options.drawn && b < n[t]; ++b) numbers.push_back(t * batch + b);
   }
   TORCH_CHECK(offsets.back() == a.input.size(0), "batch_sizes: expected a sum of ", a.input.size(0),
               " (the rows of input), got ", offsets.back());
@@ -102,7 +104,7 @@ void Sequences::place(const Arguments& a, const Form& form) {
     for (Index t = 0; t < length;) {
       Index end = t + 1;
       while (end < length && !(cut && cut[end * stride])) ++end;
-      parts.push_back({b, start + t * stride, end - t, t == 0 && !(cut && cut[0]), end == length});
+      parts.push_back({b, t, start + t * stride, end - t, t == 0 && !(cut && cut[0]), end == length});
       t = end;
     }
     for (Index t = length; !concatenated && t < most; ++t) beyond.push_back(start + t * stride);
@@ -120,7 +122,7 @@ void Sequences::place(const Arguments& a, const Form& form) {
   for (const Part& part : parts) ++place_of[size_t(part.steps)];
   for (Index steps_of = most, before = 0; steps_of >= 0; --steps_of)
     before += std::exchange(place_of[size_t(steps_of)], before);
-  std::vector<Index> first_rows(parts.size());
+  std::vector<Index> first_rows(parts.size()), first_numbers(parts.size());
   const bool both = a.options.directions > 1;
   for (int d = 0; d <= int(both); ++d) initial[d].resize(parts.size()), final[d].resize(parts.size());
   steps = 1;
@@ -128,6 +130,7 @@ void Sequences::place(const Arguments& a, const Form& form) {
     const size_t at = size_t(place_of[size_t(part.steps)]++);
     const Index first = part.first ? part.sequence : -1, last = part.last ? part.sequence : -1;
     first_rows[at] = part.place;
+    first_numbers[at] = part.before * B + part.sequence;
     initial[0][at] = first, final[0][at] = last;
     if (both) initial[1][at] = last, final[1][at] = first;
     steps = std::max(steps, part.steps);
@@ -140,6 +143,7 @@ void Sequences::place(const Arguments& a, const Form& form) {
     offsets.push_back(next - places.data());
     const Index active = t < most ? place_of[size_t(t) + 1] : 0;
     for (Index i = 0; i < active; ++i) *next++ = first_rows[size_t(i)] + t * stride;
+    for (Index i = 0; a.options.drawn && i < active; ++i) numbers.push_back(first_numbers[size_t(i)] + t * B);
   }
   offsets.push_back(next - places.data());
 }
@@ -164,7 +168,8 @@ at::Tensor dense_computed(const at::Tensor& t, const char* name) {
 
 Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Sequences> of, int64_t index,
                const at::Tensor& input, bool computed)
-    : cell(a.options.cell),
+    : options(a.options),
+      cell(a.options.cell),
       info(a.options.info),
       on_gpu(gpu::serves(a.input.device())),
       directions(a.options.directions),
@@ -194,22 +199,23 @@ Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Seque
   };
   h0 = state(0, "h0");
   if (info.states > 1) c0 = state(1, "c0");
-  weights.reserve(size_t(directions * kSlots));
+  weights.resize(size_t(directions * kSlots));
   auto next = a.params.begin() + ptrdiff_t(a.options.params_each()) * index * directions;
-  const auto take_to = [&](std::vector<at::Tensor>& to, const char* name, bool present, const auto& as) {
-    present ? to.push_back(as(*next++, name)) : void(to.emplace_back());
-  };
-  const auto take = [&](const char* name, bool present, const auto& as) {
-    take_to(weights, name, present, as);
+  static const char* const names[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
+  const auto take_scale = [&](const char* name, bool present) {
+    scales.push_back(present ? dense(*next++, name) : at::Tensor());
   };
   for (int d = 0; d < directions; ++d) {
-    take("weight_ih", true, read), take("weight_hh", true, read);
-    take("bias_ih", a.options.biases, read_by_unit), take("bias_hh", a.options.biases, read_by_unit);
-    take("weight_hr", a.options.projected, read);
+    for (const int slot : a.options.slots) {
+      const bool is_matrix = slot < 2 || slot == 4;
+      weights[size_t(d * kSlots + slot)] =
+          (is_matrix ? read : read_by_unit)(*next++, slot < 5 ? names[slot] : "params");
+    }
     if (!a.options.int8) continue;
-    take_to(scales, "scale_ih", true, dense), take_to(scales, "scale_hh", true, dense);
-    take_to(scales, "scale_hr", a.options.projected, dense);
+    take_scale("scale_ih", true), take_scale("scale_hh", true), take_scale("scale_hr", a.options.projected);
   }
+  if (!a.options.drawn) return;
+  seed = on_host(a.params.back(), "seeds").const_data_ptr<int64_t>()[index];
 }
 
 at::Tensor Inputs::empty(at::IntArrayRef sizes) const {

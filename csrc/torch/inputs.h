@@ -28,6 +28,9 @@ struct Sequences {
   // for none.
   std::vector<Index> initial[kMaxDirections], final[kMaxDirections];
   std::vector<Index> empty;  // the caller's sequences without a step
+  // Where masks are drawn, of every row: its step times callers_batch, and its sequence, as the caller
+  // counts.
+  std::vector<Index> numbers;
   Index callers_batch;
 
   // `on_device`: lengths and resets are the kernels' business, and are not read here. Throws RuntimeError for
@@ -51,6 +54,7 @@ at::Tensor dense_computed(const at::Tensor& t, const char* name);
 at::Tensor on_host(const at::Tensor& t, const char* name);
 
 struct Inputs {
+  const LayerOptions& options;  // of all layers
   CellId cell;
   CellInfo info;
   bool on_gpu;  // which back end runs the call
@@ -60,6 +64,7 @@ struct Inputs {
   // the weights as they are stored, states and biases in the type that is computed in.
   at::Tensor x, h0, c0;
   std::vector<at::Tensor> weights;  // [directions * kSlots], undefined where absent
+  int64_t seed = 0;                 // of what is drawn
   std::vector<at::Tensor> scales;   // of matrices of 8 bits [directions * kScaleSlots], or none
   std::shared_ptr<const Sequences> sequences;
   SequenceShape shape;

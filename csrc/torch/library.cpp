@@ -252,6 +252,10 @@ Tensors recurrent_autocast(const at::Tensor& input, at::TensorList hx, at::Tenso
     return call_recurrent(at::autocast::cached_cast(at::kFloat, input, device), cast(at::kFloat, hx, device),
                           params, {batch_sizes, lengths, resets}, layer, save);
   }
+  if (o.varied) {
+    return call_recurrent(at::autocast::cached_cast(at::kFloat, input, device), cast(at::kFloat, hx, device),
+                          cast(at::kFloat, params, device), {batch_sizes, lengths, resets}, layer, save);
+  }
   const bool is_fused = o.step ? o.kind == "RNNCell" : o.kind != "GRU" && !o.projected && !batch_sizes;
   const at::ScalarType before = hx.empty() ? input.scalar_type() : hx[0].scalar_type();
   const bool wide = device == c10::kCPU && !(is_fused || (o.kind == "RNN")) && before == at::kFloat &&

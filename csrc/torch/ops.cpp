@@ -55,9 +55,9 @@ size_t place_of(const Arguments& a, int64_t index) {
   TORCH_CHECK(index >= 0 && index < 1 + states + int64_t(a.params.size()), "wanted: expected indices below ",
               1 + states + int64_t(a.params.size()), ", got ", index);
   if (index <= states) return size_t(index);
-  const int64_t param = index - 1 - states, place = param % each;
-  const bool is_projection = a.options.projected && place == each - 1;
-  return size_t(3 + param / each * kSlots + (is_projection ? kSlots - 1 : place));
+  const int64_t param = index - 1 - states;
+  TORCH_CHECK(param < each * a.options.directions, "wanted: seeds have no gradient");
+  return size_t(3 + param / each * kSlots + a.options.slots[size_t(param % each)]);
 }
 
 // ---- Placed sequences, for what knows no places: the same call on packed rows
@@ -350,12 +350,19 @@ struct Canonical {
   at::Tensor wide(const at::Tensor& t) const { return t.defined() ? as(t, computed) : t; }
 };
 
+// Whether there are kernels for more than the gradients.
+void check_torchs_own(const LayerOptions& o) {
+  TORCH_CHECK(!o.varied, "layer: derivatives beyond the gradients of '", o.text,
+              "' are those of recurrent_tangent_decomposed");
+}
+
 Arguments without_layout(const Arguments& a) { return {a.options, a.input, a.hx, a.params, {}}; }
 
 }  // namespace
 
 Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Tensor& output, bool outputs,
                           at::IntArrayRef wanted) {
+  check_torchs_own(a.options);
   if (a.layout.lengths || a.layout.resets) {
     const Form form = check(a);
     const auto sequences = sequences_of(a, form);
@@ -431,6 +438,7 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Ten
 }
 
 Tensors recurrent_gate_gradients(const Arguments& a, at::TensorList outer, const at::Tensor& output) {
+  check_torchs_own(a.options);
   if (a.layout.lengths || a.layout.resets) {
     const Form form = check(a);
     const auto sequences = sequences_of(a, form);

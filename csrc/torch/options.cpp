@@ -2,6 +2,9 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -18,9 +21,55 @@ const std::map<std::string, bool LayerOptions::*> kFlags = {{"batch_first", &Lay
                                                             {"recompute", &LayerOptions::recompute},
                                                             {"cells", &LayerOptions::cells},
                                                             {"step", &LayerOptions::step},
-                                                            {"int8", &LayerOptions::int8}};
+                                                            {"int8", &LayerOptions::int8},
+                                                            {"drawn", &LayerOptions::drawn},
+                                                            {"peephole", &LayerOptions::peephole},
+                                                            {"coupled_gates", &LayerOptions::coupled_gates}};
+const std::map<std::string, double LayerOptions::*> kNumbers = {
+    {"update_bias", &LayerOptions::update_bias},
+    {"recurrent_dropout", &LayerOptions::recurrent_dropout},
+    {"cell_clip", &LayerOptions::cell_clip},
+    {"gate_clip", &LayerOptions::gate_clip},
+    {"grad_clip", &LayerOptions::grad_clip}};
+const std::map<std::string, GateNorm> kGateNorms = {{"separate", GateNorm::separate},
+                                                    {"joint", GateNorm::joint}};
+const std::map<std::string, CellNorm> kCellNorms = {{"carried", CellNorm::carried},
+                                                    {"output", CellNorm::output}};
+
+// The whole of the text as a number.
+bool read_number(const std::string& text, double& number) {
+  char* end = nullptr;
+  number = std::strtod(text.c_str(), &end);
+  return !text.empty() && *end == '\0';
+}
+
+// A word name=value; false for none that there is.
+bool read_value(LayerOptions& options, const std::string& name, const std::string& value) {
+  double number = 0;
+  if (name == "layers") {
+    options.layers = read_number(value, number) && number < 1e9 ? int64_t(number) : 0;
+    return options.layers > 0 && double(options.layers) == number;
+  }
+  if (const auto found = kNumbers.find(name); found != kNumbers.end())
+    return read_number(value, options.*found->second);
+  if (name == "zoneout") {
+    const size_t comma = value.find(',');
+    return comma != std::string::npos && read_number(value.substr(0, comma), options.zoneout[0]) &&
+           read_number(value.substr(comma + 1), options.zoneout[1]);
+  }
+  if (const auto norm = kGateNorms.find(value); name == "layer_norm" && norm != kGateNorms.end()) {
+    options.gate_norm = norm->second;
+    return true;
+  }
+  if (const auto norm = kCellNorms.find(value); name == "cell_norm" && norm != kCellNorms.end()) {
+    options.cell_norm = norm->second;
+    return true;
+  }
+  return false;
+}
 
 void read_word(LayerOptions& options, const std::string& word) {
+  const size_t equals = word.find('=');
   if (const auto flag = kFlags.find(word); flag != kFlags.end()) {
     options.*flag->second = true;
   } else if (word == "bidirectional") {
@@ -28,14 +77,45 @@ void read_word(LayerOptions& options, const std::string& word) {
   } else if (word == "no_biases") {
     options.biases = false;
   } else {
-    static const std::string layers = "layers=";
-    const std::string digits = word.compare(0, layers.size(), layers) == 0 ? word.substr(layers.size()) : "";
-    const bool number =
-        !digits.empty() && digits.size() < 10 && digits.find_first_not_of("0123456789") == std::string::npos;
-    TORCH_CHECK_VALUE(number && std::stoll(digits) > 0, "layer: unknown word '", word, "' in '", options.text,
-                      "'");
-    options.layers = std::stoll(digits);
+    const bool is_known =
+        equals != std::string::npos && read_value(options, word.substr(0, equals), word.substr(equals + 1));
+    TORCH_CHECK_VALUE(is_known, "layer: unknown word '", word, "' in '", options.text, "'");
   }
+}
+
+// What the options say of each other, and of the cell.
+void check_variation(const LayerOptions& o) {
+  const bool is_lstm = o.info.states > 1, is_gru = o.kind == "GRU" || o.kind == "GRUCell";
+  const auto check = [&](bool holds, const char* what) {
+    TORCH_CHECK_VALUE(holds, "layer: ", what, ", got '", o.text, "'");
+  };
+  check(!o.projected && !o.int8, "a layer with options has no projection and no weights of 8 bits");
+  check(is_lstm || !(o.peephole || o.coupled_gates || o.cell_norm != CellNorm::none || o.zoneout[1] > 0),
+        "peephole, coupled_gates, cell_norm and zoneout of c need an LSTM");
+  check(is_lstm || !std::isfinite(o.cell_clip), "cell_clip needs an LSTM");
+  check(o.cell_norm == CellNorm::none || o.gate_norm != GateNorm::none, "cell_norm needs a layer_norm");
+  check(o.gate_norm != GateNorm::joint || ((is_lstm || is_gru) && !o.biases),
+        "a joint norm needs an LSTM or a GRU without biases");
+  check(o.update_bias == 0 || (is_gru && o.gate_norm == GateNorm::joint),
+        "update_bias needs a GRU with a joint norm");
+  for (const double p : {o.zoneout[0], o.zoneout[1], o.recurrent_dropout})
+    check(p >= 0 && p <= 1, "zoneout and recurrent_dropout are probabilities");
+  for (const double limit : {o.cell_clip, o.gate_clip, o.grad_clip})
+    check(limit >= 0, "a clip is no negative number");
+}
+
+std::vector<int> slots_of(const LayerOptions& o) {
+  std::vector<int> slots{0, 1};
+  const auto add = [&](bool present, std::initializer_list<int> more) {
+    if (present) slots.insert(slots.end(), more);
+  };
+  add(o.biases, {2, 3});
+  add(o.projected, {4});
+  add(o.peephole, {5});
+  add(o.gate_norm != GateNorm::none, {6, 7});
+  add(o.gate_norm == GateNorm::separate, {8, 9});
+  add(o.cell_norm != CellNorm::none, {10, 11});
+  return slots;
 }
 
 LayerOptions parse(const std::string& text) {
@@ -49,6 +129,13 @@ LayerOptions parse(const std::string& text) {
   for (const char letter : word.substr(0, word.find('_'))) options.kind += char(std::toupper(letter));
   while (words >> word) read_word(options, word);
   if (options.step) options.kind += "Cell";
+  if (options.coupled_gates) options.info.gates = 3;
+  options.slots = slots_of(options);
+  options.varied = options.drawn || options.slots.back() > 4 || options.coupled_gates ||
+                   options.zoneout[0] > 0 || options.zoneout[1] > 0 || options.recurrent_dropout > 0 ||
+                   std::isfinite(options.cell_clip) || std::isfinite(options.gate_clip) ||
+                   std::isfinite(options.grad_clip);
+  if (options.varied) check_variation(options);
   TORCH_CHECK_VALUE(!options.step || (options.layers == 1 && options.directions == 1 && !options.projected &&
                                       !options.batch_first),
                     "layer: a step has one layer in one direction, without a projection, got '", text, "'");
@@ -94,6 +181,27 @@ class Known {
 };
 
 }  // namespace
+
+bool LayerOptions::has(int slot) const { return std::find(slots.begin(), slots.end(), slot) != slots.end(); }
+
+Maths LayerOptions::maths() const {
+  switch (cell) {
+    case CellId::rnn_tanh:
+      return Maths::rnn_tanh;
+    case CellId::rnn_relu:
+      return Maths::rnn_relu;
+    case CellId::lstm:
+      return coupled_gates ? Maths::coupled_lstm : Maths::lstm;
+    default:
+      return gate_norm == GateNorm::joint ? Maths::update_gru : Maths::gru;
+  }
+}
+
+TapeSize LayerOptions::tape_size() const {
+  if (!varied) return cpu::tape_size(cell, projected);
+  const bool norms = gate_norm != GateNorm::none || cell_norm != CellNorm::none;
+  return {info.states - 1 + (drawn && recurrent_dropout > 0), 2 * info.gates, norms ? int(kNormScalars) : 0};
+}
 
 CellId cell_id(const std::string& name) {
   const KernelTable& table = cpu::kernels();

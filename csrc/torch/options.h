@@ -2,15 +2,23 @@
 // graphs carry (rnnfused/_layer.py writes it), and passed on whole.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "core/variation.h"
 #include "cpu/kernels.h"
 
 #define RNNFUSED_API __attribute__((visibility("default")))
 
 namespace rnnfused {
+
+// Of a direction's weights: W_ih, W_hh, b_ih, b_hh, W_hr, then what options bring: peepholes, and weight and
+// bias of the norms of what x feeds (or of everything), of what h feeds, and of c.
+constexpr int kSlots = 12;
+constexpr int kScaleSlots = 3;  // of the scales of W_ih, W_hh, W_hr
 
 struct LayerOptions {
   std::string text;  // "lstm layers=2 bidirectional"
@@ -28,14 +36,30 @@ struct LayerOptions {
   bool step = false;   // a cell: input and states without a time dimension, and no output beside the states
   bool int8 = false;   // matrices are of 8 bits; the scales of their rows follow all other weights
 
+  // What no layer of torch.nn's has (docs/cells.md).
+  bool varied = false;
+  bool peephole = false, coupled_gates = false;
+  bool drawn =
+      false;  // zoneout and recurrent dropout are drawn: the last of all params has the layers' seeds
+  GateNorm gate_norm = GateNorm::none;
+  CellNorm cell_norm = CellNorm::none;
+  double update_bias = 0, zoneout[kMaxStates] = {}, recurrent_dropout = 0;
+  double cell_clip = INFINITY, gate_clip = INFINITY, grad_clip = INFINITY;
+
+  std::vector<int> slots;  // those of a layer's weights in one direction, in the order of params
+
   const LayerOptions* single;  // the same of one layer
   const LayerOptions* inner;   // and of one that is not the last
 
   // How many states there are, and how many tensors a layer has for one direction.
   size_t states() const { return size_t(info.states); }
   size_t matrices() const { return size_t(2 + projected); }
-  size_t params_each() const { return matrices() * (int8 ? 2 : 1) + 2 * size_t(biases); }
-  size_t params() const { return params_each() * size_t(layers) * size_t(directions); }
+  size_t params_each() const { return slots.size() + (int8 ? matrices() : 0); }
+  size_t params() const { return params_each() * size_t(layers) * size_t(directions) + drawn; }
+  // Whether it has weights of that kind.
+  bool has(int slot) const;
+  Maths maths() const;
+  TapeSize tape_size() const;
   // What the operator returns beside a tape: the output, the final states and c of every step.
   size_t outputs() const { return (step ? 0 : 1) + states() + cells; }
   // Whether one of these is laid out as the input, a row for each of its rows.
@@ -45,8 +69,8 @@ struct LayerOptions {
 };
 
 // The description that the text makes: the name of a cell, then any of layers=N, bidirectional, batch_first,
-// no_biases, projected, recompute, cells, step, int8. It lives as long as the process. Throws ValueError,
-// naming the word, for a text that makes none.
+// no_biases, projected, recompute, cells, step, int8 and the options that LayerConfig in Python has. It lives
+// as long as the process. Throws ValueError, naming the word, for a text that makes none.
 RNNFUSED_API const LayerOptions& layer_options(std::string_view text);
 
 // The cell of that name; throws ValueError for another.

@@ -1,0 +1,139 @@
+// The maths of layers with options (core/variation.h): from the sums of both products, normalised where they
+// are, to states, and back. rnnfused/reference has the same, and the sources.
+#pragma once
+
+#include <limits>
+
+#include "core/math.h"
+#include "core/variation.h"
+
+namespace rnnfused::RNNFUSED_ISA {
+
+constexpr int kMaxGates = 4;
+
+template <class V>
+RNNFUSED_HD V clamp(V x, ScalarOf<V> limit) {
+  return at_most(at_least(x, -limit), limit);
+}
+// Nothing from beyond the limit, nor from NaN, as of torch.clamp; without a limit everything.
+template <class V>
+RNNFUSED_HD V clamp_gradient(V dy, V x, ScalarOf<V> limit) {
+  if (!(limit < std::numeric_limits<ScalarOf<V>>::infinity())) return dy;
+  const V above_low = x >= -limit ? dy : V{};
+  return x <= limit ? above_low : V{};
+}
+
+// What x feeds and what h feeds, gate by gate; of a joint norm the first alone, and the second is zero.
+template <class V>
+struct GateSums {
+  V x[kMaxGates], h[kMaxGates];
+  RNNFUSED_HD V both(int gate) const { return x[gate] + h[gate]; }
+};
+
+// ---- The LSTM, in two parts, between which c may be normalised
+
+template <class V>
+struct Peepholes {
+  V i, f, o;
+};
+
+template <class V>
+struct LstmStep {
+  using T = ScalarOf<V>;
+  V a_i, a_f, a_g, a_o, i, f, g, o;
+  V c_prev, c, shown, tanh_c;
+
+  // Returns f c + i g.
+  RNNFUSED_HD V carry(const Variation<T>& v, const GateSums<V>& sums, const Peepholes<V>& p, V c_before) {
+    const bool coupled = v.maths == Maths::coupled_lstm;
+    c_prev = c_before;
+    a_i = fma(p.i, c_prev, sums.both(0));
+    i = sigmoid(clamp(a_i, v.gate_clip));
+    a_f = coupled ? V{} : fma(p.f, c_prev, sums.both(1));
+    f = coupled ? ScalarOf<V>(1) - i : sigmoid(clamp(a_f, v.gate_clip));
+    a_g = sums.both(coupled ? 1 : 2);
+    g = tanh(clamp(a_g, v.gate_clip));
+    return fma(f, c_prev, i * g);
+  }
+  // c' is known, and what h' is made from; returns h'.
+  RNNFUSED_HD V show(const Variation<T>& v, const GateSums<V>& sums, const Peepholes<V>& p, V next, V as) {
+    c = next, shown = as;
+    a_o = fma(p.o, c, sums.both(v.gates - 1));
+    o = sigmoid(clamp(a_o, v.gate_clip));
+    tanh_c = tanh(shown);
+    return o * tanh_c;
+  }
+  // The gradients of o's sum and of what is shown.
+  RNNFUSED_HD void unshow(const Variation<T>& v, V dh, V& da_o, V& dshown) const {
+    da_o = clamp_gradient(sigmoid_gradient(dh * tanh_c, o), a_o, v.gate_clip);
+    dshown = tanh_gradient(dh * o, tanh_c);
+  }
+  // From the gradient of f c + i g those of the other gates' sums; returns that of the c before.
+  RNNFUSED_HD V uncarry(const Variation<T>& v, const Peepholes<V>& p, V ds, V (&da)[kMaxGates]) const {
+    const bool coupled = v.maths == Maths::coupled_lstm;
+    const V to_i = coupled ? ds * (g - c_prev) : ds * g;
+    da[0] = clamp_gradient(sigmoid_gradient(to_i, i), a_i, v.gate_clip);
+    da[coupled ? 1 : 2] = clamp_gradient(tanh_gradient(ds * i, g), a_g, v.gate_clip);
+    V dc = fma(p.i, da[0], ds * f);
+    if (coupled) return dc;
+    da[1] = clamp_gradient(sigmoid_gradient(ds * c_prev, f), a_f, v.gate_clip);
+    return fma(p.f, da[1], dc);
+  }
+};
+
+// ---- Cells whose only state is h
+
+// The GRU's two gates and its candidate, whichever of its two forms it has.
+template <class V>
+struct GruStep {
+  V a_r, a_u, a_n, r, u, n, n_h;
+
+  RNNFUSED_HD GruStep(const Variation<ScalarOf<V>>& v, const GateSums<V>& sums) {
+    const bool updates = v.maths == Maths::update_gru;  // r, n, u in place of r, z, n
+    a_r = sums.both(0);
+    a_u = updates ? sums.both(2) + v.update_bias : sums.both(1);
+    r = sigmoid(clamp(a_r, v.gate_clip)), u = sigmoid(clamp(a_u, v.gate_clip));
+    n_h = updates ? sums.both(1) : sums.h[2];
+    a_n = updates ? r * n_h : fma(r, n_h, sums.x[2]);
+    n = tanh(clamp(a_n, v.gate_clip));
+  }
+};
+
+// h' from the h before.
+template <class V>
+RNNFUSED_HD V next_output(const Variation<ScalarOf<V>>& v, const GateSums<V>& sums, V h) {
+  if (v.maths == Maths::rnn_tanh) return tanh(clamp(sums.both(0), v.gate_clip));
+  if (v.maths == Maths::rnn_relu) return relu(clamp(sums.both(0), v.gate_clip));
+  const GruStep<V> s(v, sums);
+  return v.maths == Maths::update_gru ? fma(s.u, s.n - h, h) : fma(s.u, h - s.n, s.n);
+}
+
+// The gradients of the sums; returns that of the h before, but for what goes through the product.
+template <class V>
+RNNFUSED_HD V output_gradient(const Variation<ScalarOf<V>>& v, const GateSums<V>& sums, V h, V dh,
+                              GateSums<V>& d) {
+  if (v.gates == 1) {
+    const V a = sums.both(0), held = clamp(a, v.gate_clip);
+    const V da = v.maths == Maths::rnn_tanh ? tanh_gradient(dh, tanh(held)) : relu_gradient(dh, relu(held));
+    d.x[0] = d.h[0] = clamp_gradient(da, a, v.gate_clip);
+    return V{};
+  }
+  const GruStep<V> s(v, sums);
+  const bool updates = v.maths == Maths::update_gru;
+  const V share = dh * s.u, rest = dh - share;  // of whichever the gate stands for
+  const V dn = clamp_gradient(tanh_gradient(updates ? share : rest, s.n), s.a_n, v.gate_clip);
+  const V toward = updates ? s.n - h : h - s.n;
+  const V dr = clamp_gradient(sigmoid_gradient(dn * s.n_h, s.r), s.a_r, v.gate_clip);
+  const V du = clamp_gradient(sigmoid_gradient(dh * toward, s.u), s.a_u, v.gate_clip);
+  d.x[0] = d.h[0] = dr;
+  if (updates) {
+    d.x[1] = d.h[1] = dn * s.r;
+    d.x[2] = d.h[2] = du;
+    return rest;
+  }
+  d.x[1] = d.h[1] = du;
+  d.x[2] = dn, d.h[2] = dn * s.r;
+  return share;
+}
+
+}  // namespace rnnfused::RNNFUSED_ISA

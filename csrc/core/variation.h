@@ -1,0 +1,58 @@
+// What a layer does beyond torch.nn's equations (docs/cells.md). Everything is a value at run time: no option
+// multiplies what is compiled.
+#pragma once
+
+#include "core/sequence.h"
+
+namespace rnnfused {
+
+// What turns the sums of the two products into states.
+enum class Maths : int { rnn_tanh, rnn_relu, lstm, coupled_lstm, gru, update_gru };
+
+// Of the sums of all gates: none; one for those that x feeds and one for those that h feeds; one for both.
+enum class GateNorm : int { none, separate, joint };
+// Of the LSTM's c: none; of what is carried on; only of what h is made from.
+enum class CellNorm : int { none, carried, output };
+
+// One layer in one direction. Parameters are torch's: [rows, H], contiguous; null where the option is not
+// there.
+template <class T>
+struct Variation {
+  Maths maths;
+  int gates, states;
+  Index hidden;        // H
+  Index unit_scalars;  // H in whole vectors: rows of a gate in the products' matrices
+  GateNorm gate_norm;
+  CellNorm cell_norm;
+  T update_bias;
+  T gate_clip, cell_clip, grad_clip;  // infinite for none
+  T zoneout[kMaxStates];              // probabilities
+  T recurrent_dropout;
+  bool drawn;  // as in training; otherwise zoneout has its mean, and dropout does nothing
+  uint64_t seed;
+  int direction;
+  const Index* numbers;  // of every row, in the caller's order: t B + b; null means that rows are in it
+  Index batch;           // B
+  const T* peephole;     // i, f, o; coupled i, o
+  const T *norm_ih_weight, *norm_ih_bias;  // or those of the joint norm
+  const T *norm_hh_weight, *norm_hh_bias;
+  const T *norm_c_weight, *norm_c_bias;
+
+  bool zones_out() const { return zoneout[0] > 0 || zoneout[1] > 0; }
+  bool drops() const { return drawn && recurrent_dropout > 0; }
+  int peepholes() const { return maths == Maths::coupled_lstm ? 2 : 3; }
+  Index number_of(Index row) const { return numbers ? numbers[row] : row; }
+};
+
+// Gradients of what a variation brings, as it is laid out; null where not wanted.
+template <class T>
+struct VariationGradient {
+  T* peephole;
+  T *norm_ih_weight, *norm_ih_bias, *norm_hh_weight, *norm_hh_bias, *norm_c_weight, *norm_c_bias;
+};
+
+// How much forward keeps of a row beside the sums: states after the first, h as it enters the product where
+// dropout changes it, and the mean and scale of each norm.
+constexpr Index kNormScalars = 8;
+
+}  // namespace rnnfused

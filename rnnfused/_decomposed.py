@@ -1,47 +1,19 @@
 """The same layers as differentiable torch operations, step by step: what derivatives of higher order are
-derivatives of. Nothing else runs them.
+derivatives of, and what runs layers that ask for more than the kernels have.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from rnnfused._layer import LayerConfig
+from rnnfused._steps import Direction, States
 
 __all__ = ["recurrent"]
-
-States = tuple[Tensor, ...]
-# (x W_ih^T + b_ih, h W_hh^T + b_hh, states) -> next states, the first of them before any projection
-Step = Callable[[Tensor, Tensor, States], States]
-
-
-def _rnn_tanh(x: Tensor, h: Tensor, states: States) -> States:
-    return (torch.tanh(x + h),)
-
-
-def _rnn_relu(x: Tensor, h: Tensor, states: States) -> States:
-    return (torch.relu(x + h),)
-
-
-def _lstm(x: Tensor, h: Tensor, states: States) -> States:
-    i, f, g, o = (x + h).chunk(4, 1)
-    c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
-def _gru(x: Tensor, h: Tensor, states: States) -> States:
-    x_r, x_z, x_n = x.chunk(3, 1)
-    h_r, h_z, h_n = h.chunk(3, 1)
-    n = torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
-    return (n + torch.sigmoid(x_z + h_z) * (states[0] - n),)
-
-
-STEPS: dict[str, Step] = {"rnn_tanh": _rnn_tanh, "rnn_relu": _rnn_relu, "lstm": _lstm, "gru": _gru}
 
 
 def recurrent(
@@ -120,15 +92,14 @@ def _layer(
     last state (c, if there is one) of every row.
     """
     outputs, finals, lasts = [], [], []
-    for direction in range(layer.directions):
-        w_ih, w_hh, *others = params[direction * layer.params_each :][: layer.params_each]
-        b_ih, b_hh = others[:2] if layer.bias else (None, None)
-        weights = (w_ih, w_hh, b_ih, b_hh, others[-1] if layer.projected else None)
-        step, own = STEPS[layer.cell], tuple(s[direction] for s in initial)
+    for index in range(layer.directions):
+        own = tuple(s[index] for s in initial)
+        steps = len(x) if batch_sizes is None else len(batch_sizes)
+        direction = Direction.of(layer, params, index, own, steps)
         if lengths is None and resets is None:
-            y, final, last = _sequence(step, x, own, weights, batch_sizes, direction == 1)
+            y, final, last = _sequence(direction, x, own, batch_sizes, index == 1)
         else:
-            y, final, last = _masked_sequence(step, x, own, weights, lengths, resets, direction == 1)
+            y, final, last = _masked_sequence(direction, x, own, lengths, resets, index == 1)
         lasts.append(last)
         outputs.append(y)
         finals.append(final)
@@ -137,24 +108,21 @@ def _layer(
 
 
 def _masked_sequence(
-    step: Step,
+    direction: Direction,
     x: Tensor,
     states: States,
-    weights: Sequence[Tensor | None],
     lengths: Tensor | None,
     resets: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, States, Tensor]:
     """Of padded input: beyond a sequence's length its state stands still and its output is zero."""
-    w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    assert w_ih is not None and w_hh is not None
     steps = torch.arange(len(x), device=x.device).unsqueeze(1)
     there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     if lengths is not None:
         there = steps < lengths.to(x.device)
         x = x.masked_fill(~there.unsqueeze(-1), 0)
     cuts = there if resets is None else there & resets
-    gates = linear(x, w_ih, b_ih)
+    inputs = direction.from_x(x).unbind(0)
 
     def kept(t: int, states: States) -> States:
         return states if resets is None else tuple(s.masked_fill(cuts[t].unsqueeze(1), 0) for s in states)
@@ -163,9 +131,7 @@ def _masked_sequence(
     lasts: list[Tensor] = []
     for t in reversed(range(len(x))) if reverse else range(len(x)):
         before = states if reverse else kept(t, states)
-        after = step(gates[t], linear(before[0], w_hh, b_hh), before)
-        if w_hr is not None:
-            after = (linear(after[0], w_hr), *after[1:])
+        after = direction.step(t, inputs[t], before)
         outputs.append(after[0].masked_fill(~there[t].unsqueeze(1), 0))
         lasts.append(after[-1].masked_fill(~there[t].unsqueeze(1), 0))
         if reverse:
@@ -178,22 +144,19 @@ def _masked_sequence(
 
 
 def _sequence(
-    step: Step,
+    direction: Direction,
     x: Tensor,
     initial: States,
-    weights: Sequence[Tensor | None],
     batch_sizes: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, States, Tensor]:
-    w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    assert w_ih is not None and w_hh is not None
-    gates = linear(x, w_ih, b_ih)
-    inputs = list(gates.unbind(0) if batch_sizes is None else gates.split(batch_sizes.tolist()))
+    from_x = direction.from_x(x)
+    inputs = list(from_x.unbind(0) if batch_sizes is None else from_x.split(batch_sizes.tolist()))
     ended: list[States] = []  # rows that stopped before the current ones, the last of the batch first
     states = tuple(s[: len(inputs[-1])] for s in initial) if reverse else initial
     outputs, lasts = [], []
-    for x_t in reversed(inputs) if reverse else inputs:
-        active, rows = len(x_t), len(states[0])
+    for t in reversed(range(len(inputs))) if reverse else range(len(inputs)):
+        active, rows = len(inputs[t]), len(states[0])
         if active < rows:
             ended.append(tuple(s[active:] for s in states))
             states = tuple(s[:active] for s in states)
@@ -201,9 +164,7 @@ def _sequence(
             states = tuple(
                 torch.cat((s, first[rows:active])) for s, first in zip(states, initial, strict=True)
             )
-        states = step(x_t, linear(states[0], w_hh, b_hh), states)
-        if w_hr is not None:
-            states = (linear(states[0], w_hr), *states[1:])
+        states = direction.step(t, inputs[t], states)
         outputs.append(states[0])
         lasts.append(states[-1])
     final = tuple(torch.cat(parts) for parts in zip(states, *reversed(ended), strict=True))

@@ -154,8 +154,8 @@ class LayerConfig:
         return self.params_each * self.num_layers * self.directions + self.drawn
 
     def state_sizes(self, recurrent_weight: Sequence[int]) -> tuple[int, ...]:
-        """Units of each state, by the size of W_hh [G H, P]."""
-        rows, output = recurrent_weight
+        """Units of each state, by the size of W_hh: [G H, P], of heads [k, G H/k, P/k]."""
+        rows, output = (self.num_heads * size for size in recurrent_weight[-2:])
         return (output, rows // len(self.gates))[: len(self.spec.states)]
 
     @property

@@ -16,9 +16,9 @@ from torch import Tensor
 from rnnfused import _decomposed
 from rnnfused._layer import LayerConfig, Layout
 
-__all__ = ["LAYOUTS", "VARIANTS", "Case", "cases", "one_of_each"]
+__all__ = ["LAYOUTS", "SEED", "VARIANTS", "Case", "cases", "one_of_each"]
 
-GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
+SEED = -0x123456789ABCDEF
 VARIANTS = [("rnn_tanh", False), ("rnn_relu", False), ("lstm", False), ("lstm", True), ("gru", False)]
 PLAIN = ("padded", "batch_first", "unbatched", "batch_first_unbatched", "packed", "step", "unbatched_step")
 LAYOUTS = (
@@ -59,7 +59,9 @@ def _resets(sizes: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """cell, whether it is projected, one of LAYOUTS, and sizes: T steps, B sequences, I and H units."""
+    """cell, whether it is projected, one of LAYOUTS, and sizes: T steps, B sequences, I and H units; options
+    of LayerConfig by name.
+    """
 
     cell: str
     projected: bool = False
@@ -71,6 +73,7 @@ class Case:
     input: int = 3
     hidden: int = 4
     dtype: torch.dtype = torch.float64
+    options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.config.text}-{self.layout}".replace(" ", "-")
@@ -101,6 +104,7 @@ class Case:
             projected=self.projected,
             cells="cells" in self.layout,
             step=self.step,
+            **dict(self.options),
         )
 
     @property
@@ -138,7 +142,7 @@ class Case:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of input, hx and params."""
+        """Of input, hx and params but the seed."""
         b, h = self.batch, self.hidden
         p = h // 2 if self.projected else h
         middle = (b,) if self.batched else ()
@@ -146,19 +150,25 @@ class Case:
         shapes = [(*self.leading, self.input), (*parts, *middle, p)]
         if self.cell == "lstm":
             shapes.append((*parts, *middle, h))
-        g = GATES[self.cell] * h
+        config = self.config
+        gates, k = len(config.gates), config.num_heads
+        g = gates * h
+        own = {"weight_peephole": (gates - 1, h), "norm_c_weight": (h,), "norm_c_bias": (h,)}
         for _ in range(self.directions):
-            shapes += [(g, self.input), (g, p)] + [(g,)] * 2 * self.biases + [(p, h)] * self.projected
+            shapes += [(g, self.input), (g, p) if k == 1 else (k, g // k, p // k)]
+            shapes += [(g,)] * 2 * self.biases + [(p, h)] * self.projected
+            shapes += [own.get(name, (g,)) for name in config.own_params]
         return shapes
 
     def leaves(self, requires_grad: bool = False) -> list[Tensor]:
-        """Of input, hx and params, from torch's generator."""
+        """Of input, hx and params but the seed, from torch's generator."""
         return [torch.randn(s, dtype=self.dtype).requires_grad_(requires_grad) for s in self.shapes]
 
     def split(self, leaves: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Input, hx and params."""
+        """Input, hx and params, the seed of what is drawn among them."""
         first = 1 + self.states
-        return leaves[0], list(leaves[1:first]), list(leaves[first:])
+        seeds = [torch.tensor([SEED])] if self.config.drawn else []
+        return leaves[0], list(leaves[1:first]), [*leaves[first:], *seeds]
 
     def run(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         """The operator."""

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from philox import philox, word_of
 from tolerances import FLOAT64
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -25,22 +26,6 @@ DEVIATIONS = 5.0
 
 def numbers(text: str) -> list[int]:
     return [int(word, 16) for word in text.split()]
-
-
-def philox(counter: list[int], key: list[int]) -> list[int]:
-    """Philox4x32-10 in Python's integers, as the paper has it."""
-    (a, b, c, d), (k, m) = counter, key
-    for _ in range(10):
-        first, second = 0xD2511F53 * a, 0xCD9E8D57 * c
-        a, b, c, d = second >> 32 ^ b ^ k, second & 0xFFFFFFFF, first >> 32 ^ d ^ m, first & 0xFFFFFFFF
-        k, m = (k + 0x9E3779B9) % 2**32, (m + 0xBB67AE85) % 2**32
-    return [a, b, c, d]
-
-
-def word_of(seed: int, what: int, direction: int, row: int, unit: int) -> int:
-    """The number of one unit."""
-    counter = [unit // 64 * 16 + unit % 16, what + 4 * direction, row % 2**32, row >> 32]
-    return philox(counter, [seed % 2**32, seed >> 32 & 0xFFFFFFFF])[unit % 64 // 16]
 
 
 @pytest.mark.parametrize("counter, key, answer", KNOWN_ANSWERS)

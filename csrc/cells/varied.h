@@ -94,7 +94,7 @@ struct GruStep {
     a_u = updates ? sums.both(2) + v.update_bias : sums.both(1);
     r = sigmoid(clamp(a_r, v.gate_clip)), u = sigmoid(clamp(a_u, v.gate_clip));
     n_h = updates ? sums.both(1) : sums.h[2];
-    a_n = updates ? r * n_h : fma(r, n_h, sums.x[2]);
+    a_n = updates ? r * n_h : v.resets() ? sums.both(2) : fma(r, n_h, sums.x[2]);
     n = tanh(clamp(a_n, v.gate_clip));
   }
 };
@@ -133,7 +133,19 @@ RNNFUSED_HD V output_gradient(const Variation<ScalarOf<V>>& v, const GateSums<V>
   }
   d.x[1] = d.h[1] = du;
   d.x[2] = dn, d.h[2] = dn * s.r;
+  if (v.resets()) d.x[0] = d.h[0] = V{}, d.h[2] = dn;  // the reset gate's: reset_gradient
   return share;
+}
+
+// The reset gate, where it is applied before the product.
+template <class V>
+RNNFUSED_HD V reset_gate(const Variation<ScalarOf<V>>& v, V sum) {
+  return sigmoid(clamp(sum, v.gate_clip));
+}
+// Of its sum, from that of r h.
+template <class V>
+RNNFUSED_HD V reset_gradient(const Variation<ScalarOf<V>>& v, V sum, V h, V dproduct) {
+  return clamp_gradient(sigmoid_gradient(dproduct * h, reset_gate(v, sum)), sum, v.gate_clip);
 }
 
 }  // namespace rnnfused::RNNFUSED_ISA

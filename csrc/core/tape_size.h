@@ -25,8 +25,8 @@ Int most_kept_rows(const Int& rows) {
 
 // What a hidden unit keeps, in scalars of the type that is computed in.
 struct TapeSize {
-  int each;   // for every row: c, and with a projection the output before it
-  int gates;  // for every row whose gates are kept
+  int each;        // for every row: c, and with a projection the output before it
+  int gates;       // for every row whose gates are kept
   int of_row = 0;  // scalars of a row as a whole
 
   // Of one direction. Units are padded to whole cache lines, which no machine's vectors exceed.

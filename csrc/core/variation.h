@@ -7,7 +7,7 @@
 namespace rnnfused {
 
 // What turns the sums of the two products into states.
-enum class Maths : int { rnn_tanh, rnn_relu, lstm, coupled_lstm, gru, update_gru };
+enum class Maths : int { rnn_tanh, rnn_relu, lstm, coupled_lstm, gru, reset_gru, update_gru };
 
 // Of the sums of all gates: none; one for those that x feeds and one for those that h feeds; one for both.
 enum class GateNorm : int { none, separate, joint };
@@ -38,7 +38,9 @@ struct Variation {
   const T *norm_hh_weight, *norm_hh_bias;
   const T *norm_c_weight, *norm_c_bias;
 
-  bool zones_out() const { return zoneout[0] > 0 || zoneout[1] > 0; }
+  // Whether h is multiplied with the reset gate before the product of the last gate, which so comes after the
+  // others.
+  bool resets() const { return maths == Maths::reset_gru; }
   bool drops() const { return drawn && recurrent_dropout > 0; }
   int peepholes() const { return maths == Maths::coupled_lstm ? 2 : 3; }
   Index number_of(Index row) const { return numbers ? numbers[row] : row; }

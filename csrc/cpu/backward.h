@@ -95,13 +95,28 @@ class BackwardStream {
 
   // The gradients of the sums, by way of the states.
   void unstage(Index s, Barrier& barrier) {
-    stage_.run(
-        s,
-        [&](Index b, Index block) {
-          const Index row = stream_.row(s, b), at = block * A * L;
-          return (tape_.keeps_gates(row) ? tape_.gates_of(row) : out_.gates_of(row)) + at;
-        },
-        [&](Index b, Index block) { return out_.gates_of(stream_.row(s, b)) + block * A * L; }, barrier);
+    const auto sums = [&](Index b, Index block) {
+      const Index row = stream_.row(s, b), at = block * A * L;
+      return (tape_.keeps_gates(row) ? tape_.gates_of(row) : out_.gates_of(row)) + at;
+    };
+    const auto out = [&](Index b, Index block) { return out_.gates_of(stream_.row(s, b)) + block * A * L; };
+    stage_.run(s, sums, out, barrier);
+    if (!args_.variation->resets()) return;
+    barrier.wait();
+    // Through the last gate's product to the reset gate.
+    const Index units = args_.variation->unit_scalars, skipped = tape_.units - units;
+    for_groups(outputs_, s % 2 != 0, [&](Index first, Index n) {
+      product<S>(
+          stream_.active(s), Runs{units / L, G * L, A * L}, int(n), recurrent_panel(first) + skipped * n * L,
+          partial_,
+          [&](Index b) -> const S* {
+            return out_.gates_of(stream_.row(s, b)) + skipped * A + Cell::h_first * L;
+          },
+          [&](Index, T* acc) { memset(acc, 0, size_t(n * L) * sizeof(T)); },
+          [&](Index b, const T* acc) {
+            for (Index i = 0; i < n; ++i) stage_.unreset(s, b, first + i, load<V>(acc + i * L), sums, out);
+          });
+    });
   }
 
   template <class Body>
@@ -134,6 +149,15 @@ class BackwardStream {
 
   // The part of a row of gate gradients that goes through W_hh, or through W_ih.
   Runs fed_runs() const { return G == A ? Runs{1, tape_.units * G, 0} : Runs{tape_.units / L, G * L, A * L}; }
+
+  // Those of them that reach the h before at once.
+  Runs recurrent_runs() const {
+    Runs runs = fed_runs();
+    if constexpr (kStaged<Cell>) {
+      if (args_.variation->resets()) runs.runs -= args_.variation->unit_scalars / L;
+    }
+    return runs;
+  }
 
   // Gradient of h after position s, this member's outputs. Rows fall into three kinds: those that go on to
   // position s + 1 (a product is added), those that end at s (none), and those that start at s + 1, for which
@@ -169,7 +193,7 @@ class BackwardStream {
   RNNFUSED_HD void add_recurrence(Index s, Index from, Index to, Index first, Index n, Sink sink) {
     if (from >= to) return;
     product<S>(
-        to - from, fed_runs(), int(n), recurrent_panel(first), partial_,
+        to - from, recurrent_runs(), int(n), recurrent_panel(first), partial_,
         [&](Index i) -> const S* { return out_.gates_of(stream_.row(s + 1, from + i)) + Cell::h_first * L; },
         [&](Index i, T* acc) { start_output(s, from + i, first, n, acc); },
         [&](Index i, const T* acc) { sink(from + i, acc); });

@@ -88,7 +88,9 @@ class ForwardStream {
     }
     if constexpr (kStaged<Cell>)
       stage_ = {args_, stream_, args.tape ? tape_.cell : nullptr, member, members, arena};
+    if (kStaged<Cell> && !tapes_all_sums()) chunk_gates_ = arena.take<T>(chunk_capacity() * units * A);
     const auto lay_out_member = [&](ForwardStream& stream, int m) {
+      if constexpr (kStaged<Cell>) stream.share_product(members, m);
       stream.lay_out(share(blocks_of<T>(shape.hidden), members, m),
                      share(blocks_of<T>(shape.output), members, m), packed, arena);
     };
@@ -122,6 +124,7 @@ class ForwardStream {
       const Index end = collect_chunk(s, rows);
       await(end);
       project_inputs(rows);
+      if (late_.size() > 0) barrier.wait();  // what one member has started another goes on with
       for (Index local = 0; s < end; local += stream_.active(s), ++s) {
         attend(s, local, barrier);
         step(s, local);
@@ -131,9 +134,7 @@ class ForwardStream {
           barrier.wait();
         }
         if constexpr (kStaged<Cell>) {
-          stage_.run(
-              s, [&](Index b, Index block) { return gates_of(stream_.row(s, b), local + b, block); },
-              barrier);
+          run_stage(s, local, barrier);
           barrier.wait();
         }
       }
@@ -147,7 +148,10 @@ class ForwardStream {
   Index chunk_rows() const {
     const SequenceShape& shape = stream_.shape;
     if (manner_.in_chunks) return shape.rows() / kWaveChunks + 1;
-    const Index row_bytes = blocks_.size() * A * L * Index(sizeof(T));
+    // The members of a staged layer share the sums, and so must cut alike.
+    const Index own =
+        kStaged<Cell> ? (tape_.units / L + manner_.members - 1) / manner_.members : blocks_.size();
+    const Index row_bytes = own * A * L * Index(sizeof(T));
     const Index weight_bytes = (shape.input + shape.output) * shape.hidden * G * Index(sizeof(O));
     // Weights beyond what a last-level cache holds come from memory at every pass.
     const Index least = weight_bytes > kLargeWeights ? 256 : 96;
@@ -157,6 +161,10 @@ class ForwardStream {
     // Two chunks need no packed W_ih: worth it where their accumulators are less than that.
     const Index half = (shape.rows() + 1) / 2;
     return !manner_.packed && half * A < shape.input * G ? half : rows;
+  }
+  Index chunk_capacity() const {
+    const Index rows = chunk_rows() + stream_.batch(), all = stream_.shape.rows();
+    return rows < all ? rows : all;
   }
   // Whether W_ih is packed anew for every chunk: a panel is packed, used and done with while it is in cache.
   bool packs_by_chunk() const { return !manner_.packed && 2 * chunk_rows() >= stream_.shape.rows(); }
@@ -179,22 +187,24 @@ class ForwardStream {
     input_ = {w.input, given, shape.input, shape.hidden, int(G), of_x, w.input_scales, blocks};
     context_ = {w.input + given, context, shape.input, shape.hidden, int(G), of_x, nullptr, blocks};
     recurrent_ = {w.recurrent, shape.output, shape.output,       shape.hidden,
-                  int(G),      of_h,         w.recurrent_scales, blocks};
+                  int(G),      of_h,         w.recurrent_scales, kStaged<Cell> ? product_ : blocks};
+    candidate_ = recurrent_;
+    candidate_.blocks = late_;
     projection_ = {w.projection, shape.hidden,        shape.hidden, shape.output, 1,
                    only,         w.projection_scales, outputs};
-    const Index batch = stream_.batch(), all = shape.rows();
-    const Index chunk = chunk_rows() + batch < all ? chunk_rows() + batch : all;
+    const Index batch = stream_.batch(), chunk = chunk_capacity();
     chunk_capacity_ = chunk;
     if (!direct_) {
       input_.take(packed, packs_by_chunk() ? kNarrowGroup<Cell> * G : input_.vectors());
       recurrent_.take(packed, recurrent_.vectors());
+      if (late_.size() > 0) candidate_.take(packed, candidate_.vectors());
       if (context > 0) context_.take(packed, context_.vectors());
       if (projects<Cell>(stream_.shape)) projection_.take(packed, projection_.vectors());
     }
     bias_ = packed.take<T>(blocks.size() * A * L);
     partial_ = arena.take<Sum<S>>(partial_size(chunk > batch ? chunk : batch));
     chunk_row_ = arena.take<Index>(chunk);
-    if (!tapes_all_sums()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
+    if (!kStaged<Cell> && !tapes_all_sums()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
     if constexpr (kQuantized<S>) {
       const Index of_inputs = chunk * padded<T>(shape.input), most_units = padded<T>(shape.hidden);
       rounded_ = arena.take<Left<S>>(of_inputs > batch * most_units ? of_inputs : batch * most_units);
@@ -243,8 +253,11 @@ class ForwardStream {
     if (!packs_by_chunk()) {
       for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index block, Index n) { pack_input(block, n); });
     }
-    for_groups(blocks_, group_, false,
-               [&](Index block, Index n) { pack_panel(recurrent_, block, n, recurrent_.panel(block)); });
+    for (const Matrix* m : {&recurrent_, &candidate_}) {
+      for_groups(m->blocks, group_, false,
+                 [&](Index block, Index n) { pack_panel(*m, block, n, m->panel(block)); });
+      if (late_.size() == 0) break;
+    }
     if (args_.attention) {
       for_groups(blocks_, kNarrowGroup<Cell>, false,
                  [&](Index block, Index n) { pack_panel(context_, block, n, context_.panel(block)); });
@@ -288,6 +301,8 @@ class ForwardStream {
     if constexpr (!kNarrow<S>) {
       if (tapes_gates(row)) return tape_.gates_of(row) + block * A * L;
     }
+    // All members read those of a staged layer.
+    if (kStaged<Cell>) return chunk_gates_ + (local * (tape_.units / L) + block) * A * L;
     const Index at = block - blocks_.first, in_group = at % kNarrowGroup<Cell>, group = at - in_group;
     const Index rest = blocks_.size() - group, n = rest < kNarrowGroup<Cell> ? rest : kNarrowGroup<Cell>;
     return chunk_gates_ + (group * chunk_capacity_ + local * n + in_group) * A * L;
@@ -447,25 +462,41 @@ class ForwardStream {
   // One step: recurrent product, gates and states of this member's blocks. Every other step walks the blocks
   // backwards: weights that do not fit in a cache level are then half there, instead of not at all.
   void step(Index s, Index local) {
-    const Index rows = stream_.active(s);
-    const auto h_prev = [&](Index b) {
+    multiply_step(s, local, recurrent_, [&](Index b) {
       if constexpr (kStaged<Cell>) {
         if (stage_.drops()) return static_cast<const Q*>(stage_.operand(s, b));
       }
       return previous_output(s, b);
-    };
-    round_rows(rows, recurrent_, h_prev);
-    for_groups(blocks_, group_, s % 2 == 1, [&](Index first, Index n) {
+    });
+  }
+
+  void run_stage(Index s, Index local, Barrier& barrier) {
+    const auto sums = [&](Index b, Index block) { return gates_of(stream_.row(s, b), local + b, block); };
+    if (args_.variation->resets()) {
+      stage_.reset(s, sums);
+      barrier.wait();
+      multiply_step(s, local, candidate_,
+                    [&](Index b) { return static_cast<const Q*>(stage_.reset_of(s, b)); });
+      barrier.wait();
+    }
+    stage_.run(s, sums, barrier);
+  }
+
+  template <class RowOf>
+  void multiply_step(Index s, Index local, const Matrix& m, RowOf h_prev) {
+    const Index rows = stream_.active(s);
+    round_rows(rows, m, h_prev);
+    for_groups(m.blocks, group_, s % 2 == 1, [&](Index first, Index n) {
       if constexpr (!kQuantized<S>) {
         if (in_place()) {
           return product_at<S>(
-              rows, Runs{1, recurrent_.size, 0}, int(n * G), recurrent_.panel(first), h_prev,
+              rows, Runs{1, m.size, 0}, int(n * G), m.panel(first), h_prev,
               [&](Index b, Index, bool, bool) { return gates_of(stream_.row(s, b), local + b, first); },
               [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
         }
       }
       multiply<G>(
-          rows, recurrent_, first, n, recurrent_.panel(first), h_prev,
+          rows, m, first, n, m.panel(first), h_prev,
           [&](Index b, Index block) {
             return gates_of(stream_.row(s, b), local + b, block) + Cell::h_first * L;
           },
@@ -564,6 +595,16 @@ class ForwardStream {
   const ForwardArgs<S>& args_;
   Stream stream_;
   Tape<Cell, Q> tape_;
+  // A staged layer's member has a share of what is multiplied at once, and of what comes after a reset gate.
+  void share_product(int members, int member) {
+    const Variation<T>& v = *args_.variation;
+    const Index all = stream_.shape.hidden / L, last = v.resets() ? v.unit_scalars / L : 0;
+    const Range late = share(last, members, member);
+    product_ = share(all - last, members, member);
+    late_ = {all - last + late.first, all - last + late.last};
+  }
+
+  Range product_{}, late_{};    // of a staged layer's recurrent product
   Range blocks_{}, outputs_{};  // of hidden units, and of units after a projection
   Manner manner_;
   Index group_;
@@ -574,7 +615,7 @@ class ForwardStream {
   Q* start_ = nullptr;
   T *output_ = nullptr, *cell_ = nullptr;  // [batch, units]
   Q* unprojected_ = nullptr;               // [batch, units]
-  Matrix input_{}, context_{}, recurrent_{}, projection_{};
+  Matrix input_{}, context_{}, recurrent_{}, candidate_{}, projection_{};
   std::conditional_t<kAttends<S>, AttentionForward<T>, std::nullptr_t> attention_{};
   std::conditional_t<kStaged<Cell>, VariedForward<T>, std::nullptr_t> stage_{};
   T* bias_ = nullptr;

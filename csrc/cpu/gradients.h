@@ -317,11 +317,12 @@ class ParameterGradients {
   static RNNFUSED_HD Index entries_of(Index depth) { return (depth + P - 1) / P; }
 
   // For every target, out += sum over the chunk's rows of left(row)[.] right(row)[.]. The left operand's rows
-  // are `blocks` blocks of `accumulators` vectors; whatever the targets, they are packed once.
+  // are blocks of `accumulators` vectors, of which some count; whatever the targets, they are packed once.
   template <class LeftOf, class... RightOf>
-  RNNFUSED_HD void outer(const Chunk& chunk, Barrier& all, Index blocks, Index accumulators, LeftOf left,
+  RNNFUSED_HD void outer(const Chunk& chunk, Barrier& all, Range blocks, Index accumulators, LeftOf left,
                          Target<RightOf>... targets) {
-    const Range mine = share(blocks, threads_, thread_);
+    const Range part = share(blocks.size(), threads_, thread_);
+    const Range mine{blocks.first + part.first, blocks.first + part.last};
     const Index per_pass = kOuterVectors / accumulators;
     if (chunk.first) (clear(mine, targets), ...);
     for (Index k = chunk.rows.first; k < chunk.rows.last; k += kOuterDepth) {
@@ -449,11 +450,11 @@ class ParameterGradients {
 
   void weight_gradients(const Chunk& chunk, Barrier& all) {
     const SequenceShape& shape = args_.shape;
-    const auto sweep = [&](auto... targets) {
-      outer(
-          chunk, all, blocks_of<T>(shape.hidden), A, [&](Index row) { return from_.gates_of(row); },
-          targets...);
+    const auto sweep_some = [&](Range blocks, auto... targets) {
+      outer(chunk, all, blocks, A, [&](Index row) { return from_.gates_of(row); }, targets...);
     };
+    const Range blocks{0, blocks_of<T>(shape.hidden)};
+    const auto sweep = [&](auto... targets) { sweep_some(blocks, targets...); };
     const Target input{Cell::x_first,
                        int(G),
                        Cell::gate_of,
@@ -470,6 +471,21 @@ class ParameterGradients {
                            args_.drecurrent,
                            [this](Index row) { return history_.output(row); },
                            in_one_sweep_ ? right_ + padded<T>(shape.input) * kOuterDepth : right_};
+    if constexpr (kStaged<Cell>) {
+      if (args_.variation->resets()) {
+        // What the last gate's product read is not what the others' did.
+        const Index units = args_.variation->unit_scalars, late = blocks.last - units / L;
+        const T* const operand =
+            VariedTape<T>(*args_.variation, shape.rows(), const_cast<T*>(tape_of<Cell>(args_).cell)).reset;
+        if (input.out) sweep(input);
+        if (!recurrent.out) return;
+        sweep_some(Range{0, late}, recurrent);
+        return sweep_some(
+            Range{late, blocks.last},
+            Target{Cell::h_first, int(G), Cell::gate_of, shape.hidden, shape.output, args_.drecurrent,
+                   [=](Index row) -> const S* { return operand + row * units; }, right_});
+      }
+    }
     if (in_one_sweep_) return sweep(input, recurrent);
     if (input.out) sweep(input);
     if (recurrent.out) sweep(recurrent);
@@ -480,7 +496,7 @@ class ParameterGradients {
     const auto tape = tape_of<Cell>(args_);
     static constexpr int only[] = {0};
     outer(
-        chunk, all, blocks_of<T>(shape.output), 1, [&](Index row) { return from_.output_of(row); },
+        chunk, all, Range{0, blocks_of<T>(shape.output)}, 1, [&](Index row) { return from_.output_of(row); },
         Target{0, 1, only, shape.output, shape.hidden, args_.dprojection,
                [tape](Index row) -> const S* { return tape.unprojected_of(row); }, right_});
   }

@@ -20,14 +20,16 @@ namespace rnnfused::RNNFUSED_ISA {
 template <class T>
 struct VariedTape {
   Index units = 0;
-  T *cell = nullptr, *operand = nullptr, *norms = nullptr;
+  // c; h as it enters the product, where dropout changes it; r h; mean and scale of the norms.
+  T *cell = nullptr, *operand = nullptr, *reset = nullptr, *norms = nullptr;
 
   // `data` is where the sums end; null keeps nothing.
   VariedTape() = default;
   VariedTape(const Variation<T>& v, Index rows, T* data) : units(v.unit_scalars) {
     cell = data;
     operand = data && v.states > 1 ? cell + rows * units : data;
-    norms = data && v.drops() ? operand + rows * units : operand;
+    reset = data && v.drops() ? operand + rows * units : operand;
+    norms = data && v.resets() ? reset + rows * units : reset;
   }
 };
 
@@ -262,6 +264,7 @@ class VariedForward : VariedStage<T> {
       start_ = arena.take<T>(batch * units_);
       if (!taped_) tape_.operand = arena.take<T>(stream.shape.rows() * units_);
     }
+    if (v_->resets() && !taped_) tape_.reset = arena.take<T>(stream.shape.rows() * units_);
     if (v_->cell_norm == CellNorm::none) return;
     carried_ = arena.take<T>(batch * units_);
   }
@@ -287,6 +290,21 @@ class VariedForward : VariedStage<T> {
     return row >= 0 ? tape_.operand + row * units_ : start_ + b * units_;
   }
   bool drops() const { return v_->drops(); }
+
+  // r h of position s, from the reset gates' sums: what the last gate's product reads. All meet before and
+  // after.
+  template <class SumsOf>
+  void reset(Index s, SumsOf sums) const {
+    for (Index b = 0; b < stream_->active(s); ++b) {
+      T* const out = tape_.reset + stream_->row(s, b) * units_;
+      for (Index block = mine_.first; block < mine_.last; ++block) {
+        const T* const of = sums(b, block);
+        const V h = load<V>(state_of(0, b, block)), r = reset_gate(*v_, load<V>(of) + load<V>(of + L));
+        store(out + block * L, r * (start_ ? h * factor(b, block) : h));
+      }
+    }
+  }
+  const T* reset_of(Index s, Index b) const { return tape_.reset + stream_->row(s, b) * units_; }
 
   // Makes the states of position s. sums(b, block of a gate) -> [2, lanes]. All meet before and after it.
   template <class SumsOf>
@@ -430,7 +448,7 @@ class VariedBackward : VariedStage<T> {
   // What one step hands back to an h: by the product, and directly.
   V handed_back(Index b, Index block, V by_product) const {
     const Index at = b * units_ + block * L;
-    const V through = v_->drops() ? by_product * load<V>(this->factors_ + at) : by_product;
+    const V through = v_->drops() ? by_product * factor_of(b, block) : by_product;
     return clamp(through + load<V>(carry_h_ + at), v_->grad_clip);
   }
   T* output_gradient_of(Index b) const { return dh_ + b * units_; }
@@ -449,6 +467,19 @@ class VariedBackward : VariedStage<T> {
     if (v_->gate_norm == GateNorm::none) return;
     barrier.wait();
     for (Index b = 0; b < rows; ++b) unnorm_row(s, b, of_row(b), [&](Index block) { return out(b, block); });
+  }
+
+  // Of r h at position s comes what reaches the reset gate and h. The gates' other gradients are there.
+  template <class SumsOf, class OutOf>
+  void unreset(Index s, Index b, Index block, V dproduct, SumsOf sums, OutOf out) const {
+    const T* const of = sums(b, block);
+    const V sum = load<V>(of) + load<V>(of + L), factor = factor_of(b, block);
+    const V d =
+        this->first_lanes(reset_gradient(*v_, sum, state_before(0, s, b, block) * factor, dproduct), block);
+    T* const to = out(b, block);
+    T* const carry = carry_h_ + b * units_ + block * L;
+    const V through = this->first_lanes(dproduct * reset_gate(*v_, sum) * factor, block);
+    store(to, d), store(to + L, d), store(carry, load<V>(carry) + through);
   }
 
   // Of a sequence that begins after the position at hand.
@@ -491,6 +522,9 @@ class VariedBackward : VariedStage<T> {
     store(at, s.total), store(at + L, s.lost);
   }
 
+  V factor_of(Index b, Index block) const {
+    return v_->drops() ? load<V>(this->factors_ + b * units_ + block * L) : broadcast<V>(1);
+  }
   RowNorms norms_of(Index row) const {
     return this->norms() ? Base::load_norms(tape_.norms + row * kNormScalars) : RowNorms{};
   }

@@ -86,6 +86,14 @@ void read_weights(const Arguments& a, Form& form) {
     return t.sym_size(d).guard_int(__FILE__, __LINE__);
   };
   TORCH_CHECK(w_ih.dim() == 2, kWeights[0], ": expected 2 dimensions, got ", w_ih.dim());
+  if (o.num_heads > 1) {
+    TORCH_CHECK(w_hh.dim() == 3 && size(w_hh, 0) == o.num_heads && size(w_hh, 1) % o.info.gates == 0,
+                kWeights[1], ": expected size [", o.num_heads, ", ", o.info.gates,
+                " * head_size, head_size], got ", w_hh.sym_sizes());
+    form.input = size(w_ih, 1);
+    form.output = form.hidden = o.num_heads * size(w_hh, 1) / o.info.gates;
+    return;
+  }
   TORCH_CHECK(w_hh.dim() == 2 && size(w_hh, 0) % o.info.gates == 0, kWeights[1], ": expected size [",
               o.info.gates, " * hidden_size, ", o.projected ? "proj_size" : "hidden_size", "], got ",
               w_hh.sym_sizes());
@@ -255,7 +263,12 @@ void check_weights(const Arguments& a, const Form& form) {
             take(slot, {gates, input});
             break;
           case 1:
-            take(slot, {gates, form.output});
+            if (o.num_heads > 1) {
+              const c10::SymInt heads = o.num_heads;
+              take(slot, {heads, gates / heads, form.hidden / heads});
+            } else {
+              take(slot, {gates, form.output});
+            }
             break;
           case 4:
             take(slot, {form.output, form.hidden});

@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <cstring>
@@ -129,6 +130,19 @@ at::Tensor with_rows(const at::Tensor& t, int64_t gates, Index units) {
   return at::constant_pad_nd(t.view({gates, hidden, columns}), {0, 0, 0, units - hidden});
 }
 
+// W_hh of heads [k, G H / k, H / k] as one matrix [G H, H], zero between heads; and back.
+at::Tensor joined_heads(const at::Tensor& heads, int64_t gates) {
+  const int64_t k = heads.size(0), each = heads.size(2);
+  const at::Tensor joined = at::zeros({gates, k, each, k, each}, heads.options());
+  joined.diagonal(0, 1, 3).copy_(heads.view({k, gates, each, each}).permute({1, 2, 3, 0}));
+  return joined.view({gates * k * each, k * each});
+}
+void part_heads(const at::Tensor& joined, int64_t gates, const at::Tensor& heads) {
+  const int64_t k = heads.size(0), each = heads.size(2);
+  heads.view({k, gates, each, each})
+      .copy_(joined.view({gates, k, each, k, each}).diagonal(0, 1, 3).permute({3, 0, 1, 2}));
+}
+
 template <class S>
 Variation<S> variation_of(const Inputs& in, int direction, Index units) {
   const LayerOptions& o = in.options;
@@ -173,7 +187,9 @@ void Varied<S>::vary(Args* args, const Inputs& in) {
   for (int d = 0; d < in.directions; ++d) {
     variation_[d] = variation_of<S>(in, d, units);
     const auto padded = [&](int slot) {
-      return data_or_null<S>(padded_.emplace_back(with_rows(in.weight(d, slot), gates, units)));
+      const at::Tensor& w = in.weight(d, slot);
+      const at::Tensor whole = slot == 1 && in.options.num_heads > 1 ? joined_heads(w, gates) : w;
+      return data_or_null<S>(padded_.emplace_back(with_rows(whole, gates, units)));
     };
     args[d].weights = {padded(0), padded(1), padded(2), padded(3), nullptr};
     args[d].shape.hidden = gates * units;
@@ -192,12 +208,14 @@ Varied<S>::Varied(LayerGradient<S>& layer, const Inputs& in, const BackwardTenso
     gradient_[d] = {data(5), data(6), data(7), data(8), data(9), data(10), data(11)};
     BackwardArgs<S>& args = layer.backward[d];
     args.dvariation = &gradient_[d];
-    if (args.shape.hidden == in.options.info.gates * in.shape.hidden) continue;
+    const bool is_padded = args.shape.hidden != in.options.info.gates * in.shape.hidden;
     S** const places[] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias};
     for (int slot = 0; slot < int(std::size(places)); ++slot) {
-      if (!*places[slot]) continue;
+      const bool is_parted = slot == 1 && in.options.num_heads > 1;
+      if (!*places[slot] || !(is_padded || is_parted)) continue;
       const at::Tensor& to = *tensors.gradient(size_t(3 + d * kSlots + slot));
       at::DimVector sizes(to.sizes());
+      if (is_parted) sizes = {0, in.shape.hidden};
       sizes[0] = args.shape.hidden;
       const at::Tensor padded = at::empty(sizes, to.options());
       *places[slot] = mutable_data_or_null<S>(padded);
@@ -210,8 +228,13 @@ template <class S>
 void Varied<S>::finish() const {
   for (const auto& [padded, to] : gradients_of_) {
     const Index gates = variation_[0].gates, hidden = variation_[0].hidden,
-                columns = to.dim() > 1 ? to.size(1) : 1;
-    to.view({gates, hidden, columns}).copy_(padded.view({gates, -1, columns}).narrow(1, 0, hidden));
+                columns = padded.dim() > 1 ? padded.size(1) : 1;
+    const at::Tensor own = padded.view({gates, -1, columns}).narrow(1, 0, hidden);
+    if (to.dim() == 3) {
+      part_heads(own.reshape({gates * hidden, columns}), gates, to);
+    } else {
+      to.view({gates, hidden, columns}).copy_(own);
+    }
   }
 }
 template class Varied<float>;

@@ -24,7 +24,8 @@ const std::map<std::string, bool LayerOptions::*> kFlags = {{"batch_first", &Lay
                                                             {"int8", &LayerOptions::int8},
                                                             {"drawn", &LayerOptions::drawn},
                                                             {"peephole", &LayerOptions::peephole},
-                                                            {"coupled_gates", &LayerOptions::coupled_gates}};
+                                                            {"coupled_gates", &LayerOptions::coupled_gates},
+                                                            {"reset_before", &LayerOptions::reset_before}};
 const std::map<std::string, double LayerOptions::*> kNumbers = {
     {"update_bias", &LayerOptions::update_bias},
     {"recurrent_dropout", &LayerOptions::recurrent_dropout},
@@ -52,6 +53,11 @@ bool read_value(LayerOptions& options, const std::string& name, const std::strin
   }
   if (const auto found = kNumbers.find(name); found != kNumbers.end())
     return read_number(value, options.*found->second);
+  if (name == "num_heads") {
+    if (!read_number(value, number) || !(number >= 1 && number < 1e9)) return false;
+    options.num_heads = int64_t(number);
+    return double(options.num_heads) == number;
+  }
   if (name == "zoneout") {
     const size_t comma = value.find(',');
     return comma != std::string::npos && read_number(value.substr(0, comma), options.zoneout[0]) &&
@@ -93,6 +99,8 @@ void check_variation(const LayerOptions& o) {
   check(is_lstm || !(o.peephole || o.coupled_gates || o.cell_norm != CellNorm::none || o.zoneout[1] > 0),
         "peephole, coupled_gates, cell_norm and zoneout of c need an LSTM");
   check(is_lstm || !std::isfinite(o.cell_clip), "cell_clip needs an LSTM");
+  check(!o.reset_before || (is_gru && o.gate_norm == GateNorm::none),
+        "reset_before needs a GRU without norms");
   check(o.cell_norm == CellNorm::none || o.gate_norm != GateNorm::none, "cell_norm needs a layer_norm");
   check(o.gate_norm != GateNorm::joint || ((is_lstm || is_gru) && !o.biases),
         "a joint norm needs an LSTM or a GRU without biases");
@@ -132,10 +140,13 @@ LayerOptions parse(const std::string& text) {
   if (options.coupled_gates) options.info.gates = 3;
   options.slots = slots_of(options);
   options.varied = options.drawn || options.slots.back() > 4 || options.coupled_gates ||
-                   options.zoneout[0] > 0 || options.zoneout[1] > 0 || options.recurrent_dropout > 0 ||
+                   options.reset_before || options.num_heads > 1 || options.zoneout[0] > 0 ||
+                   options.zoneout[1] > 0 || options.recurrent_dropout > 0 ||
                    std::isfinite(options.cell_clip) || std::isfinite(options.gate_clip) ||
                    std::isfinite(options.grad_clip);
   if (options.varied) check_variation(options);
+  // The sums of the last gate cannot be rebuilt before those of the others.
+  if (options.reset_before) options.recompute = false;
   TORCH_CHECK_VALUE(!options.step || (options.layers == 1 && options.directions == 1 && !options.projected &&
                                       !options.batch_first),
                     "layer: a step has one layer in one direction, without a projection, got '", text, "'");
@@ -193,6 +204,7 @@ Maths LayerOptions::maths() const {
     case CellId::lstm:
       return coupled_gates ? Maths::coupled_lstm : Maths::lstm;
     default:
+      if (reset_before) return Maths::reset_gru;
       return gate_norm == GateNorm::joint ? Maths::update_gru : Maths::gru;
   }
 }
@@ -200,7 +212,8 @@ Maths LayerOptions::maths() const {
 TapeSize LayerOptions::tape_size() const {
   if (!varied) return cpu::tape_size(cell, projected);
   const bool norms = gate_norm != GateNorm::none || cell_norm != CellNorm::none;
-  return {info.states - 1 + (drawn && recurrent_dropout > 0), 2 * info.gates, norms ? int(kNormScalars) : 0};
+  return {info.states - 1 + (drawn && recurrent_dropout > 0) + reset_before, 2 * info.gates,
+          norms ? int(kNormScalars) : 0};
 }
 
 CellId cell_id(const std::string& name) {

@@ -39,6 +39,8 @@ struct LayerOptions {
   // What no layer of torch.nn's has (docs/cells.md).
   bool varied = false;
   bool peephole = false, coupled_gates = false;
+  bool reset_before = false;  // of the GRU: before the product of its last gate
+  int64_t num_heads = 1;      // W_hh is one matrix for each, [k, G H / k, H / k]
   bool drawn =
       false;  // zoneout and recurrent dropout are drawn: the last of all params has the layers' seeds
   GateNorm gate_norm = GateNorm::none;

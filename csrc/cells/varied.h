@@ -103,9 +103,46 @@ struct GruStep {
 template <class V>
 RNNFUSED_HD V next_output(const Variation<ScalarOf<V>>& v, const GateSums<V>& sums, V h) {
   if (v.maths == Maths::rnn_tanh) return tanh(clamp(sums.both(0), v.gate_clip));
-  if (v.maths == Maths::rnn_relu) return relu(clamp(sums.both(0), v.gate_clip));
+  if (v.gates == 1) return relu(clamp(sums.both(0), v.gate_clip));
+  if (v.maths == Maths::ligru) {
+    const V z = sigmoid(clamp(sums.both(0), v.gate_clip)), n = relu(clamp(sums.both(1), v.gate_clip));
+    return fma(z, h - n, n);
+  }
+  if (v.maths == Maths::mingru) return fma(sigmoid(sums.both(0)), sums.both(1) - h, h);
+  if (v.maths == Maths::minlstm) {
+    const V f = sigmoid(sums.both(0)), i = sigmoid(sums.both(1)), n = sums.both(2);
+    return fma(f / (f + i), h - n, n);
+  }
   const GruStep<V> s(v, sums);
   return v.maths == Maths::update_gru ? fma(s.u, s.n - h, h) : fma(s.u, h - s.n, s.n);
+}
+
+// Of cells without a reset gate.
+template <class V>
+RNNFUSED_HD V light_gradient(const Variation<ScalarOf<V>>& v, const GateSums<V>& sums, V h, V dh,
+                             GateSums<V>& d) {
+  V of_h;
+  if (v.maths == Maths::ligru) {
+    const V a_z = sums.both(0), a_n = sums.both(1);
+    const V z = sigmoid(clamp(a_z, v.gate_clip)), n = relu(clamp(a_n, v.gate_clip));
+    of_h = dh * z;
+    d.x[0] = clamp_gradient(sigmoid_gradient(dh * (h - n), z), a_z, v.gate_clip);
+    d.x[1] = clamp_gradient(relu_gradient(dh - of_h, n), a_n, v.gate_clip);
+  } else if (v.maths == Maths::mingru) {
+    const V z = sigmoid(sums.both(0)), n = sums.both(1), of_n = dh * z;
+    d.x[0] = sigmoid_gradient(dh * (n - h), z);
+    d.x[1] = of_n;
+    of_h = dh - of_n;
+  } else {
+    const V f = sigmoid(sums.both(0)), i = sigmoid(sums.both(1)), n = sums.both(2), all = f + i;
+    of_h = dh * (f / all);
+    const V dshare = dh * (h - n) / (all * all);
+    d.x[0] = sigmoid_gradient(dshare * i, f);
+    d.x[1] = sigmoid_gradient(-dshare * f, i);
+    d.x[2] = dh - of_h;
+  }
+  for (int g = 0; g < v.gates; ++g) d.h[g] = d.x[g];
+  return of_h;
 }
 
 // The gradients of the sums; returns that of the h before, but for what goes through the product.
@@ -118,6 +155,7 @@ RNNFUSED_HD V output_gradient(const Variation<ScalarOf<V>>& v, const GateSums<V>
     d.x[0] = d.h[0] = clamp_gradient(da, a, v.gate_clip);
     return V{};
   }
+  if (v.maths >= Maths::ligru) return light_gradient(v, sums, h, dh, d);
   const GruStep<V> s(v, sums);
   const bool updates = v.maths == Maths::update_gru;
   const V share = dh * s.u, rest = dh - share;  // of whichever the gate stands for

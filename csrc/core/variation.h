@@ -7,10 +7,23 @@
 namespace rnnfused {
 
 // What turns the sums of the two products into states.
-enum class Maths : int { rnn_tanh, rnn_relu, lstm, coupled_lstm, gru, reset_gru, update_gru };
+enum class Maths : int {
+  rnn_tanh,
+  rnn_relu,
+  lstm,
+  coupled_lstm,
+  gru,
+  reset_gru,
+  update_gru,
+  indrnn,
+  ligru,
+  mingru,
+  minlstm
+};
 
-// Of the sums of all gates: none; one for those that x feeds and one for those that h feeds; one for both.
-enum class GateNorm : int { none, separate, joint };
+// Of the sums of all gates: none; one for those that x feeds and one for those that h feeds; one for both;
+// one for those that x feeds alone.
+enum class GateNorm : int { none, separate, joint, input };
 // Of the LSTM's c: none; of what is carried on; only of what h is made from.
 enum class CellNorm : int { none, carried, output };
 
@@ -33,6 +46,7 @@ struct Variation {
   int direction;
   const Index* numbers;  // of every row, in the caller's order: t B + b; null means that rows are in it
   Index batch;           // B
+  const T* unit;         // of the IndRNN, in place of W_hh
   const T* peephole;     // i, f, o; coupled i, o
   const T *norm_ih_weight, *norm_ih_bias;  // or those of the joint norm
   const T *norm_hh_weight, *norm_hh_bias;
@@ -41,6 +55,8 @@ struct Variation {
   // Whether h is multiplied with the reset gate before the product of the last gate, which so comes after the
   // others.
   bool resets() const { return maths == Maths::reset_gru; }
+  // Whether h enters the gates by a product with a matrix.
+  bool multiplies() const { return maths < Maths::indrnn || maths == Maths::ligru; }
   bool drops() const { return drawn && recurrent_dropout > 0; }
   int peepholes() const { return maths == Maths::coupled_lstm ? 2 : 3; }
   Index number_of(Index row) const { return numbers ? numbers[row] : row; }
@@ -49,7 +65,7 @@ struct Variation {
 // Gradients of what a variation brings, as it is laid out; null where not wanted.
 template <class T>
 struct VariationGradient {
-  T* peephole;
+  T *unit, *peephole;
   T *norm_ih_weight, *norm_ih_bias, *norm_hh_weight, *norm_hh_bias, *norm_c_weight, *norm_c_bias;
 };
 

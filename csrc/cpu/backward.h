@@ -50,7 +50,7 @@ class BackwardStream {
   // The members meet after it.
   void prepare() {
     const SequenceShape& shape = stream_.shape;
-    for_groups(outputs_, false, [&](Index first, Index n) {
+    for_groups(multiplies() ? outputs_ : Range{0, 0}, false, [&](Index first, Index n) {
       pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, shape.output,
                                   Cell::h_first, first, n, recurrent_panel(first));
     });
@@ -92,6 +92,11 @@ class BackwardStream {
 
  private:
   static constexpr Index kGroup = 4;
+
+  bool multiplies() const {
+    if constexpr (kStaged<Cell>) return args_.variation->multiplies();
+    return true;
+  }
 
   // The gradients of the sums, by way of the states.
   void unstage(Index s, Barrier& barrier) {
@@ -192,6 +197,11 @@ class BackwardStream {
   template <class Sink>
   RNNFUSED_HD void add_recurrence(Index s, Index from, Index to, Index first, Index n, Sink sink) {
     if (from >= to) return;
+    if (!multiplies()) {
+      const T nothing[kGroup * L] = {};
+      for (Index b = from; b < to; ++b) sink(b, nothing);
+      return;
+    }
     product<S>(
         to - from, recurrent_runs(), int(n), recurrent_panel(first), partial_,
         [&](Index i) -> const S* { return out_.gates_of(stream_.row(s + 1, from + i)) + Cell::h_first * L; },

@@ -598,7 +598,8 @@ class ForwardStream {
   // A staged layer's member has a share of what is multiplied at once, and of what comes after a reset gate.
   void share_product(int members, int member) {
     const Variation<T>& v = *args_.variation;
-    const Index all = stream_.shape.hidden / L, last = v.resets() ? v.unit_scalars / L : 0;
+    const Index all = v.multiplies() ? stream_.shape.hidden / L : 0,
+                last = v.resets() ? v.unit_scalars / L : 0;
     const Range late = share(last, members, member);
     product_ = share(all - last, members, member);
     late_ = {all - last + late.first, all - last + late.last};

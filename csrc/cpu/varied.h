@@ -199,6 +199,11 @@ class VariedStage {
     }
     return all;
   }
+  // Of the IndRNN, whose h enters unit by unit.
+  GateSums<V> with_unit(GateSums<V> sums, V h, Index block) const {
+    if (v_->unit) sums.h[0] = fma(parameter(v_->unit, 0, block, 0), h, sums.h[0]);
+    return sums;
+  }
   // As the maths takes them.
   GateSums<V> normalised(const GateSums<V>& raw, const RowNorms& norms, Index block) const {
     if (v_->gate_norm == GateNorm::none) return raw;
@@ -208,15 +213,17 @@ class VariedStage {
       const V x = norms.x(joint ? raw.both(g) : raw.x[g]);
       all.x[g] = fma(x, parameter(v_->norm_ih_weight, g, block, 1), parameter(v_->norm_ih_bias, g, block, 0));
       if (joint) continue;
+      all.h[g] = raw.h[g];
+      if (v_->gate_norm == GateNorm::input) continue;
       all.h[g] = fma(norms.h(raw.h[g]), parameter(v_->norm_hh_weight, g, block, 1),
                      parameter(v_->norm_hh_bias, g, block, 0));
     }
     return all;
   }
   void store_gate_moments(Index b, Index block, const GateSums<V>& raw) const {
-    if (v_->gate_norm == GateNorm::separate) {
+    if (v_->gate_norm != GateNorm::joint) {
       store_moments(b, block, 0, raw.x, v_->gates);
-      store_moments(b, block, 1, raw.h, v_->gates);
+      if (v_->gate_norm == GateNorm::separate) store_moments(b, block, 1, raw.h, v_->gates);
     } else {
       V both[kMaxGates];
       for (int g = 0; g < v_->gates; ++g) both[g] = raw.both(g);
@@ -386,7 +393,8 @@ class VariedForward : VariedStage<T> {
   void step(const RowNorms& norms, const GateSums<V>& gates, Index b, Index block,
             V (&next)[kMaxStates]) const {
     if (!this->is_lstm()) {
-      next[0] = next_output(*v_, gates, load<V>(state_of(0, b, block)));
+      const V h = load<V>(state_of(0, b, block));
+      next[0] = next_output(*v_, this->with_unit(gates, start_ ? h * factor(b, block) : h, block), h);
       return;
     }
     LstmStep<V> step;
@@ -504,6 +512,7 @@ class VariedBackward : VariedStage<T> {
         }
       }
     };
+    give(d.unit, kUnit, 1);
     give(d.peephole, kPeephole, v_->peepholes());
     give(d.norm_ih_weight, kNormX, G), give(d.norm_ih_bias, kNormX + kMaxGates, G);
     give(d.norm_hh_weight, kNormH, G), give(d.norm_hh_bias, kNormH + kMaxGates, G);
@@ -513,7 +522,7 @@ class VariedBackward : VariedStage<T> {
  private:
   // Sums over all rows, for each unit, with what their roundings lost.
   static constexpr Index kPeephole = 0, kNormX = 3, kNormH = kNormX + 2 * kMaxGates,
-                         kNormC = kNormH + 2 * kMaxGates, kSums = kNormC + 2;
+                         kNormC = kNormH + 2 * kMaxGates, kUnit = kNormC + 2, kSums = kUnit + 1;
   T* sum_of(Index sum, Index block) const { return sums_ + (sum * units_ + block * L) * 2; }
   void add(Index sum, Index block, V x) const {
     T* const at = sum_of(sum, block);
@@ -627,7 +636,7 @@ class VariedBackward : VariedStage<T> {
       if (this->is_lstm()) {
         unstep_lstm(shown(s, b, row, block, norms, gates), norms, of_c, at, block, d);
       } else {
-        carry = carry + output_gradient(*v_, gates, state_before(0, s, b, block), dh, d);
+        carry = carry + unstep_output(gates, state_before(0, s, b, block), b, block, dh, d);
       }
       store(carry_h_ + at, this->first_lanes(carry, block));
       if (v_->gate_norm == GateNorm::none) {
@@ -636,6 +645,14 @@ class VariedBackward : VariedStage<T> {
         keep_gradients(b, block, norms, raw, d);
       }
     }
+  }
+
+  V unstep_output(const GateSums<V>& gates, V h, Index b, Index block, V dh, GateSums<V>& d) const {
+    const V entered = h * factor_of(b, block);
+    const V direct = output_gradient(*v_, this->with_unit(gates, entered, block), h, dh, d);
+    if (!v_->unit) return direct;
+    add(kUnit, block, d.h[0] * entered);
+    return fma(d.h[0] * factor_of(b, block), this->parameter(v_->unit, 0, block, 0), direct);
   }
 
   void unstep_lstm(const Shown& of, const RowNorms& norms, const NormSums& of_c, Index at, Index block,
@@ -678,7 +695,7 @@ class VariedBackward : VariedStage<T> {
     const bool joint = v_->gate_norm == GateNorm::joint;
     for (int g = 0; g < v_->gates; ++g) {
       normal.x[g] = norms.x(joint ? raw.both(g) : raw.x[g]);
-      if (!joint) normal.h[g] = norms.h(raw.h[g]);
+      if (v_->gate_norm == GateNorm::separate) normal.h[g] = norms.h(raw.h[g]);
     }
     return normal;
   }
@@ -698,7 +715,8 @@ class VariedBackward : VariedStage<T> {
   void unnorm_row(Index s, Index b, SumsOf sums, OutOf out) const {
     const RowNorms norms = norms_of(stream_->row(s, b));
     const bool joint = v_->gate_norm == GateNorm::joint;
-    const NormSums of_x = norm_sums(b, 0, v_->gates), of_h = joint ? of_x : norm_sums(b, 1, v_->gates);
+    const bool separate = v_->gate_norm == GateNorm::separate;
+    const NormSums of_x = norm_sums(b, 0, v_->gates), of_h = separate ? norm_sums(b, 1, v_->gates) : of_x;
     for (Index block = mine_.first; block < mine_.last; ++block) {
       const GateSums<V> normal = normal_sums(this->raw_sums(sums, block), norms);
       const T* const inner = inner_of(b, block);
@@ -706,9 +724,10 @@ class VariedBackward : VariedStage<T> {
       for (int g = 0; g < v_->gates; ++g) {
         d.x[g] = unnormed(norms.x, of_x, load<V>(inner + 2 * g * L),
                           this->parameter(v_->norm_ih_weight, g, block, 1), normal.x[g]);
-        d.h[g] = joint ? d.x[g]
-                       : unnormed(norms.h, of_h, load<V>(inner + (2 * g + 1) * L),
-                                  this->parameter(v_->norm_hh_weight, g, block, 1), normal.h[g]);
+        d.h[g] = joint ? d.x[g] : load<V>(inner + (2 * g + 1) * L);
+        if (separate)
+          d.h[g] =
+              unnormed(norms.h, of_h, d.h[g], this->parameter(v_->norm_hh_weight, g, block, 1), normal.h[g]);
       }
       store_gradients(d, block, out);
     }

@@ -81,11 +81,19 @@ void read_weights(const Arguments& a, Form& form) {
   TORCH_CHECK_VALUE(a.params.size() == o.params(), "params: expected ", o.params(), " tensors (",
                     o.params_each(), " for each of ", o.layers * o.directions, o.drawn ? ", and seeds" : "",
                     "), got ", a.params.size());
-  const at::Tensor &w_ih = a.params[0], &w_hh = a.params[1];
+  const at::Tensor& w_ih = a.params[0];
   const auto size = [](const at::Tensor& t, int64_t d) {
     return t.sym_size(d).guard_int(__FILE__, __LINE__);
   };
   TORCH_CHECK(w_ih.dim() == 2, kWeights[0], ": expected 2 dimensions, got ", w_ih.dim());
+  if (o.own_maths && o.own_maths != Maths::ligru) {
+    TORCH_CHECK(size(w_ih, 0) % o.info.gates == 0, kWeights[0], ": expected size [", o.info.gates,
+                " * hidden_size, input_size], got ", w_ih.sym_sizes());
+    form.input = size(w_ih, 1);
+    form.output = form.hidden = size(w_ih, 0) / o.info.gates;
+    return;
+  }
+  const at::Tensor& w_hh = a.params[1];
   if (o.num_heads > 1) {
     TORCH_CHECK(w_hh.dim() == 3 && size(w_hh, 0) == o.num_heads && size(w_hh, 1) % o.info.gates == 0,
                 kWeights[1], ": expected size [", o.num_heads, ", ", o.info.gates,
@@ -263,7 +271,9 @@ void check_weights(const Arguments& a, const Form& form) {
             take(slot, {gates, input});
             break;
           case 1:
-            if (o.num_heads > 1) {
+            if (o.own_maths == Maths::indrnn) {
+              take(slot, {form.hidden});
+            } else if (o.num_heads > 1) {
               const c10::SymInt heads = o.num_heads;
               take(slot, {heads, gates / heads, form.hidden / heads});
             } else {

@@ -166,6 +166,7 @@ Variation<S> variation_of(const Inputs& in, int direction, Index units) {
           direction,
           numbers.empty() ? nullptr : numbers.data(),
           in.sequences->callers_batch,
+          o.maths() == Maths::indrnn ? data(1) : nullptr,
           data(5),
           data(6),
           data(7),
@@ -191,7 +192,7 @@ void Varied<S>::vary(Args* args, const Inputs& in) {
       const at::Tensor whole = slot == 1 && in.options.num_heads > 1 ? joined_heads(w, gates) : w;
       return data_or_null<S>(padded_.emplace_back(with_rows(whole, gates, units)));
     };
-    args[d].weights = {padded(0), padded(1), padded(2), padded(3), nullptr};
+    args[d].weights = {padded(0), variation_[d].unit ? nullptr : padded(1), padded(2), padded(3), nullptr};
     args[d].shape.hidden = gates * units;
     args[d].variation = &variation_[d];
   }
@@ -205,9 +206,12 @@ Varied<S>::Varied(LayerGradient<S>& layer, const Inputs& in, const BackwardTenso
       const at::Tensor* const found = tensors.gradient(size_t(3 + d * kSlots + slot));
       return found ? mutable_data_or_null<S>(*found) : nullptr;
     };
-    gradient_[d] = {data(5), data(6), data(7), data(8), data(9), data(10), data(11)};
+    const bool by_unit = variation_[d].unit;
+    gradient_[d] = {
+        by_unit ? data(1) : nullptr, data(5), data(6), data(7), data(8), data(9), data(10), data(11)};
     BackwardArgs<S>& args = layer.backward[d];
     args.dvariation = &gradient_[d];
+    if (by_unit) args.drecurrent = nullptr;
     const bool is_padded = args.shape.hidden != in.options.info.gates * in.shape.hidden;
     S** const places[] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias};
     for (int slot = 0; slot < int(std::size(places)); ++slot) {

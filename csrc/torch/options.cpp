@@ -32,10 +32,20 @@ const std::map<std::string, double LayerOptions::*> kNumbers = {
     {"cell_clip", &LayerOptions::cell_clip},
     {"gate_clip", &LayerOptions::gate_clip},
     {"grad_clip", &LayerOptions::grad_clip}};
-const std::map<std::string, GateNorm> kGateNorms = {{"separate", GateNorm::separate},
-                                                    {"joint", GateNorm::joint}};
+const std::map<std::string, GateNorm> kGateNorms = {
+    {"separate", GateNorm::separate}, {"input", GateNorm::input}, {"joint", GateNorm::joint}};
 const std::map<std::string, CellNorm> kCellNorms = {{"carried", CellNorm::carried},
                                                     {"output", CellNorm::output}};
+
+// Cells that are none of torch.nn's: the stage's alone.
+struct StagedCell {
+  Maths maths;
+  int gates;
+};
+const std::map<std::string, StagedCell> kStagedCells = {{"indrnn", {Maths::indrnn, 1}},
+                                                        {"ligru", {Maths::ligru, 2}},
+                                                        {"mingru", {Maths::mingru, 2}},
+                                                        {"minlstm", {Maths::minlstm, 3}}};
 
 // The whole of the text as a number.
 bool read_number(const std::string& text, double& number) {
@@ -101,6 +111,10 @@ void check_variation(const LayerOptions& o) {
   check(is_lstm || !std::isfinite(o.cell_clip), "cell_clip needs an LSTM");
   check(!o.reset_before || (is_gru && o.gate_norm == GateNorm::none),
         "reset_before needs a GRU without norms");
+  const bool is_ligru = o.own_maths == Maths::ligru;
+  check(!o.own_maths || is_ligru || o.gate_norm == GateNorm::none, "layer_norm is nothing that the cell has");
+  check(o.gate_norm != GateNorm::input || is_ligru, "a norm of the input alone needs a LiGRU");
+  check(o.num_heads == 1 || !o.own_maths || is_ligru, "num_heads is nothing that the cell has");
   check(o.cell_norm == CellNorm::none || o.gate_norm != GateNorm::none, "cell_norm needs a layer_norm");
   check(o.gate_norm != GateNorm::joint || ((is_lstm || is_gru) && !o.biases),
         "a joint norm needs an LSTM or a GRU without biases");
@@ -113,11 +127,14 @@ void check_variation(const LayerOptions& o) {
 }
 
 std::vector<int> slots_of(const LayerOptions& o) {
-  std::vector<int> slots{0, 1};
+  std::vector<int> slots{0};
   const auto add = [&](bool present, std::initializer_list<int> more) {
     if (present) slots.insert(slots.end(), more);
   };
-  add(o.biases, {2, 3});
+  const bool sees_h = !o.own_maths || *o.own_maths < Maths::mingru;
+  add(sees_h, {1});
+  add(o.biases, {2});
+  add(o.biases && (!o.own_maths || o.own_maths == Maths::ligru), {3});
   add(o.projected, {4});
   add(o.peephole, {5});
   add(o.gate_norm != GateNorm::none, {6, 7});
@@ -132,14 +149,20 @@ LayerOptions parse(const std::string& text) {
   std::istringstream words(text);
   std::string word;
   words >> word;
-  options.cell = cell_id(word);
+  const auto staged = kStagedCells.find(word);
+  options.cell = staged == kStagedCells.end() ? cell_id(word) : CellId::gru;
   options.info = cpu::kernels().info(options.cell);
+  if (staged != kStagedCells.end()) {
+    options.own_maths = staged->second.maths;
+    options.info.name = staged->first.c_str();
+    options.info.gates = staged->second.gates;
+  }
   for (const char letter : word.substr(0, word.find('_'))) options.kind += char(std::toupper(letter));
   while (words >> word) read_word(options, word);
   if (options.step) options.kind += "Cell";
   if (options.coupled_gates) options.info.gates = 3;
   options.slots = slots_of(options);
-  options.varied = options.drawn || options.slots.back() > 4 || options.coupled_gates ||
+  options.varied = options.own_maths || options.drawn || options.slots.back() > 4 || options.coupled_gates ||
                    options.reset_before || options.num_heads > 1 || options.zoneout[0] > 0 ||
                    options.zoneout[1] > 0 || options.recurrent_dropout > 0 ||
                    std::isfinite(options.cell_clip) || std::isfinite(options.gate_clip) ||
@@ -196,6 +219,7 @@ class Known {
 bool LayerOptions::has(int slot) const { return std::find(slots.begin(), slots.end(), slot) != slots.end(); }
 
 Maths LayerOptions::maths() const {
+  if (own_maths) return *own_maths;
   switch (cell) {
     case CellId::rnn_tanh:
       return Maths::rnn_tanh;

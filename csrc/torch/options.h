@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,7 +23,7 @@ constexpr int kScaleSlots = 3;  // of the scales of W_ih, W_hh, W_hr
 
 struct LayerOptions {
   std::string text;  // "lstm layers=2 bidirectional"
-  CellId cell;
+  CellId cell;       // of a cell that only the stage has (Maths), any
   CellInfo info;
   std::string kind;  // "LSTM", "LSTMCell": for messages
 
@@ -38,6 +39,7 @@ struct LayerOptions {
 
   // What no layer of torch.nn's has (docs/cells.md).
   bool varied = false;
+  std::optional<Maths> own_maths;  // of cells that are none of torch.nn's
   bool peephole = false, coupled_gates = false;
   bool reset_before = false;  // of the GRU: before the product of its last gate
   int64_t num_heads = 1;      // W_hh is one matrix for each, [k, G H / k, H / k]

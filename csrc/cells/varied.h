@@ -99,6 +99,36 @@ struct GruStep {
   }
 };
 
+// With a weight for each row: u = weight z of the AUGRU, the weight itself of the AGRU, and h' = h + u (n - h).
+template <class V>
+struct AttendedStep {
+  V a_r, a_z, a_n, r, z, n, n_h;
+  bool gated;
+
+  RNNFUSED_HD AttendedStep(const Variation<ScalarOf<V>>& v, const GateSums<V>& sums) : gated(v.maths == Maths::augru) {
+    const int last = v.gates - 1;
+    a_r = sums.both(0), a_z = gated ? sums.both(1) : V{};
+    r = sigmoid(clamp(a_r, v.gate_clip));
+    z = gated ? sigmoid(clamp(a_z, v.gate_clip)) : broadcast<V>(1);
+    n_h = sums.h[last];
+    a_n = fma(r, n_h, sums.x[last]);
+    n = tanh(clamp(a_n, v.gate_clip));
+  }
+  RNNFUSED_HD V next(V h, ScalarOf<V> weight) const { return fma(weight * z, n - h, h); }
+  // As output_gradient(); also what comes to the weight.
+  RNNFUSED_HD V gradient(const Variation<ScalarOf<V>>& v, V h, ScalarOf<V> weight, V dh, GateSums<V>& d,
+                         V& dweight) const {
+    const int last = v.gates - 1;
+    const V u = weight * z, du = dh * (n - h), of_n = dh * u;
+    const V dn = clamp_gradient(tanh_gradient(of_n, n), a_n, v.gate_clip);
+    dweight = du * z;
+    d.x[0] = d.h[0] = clamp_gradient(sigmoid_gradient(dn * n_h, r), a_r, v.gate_clip);
+    if (gated) d.x[1] = d.h[1] = clamp_gradient(sigmoid_gradient(du * weight, z), a_z, v.gate_clip);
+    d.x[last] = dn, d.h[last] = dn * r;
+    return dh - of_n;
+  }
+};
+
 // h' from the h before.
 template <class V>
 RNNFUSED_HD V next_output(const Variation<ScalarOf<V>>& v, const GateSums<V>& sums, V h) {

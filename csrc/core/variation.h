@@ -7,19 +7,7 @@
 namespace rnnfused {
 
 // What turns the sums of the two products into states.
-enum class Maths : int {
-  rnn_tanh,
-  rnn_relu,
-  lstm,
-  coupled_lstm,
-  gru,
-  reset_gru,
-  update_gru,
-  indrnn,
-  ligru,
-  mingru,
-  minlstm
-};
+enum class Maths : int { rnn_tanh, rnn_relu, lstm, coupled_lstm, gru, reset_gru, update_gru, augru, agru, indrnn, ligru, mingru, minlstm };
 
 // Of the sums of all gates: none; one for those that x feeds and one for those that h feeds; one for both;
 // one for those that x feeds alone.
@@ -55,6 +43,8 @@ struct Variation {
   // Whether h is multiplied with the reset gate before the product of the last gate, which so comes after the
   // others.
   bool resets() const { return maths == Maths::reset_gru; }
+  // Whether each row's weight follows the input's features, and says how much of h it changes.
+  bool attends() const { return maths == Maths::augru || maths == Maths::agru; }
   // Whether h enters the gates by a product with a matrix.
   bool multiplies() const { return maths < Maths::indrnn || maths == Maths::ligru; }
   bool drops() const { return drawn && recurrent_dropout > 0; }

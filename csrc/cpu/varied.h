@@ -81,7 +81,7 @@ class VariedStage {
         mine_(share(blocks_, members, member)) {
     const Index batch = stream.batch();
     factors_ = v.drops() ? arena.take<T>(batch * units_) : nullptr;
-    partials_ = norms() ? arena.take<T>(batch * blocks_ * kQuantities * kPartials) : nullptr;
+    partials_ = norms() || v.attends() ? arena.take<T>(batch * blocks_ * kQuantities * kPartials) : nullptr;
     for (int state = 0; state < kMaxStates; ++state) kept_[state] = v.drawn ? arena.take<T>(units_) : nullptr;
   }
 
@@ -373,9 +373,10 @@ class VariedForward : VariedStage<T> {
     if (v_->cell_norm != CellNorm::none) norms.c = this->combined(b, 2, 1);
     if (taped_ && this->norms()) this->store_norms(norms, tape_.norms + row * kNormScalars);
     this->draw_kept(row);
+    const T weight = v_->attends() ? args_->x[row][stream_->shape.input] : T(0);
     for (Index block = mine_.first; block < mine_.last; ++block) {
       V next[kMaxStates];
-      step(norms, this->normalised(this->raw_sums(sums, block), norms, block), b, block, next);
+      step(norms, this->normalised(this->raw_sums(sums, block), norms, block), b, block, weight, next);
       for (int state = 0; state < v_->states; ++state) {
         T* const at = state_of(state, b, block);
         next[state] = this->mixed(state, block, load<V>(at), next[state]);
@@ -390,11 +391,14 @@ class VariedForward : VariedStage<T> {
     }
   }
 
-  void step(const RowNorms& norms, const GateSums<V>& gates, Index b, Index block,
+  // weight: of the row, where the cell has one.
+  void step(const RowNorms& norms, const GateSums<V>& gates, Index b, Index block, T weight,
             V (&next)[kMaxStates]) const {
     if (!this->is_lstm()) {
       const V h = load<V>(state_of(0, b, block));
-      next[0] = next_output(*v_, this->with_unit(gates, start_ ? h * factor(b, block) : h, block), h);
+      next[0] = v_->attends()
+                    ? AttendedStep<V>(*v_, gates).next(h, weight)
+                    : next_output(*v_, this->with_unit(gates, start_ ? h * factor(b, block) : h, block), h);
       return;
     }
     LstmStep<V> step;
@@ -428,7 +432,9 @@ class VariedBackward : VariedStage<T> {
       : Base(*args.variation, stream, member, members, arena),
         args_(&args),
         tape_(*v_, stream.shape.rows(), const_cast<T*>(tape)),
-        carry_h_(carry_h) {
+        carry_h_(carry_h),
+        member_(member),
+        members_(members) {
     const Index batch = stream.batch();
     dh_ = arena.take<T>(batch * units_);
     if (this->is_lstm()) carry_c_ = arena.take<T>(batch * units_);
@@ -472,6 +478,11 @@ class VariedBackward : VariedStage<T> {
       barrier.wait();
     }
     for (Index b = 0; b < rows; ++b) unstep_row(s, b, of_row(b), [&](Index block) { return out(b, block); });
+    if (v_->attends() && args_->dx.data) {
+      barrier.wait();
+      const Range own = share(rows, members_, member_);
+      for (Index b = own.first; b < own.last; ++b) store_weight_gradient(s, b);
+    }
     if (v_->gate_norm == GateNorm::none) return;
     barrier.wait();
     for (Index b = 0; b < rows; ++b) unnorm_row(s, b, of_row(b), [&](Index block) { return out(b, block); });
@@ -636,7 +647,7 @@ class VariedBackward : VariedStage<T> {
       if (this->is_lstm()) {
         unstep_lstm(shown(s, b, row, block, norms, gates), norms, of_c, at, block, d);
       } else {
-        carry = carry + unstep_output(gates, state_before(0, s, b, block), b, block, dh, d);
+        carry = carry + unstep_output(gates, state_before(0, s, b, block), s, b, block, dh, d);
       }
       store(carry_h_ + at, this->first_lanes(carry, block));
       if (v_->gate_norm == GateNorm::none) {
@@ -647,7 +658,21 @@ class VariedBackward : VariedStage<T> {
     }
   }
 
-  V unstep_output(const GateSums<V>& gates, V h, Index b, Index block, V dh, GateSums<V>& d) const {
+  void store_weight_gradient(Index s, Index b) const {
+    T sum = 0;
+    for (Index block = 0; block < blocks_; ++block) sum += this->partial(b, block, 0)[0];
+    args_->dx[stream_->row(s, b)][stream_->shape.input] = sum;
+  }
+
+  V unstep_output(const GateSums<V>& gates, V h, Index s, Index b, Index block, V dh, GateSums<V>& d) const {
+    if (v_->attends()) {
+      V dweight;
+      const AttendedStep<V> step(*v_, gates);
+      const V direct =
+          step.gradient(*v_, h, args_->x[stream_->row(s, b)][stream_->shape.input], dh, d, dweight);
+      this->partial(b, block, 0)[0] = Base::sum_of_lanes(this->first_lanes(dweight, block));
+      return direct;
+    }
     const V entered = h * factor_of(b, block);
     const V direct = output_gradient(*v_, this->with_unit(gates, entered, block), h, dh, d);
     if (!v_->unit) return direct;
@@ -736,6 +761,7 @@ class VariedBackward : VariedStage<T> {
   const BackwardArgs<T>* args_ = nullptr;
   VariedTape<T> tape_{};
   T *carry_h_ = nullptr, *carry_c_ = nullptr, *dh_ = nullptr;  // [batch, units], each member its own units
+  int member_ = 0, members_ = 1;
   T* inner_ = nullptr;                      // gradients of normalised sums [batch, blocks, gates, 2, lanes]
   T *dnormed_ = nullptr, *da_o_ = nullptr;  // [batch, units]
   T* sums_ = nullptr;                       // [sums, blocks, 2, lanes]

@@ -86,7 +86,7 @@ void read_weights(const Arguments& a, Form& form) {
     return t.sym_size(d).guard_int(__FILE__, __LINE__);
   };
   TORCH_CHECK(w_ih.dim() == 2, kWeights[0], ": expected 2 dimensions, got ", w_ih.dim());
-  if (o.own_maths && o.own_maths != Maths::ligru) {
+  if (o.own_maths && o.own_maths != Maths::ligru && !o.attends()) {
     TORCH_CHECK(size(w_ih, 0) % o.info.gates == 0, kWeights[0], ": expected size [", o.info.gates,
                 " * hidden_size, input_size], got ", w_ih.sym_sizes());
     form.input = size(w_ih, 1);
@@ -98,14 +98,14 @@ void read_weights(const Arguments& a, Form& form) {
     TORCH_CHECK(w_hh.dim() == 3 && size(w_hh, 0) == o.num_heads && size(w_hh, 1) % o.info.gates == 0,
                 kWeights[1], ": expected size [", o.num_heads, ", ", o.info.gates,
                 " * head_size, head_size], got ", w_hh.sym_sizes());
-    form.input = size(w_ih, 1);
+    form.input = size(w_ih, 1) + o.attends();
     form.output = form.hidden = o.num_heads * size(w_hh, 1) / o.info.gates;
     return;
   }
   TORCH_CHECK(w_hh.dim() == 2 && size(w_hh, 0) % o.info.gates == 0, kWeights[1], ": expected size [",
               o.info.gates, " * hidden_size, ", o.projected ? "proj_size" : "hidden_size", "], got ",
               w_hh.sym_sizes());
-  form.input = size(w_ih, 1);
+  form.input = size(w_ih, 1) + o.attends();
   form.hidden = size(w_hh, 0) / o.info.gates;
   form.output = o.projected ? size(w_hh, 1) : form.hidden;
   TORCH_CHECK(!o.projected || form.output < form.hidden, "weight_hr: expected a projection to fewer than ",
@@ -268,7 +268,7 @@ void check_weights(const Arguments& a, const Form& form) {
       for (const int slot : o.slots) {
         switch (slot) {
           case 0:
-            take(slot, {gates, input});
+            take(slot, {gates, input - o.attends()});
             break;
           case 1:
             if (o.own_maths == Maths::indrnn) {

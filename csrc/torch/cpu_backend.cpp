@@ -194,6 +194,7 @@ void Varied<S>::vary(Args* args, const Inputs& in) {
     };
     args[d].weights = {padded(0), variation_[d].unit ? nullptr : padded(1), padded(2), padded(3), nullptr};
     args[d].shape.hidden = gates * units;
+    args[d].shape.input -= in.options.attends();
     args[d].variation = &variation_[d];
   }
 }

@@ -42,10 +42,9 @@ struct StagedCell {
   Maths maths;
   int gates;
 };
-const std::map<std::string, StagedCell> kStagedCells = {{"indrnn", {Maths::indrnn, 1}},
-                                                        {"ligru", {Maths::ligru, 2}},
-                                                        {"mingru", {Maths::mingru, 2}},
-                                                        {"minlstm", {Maths::minlstm, 3}}};
+const std::map<std::string, StagedCell> kStagedCells = {
+    {"augru", {Maths::augru, 3}}, {"agru", {Maths::agru, 2}},     {"indrnn", {Maths::indrnn, 1}},
+    {"ligru", {Maths::ligru, 2}}, {"mingru", {Maths::mingru, 2}}, {"minlstm", {Maths::minlstm, 3}}};
 
 // The whole of the text as a number.
 bool read_number(const std::string& text, double& number) {
@@ -114,7 +113,10 @@ void check_variation(const LayerOptions& o) {
   const bool is_ligru = o.own_maths == Maths::ligru;
   check(!o.own_maths || is_ligru || o.gate_norm == GateNorm::none, "layer_norm is nothing that the cell has");
   check(o.gate_norm != GateNorm::input || is_ligru, "a norm of the input alone needs a LiGRU");
-  check(o.num_heads == 1 || !o.own_maths || is_ligru, "num_heads is nothing that the cell has");
+  check(o.num_heads == 1 || !o.own_maths || is_ligru || o.attends(),
+        "num_heads is nothing that the cell has");
+  check(!o.attends() || (o.layers == 1 && o.directions == 1),
+        "a weight for each row needs one layer in one direction");
   check(o.cell_norm == CellNorm::none || o.gate_norm != GateNorm::none, "cell_norm needs a layer_norm");
   check(o.gate_norm != GateNorm::joint || ((is_lstm || is_gru) && !o.biases),
         "a joint norm needs an LSTM or a GRU without biases");
@@ -134,7 +136,7 @@ std::vector<int> slots_of(const LayerOptions& o) {
   const bool sees_h = !o.own_maths || *o.own_maths < Maths::mingru;
   add(sees_h, {1});
   add(o.biases, {2});
-  add(o.biases && (!o.own_maths || o.own_maths == Maths::ligru), {3});
+  add(o.biases && (!o.own_maths || (sees_h && o.own_maths != Maths::indrnn)), {3});
   add(o.projected, {4});
   add(o.peephole, {5});
   add(o.gate_norm != GateNorm::none, {6, 7});
@@ -217,6 +219,8 @@ class Known {
 }  // namespace
 
 bool LayerOptions::has(int slot) const { return std::find(slots.begin(), slots.end(), slot) != slots.end(); }
+
+bool LayerOptions::attends() const { return own_maths == Maths::augru || own_maths == Maths::agru; }
 
 Maths LayerOptions::maths() const {
   if (own_maths) return *own_maths;

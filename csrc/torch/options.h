@@ -63,6 +63,7 @@ struct LayerOptions {
   // Whether it has weights of that kind.
   bool has(int slot) const;
   Maths maths() const;
+  bool attends() const;  // whether the last feature of the input is a weight of its row
   TapeSize tape_size() const;
   // What the operator returns beside a tape: the output, the final states and c of every step.
   size_t outputs() const { return (step ? 0 : 1) + states() + cells; }

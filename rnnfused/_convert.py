@@ -16,6 +16,7 @@ from torch.fx.proxy import Proxy, TraceError
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from rnnfused import modules
+from rnnfused._options import asked
 from rnnfused._weights import Weights
 
 __all__ = ["Conversion", "conversions", "convert", "to_torch"]
@@ -97,12 +98,14 @@ def to_torch(module: M) -> M | torch.nn.Module:
     What changes no number goes: recompute. Layers of classes that were written as subclasses of rnnfused's
     are left alone. Raises TypeError if `module` is not a torch.nn.Module, and ValueError, before anything is
     changed, for a layer that computes what torch.nn's does not: learn_initial_state, return_cells,
-    weight_drop.
+    weight_drop, and the options of cells.
     """
     for name, layer in _checked(module).named_modules():
-        for option in ("learn_initial_state", "return_cells", "weight_drop"):
-            if isinstance(layer, modules._Described) and getattr(layer, option, False):
-                raise ValueError(f"module: torch.nn has no layer with {option}, as '{name}' is")
+        if not isinstance(layer, modules._Described):
+            continue
+        own = [o for o in ("learn_initial_state", "return_cells", "weight_drop") if getattr(layer, o, False)]
+        for option in (*own, *asked(layer._options())):
+            raise ValueError(f"module: torch.nn has no layer with {option}, as '{name}' is")
     for layer in module.modules():
         source = type_before_parametrizations(layer)
         target = _source(source) if _is_derived(source) else _TORCH.get(source)

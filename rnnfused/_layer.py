@@ -70,6 +70,7 @@ class LayerConfig:
     num_heads: int = 1
 
     text: str = field(init=False, repr=False, compare=False)
+    varied: bool = field(init=False, repr=False, compare=False)  # whether there are `variations`
 
     def __post_init__(self) -> None:
         words = [self.cell]
@@ -82,6 +83,7 @@ class LayerConfig:
             if getattr(self, name) != default:
                 words.append(f"{name}={write(getattr(self, name))}")
         object.__setattr__(self, "text", " ".join(words))
+        object.__setattr__(self, "varied", bool(self.variations))
 
     @staticmethod
     @functools.cache
@@ -128,11 +130,16 @@ class LayerConfig:
         return tuple(gate for gate in gates if gate != "f") if self.coupled_gates else gates
 
     @property
-    def varied(self) -> bool:
-        """Whether it has equations that torch.nn's layers have not."""
-        return any(getattr(self, name) for name in _VARYING) or any(
-            getattr(self, name) != default for name, (default, *_) in _VALUES.items()
-        )
+    def variations(self) -> tuple[str, ...]:
+        """The options that torch.nn's layers have not, as the modules call them."""
+        flags = [_CALLED.get(name, name) for name in _VARYING if getattr(self, name)]
+        values = [name for name, (default, *_) in _VALUES.items() if getattr(self, name) != default]
+        return (*flags, *values)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training draws anything within the layers."""
+        return self.recurrent_dropout > 0 or any(self.zoneout)
 
     @property
     def own_params(self) -> tuple[str, ...]:
@@ -153,6 +160,36 @@ class LayerConfig:
         """Tensors of all layers and directions, and the seeds."""
         return self.params_each * self.num_layers * self.directions + self.drawn
 
+    def shapes(self, input: int, hidden: int, output: int) -> list[dict[str, tuple[int, ...]]]:
+        """The sizes of the params, by their names, for each layer and direction; the seeds left out.
+
+        input, hidden, output: I of the first layer, H, P. Raises ValueError for heads that do not divide H
+        and P.
+        """
+        heads, rows = self.num_heads, len(self.gates) * hidden
+        if hidden % heads or output % heads:
+            raise ValueError(
+                f"num_heads: expected a divisor of {hidden} units and of {output}, which h has, got {heads}"
+            )
+        found = []
+        for index in range(self.num_layers):
+            shapes: dict[str, tuple[int, ...]] = {
+                "weight_ih": (rows, self.directions * output if index else input),
+                "weight_hh": (rows, output) if heads == 1 else (heads, rows // heads, output // heads),
+            }
+            if self.bias:
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            if self.projected:
+                shapes["weight_hr"] = (output, hidden)
+            for name in self.own_params:
+                shapes[name] = (hidden,) if name.startswith("norm_c_") else (rows,)
+            if self.peephole:
+                shapes["weight_peephole"] = (len(self.gates) - 1, hidden)  # all of them but g
+            for suffix in ("", "_reverse")[: self.directions]:
+                place = "" if self.step else f"_l{index}{suffix}"
+                found.append({name + place: shape for name, shape in shapes.items()})
+        return found
+
     def state_sizes(self, recurrent_weight: Sequence[int]) -> tuple[int, ...]:
         """Units of each state, by the size of W_hh: [G H, P], of heads [k, G H/k, P/k]."""
         rows, output = (self.num_heads * size for size in recurrent_weight[-2:])
@@ -171,6 +208,7 @@ class LayerConfig:
 
 
 _VARYING = ("peephole", "coupled_gates", "reset_before")
+_CALLED = {"reset_before": "reset_after=False"}
 _FLAGS = (
     *("bidirectional", "batch_first", "projected", "recompute", "cells", "step", "int8", "drawn"),
     *_VARYING,

@@ -37,6 +37,11 @@ class _Snapshot:
             raise TypeError(
                 f"module: expected rnnfused's own forward, which {type(module).__name__} has replaced"
             )
+        if variations := module._config().variations:
+            raise ValueError(
+                f"module: expected torch.nn's equations, which {type(self).__name__} packs weights for, "
+                f"got {', '.join(variations)}"
+            )
         self._module, self._kind = module, weights
         self._dtype = module._params()[0].dtype  # of what a call is given and gives
         if weights is not None and weights not in _DTYPES:
@@ -95,7 +100,8 @@ class Frozen(_Snapshot):
     differentiated. Calls from several threads are safe, and wait for each other. A sequence of at most 8 rows
     is summed in the order of longer ones, where the module reads its weights as they lie: the same numbers to
     rounding; so it is where a call is traced or transformed, which runs the operator on the same weights.
-    Raises TypeError for another module, ValueError for other weights; calls raise what the module's raise,
+    Raises TypeError for another module, ValueError for other weights and for options of
+    the cell (docs/cells.md); calls raise what the module's raise,
     and RuntimeError for another device and for tensors that require a gradient (with weights of 8 bits: when
     somebody goes back to them).
     """
@@ -158,8 +164,8 @@ class Stepper(_Snapshot):
     Weights are those that the module has when the Stepper is made, whatever becomes of the module's: after a
     change, call `refresh`. A Stepper can be copied and pickled, its state with it, and be an attribute of a
     torch.nn.Module. Nothing is differentiated or traced. Calls from several threads are safe, and wait for
-    each other. Raises TypeError for another module, ValueError for two directions, a batch size below 1
-    or other weights, RuntimeError for another device or dtype.
+    each other. Raises TypeError for another module, ValueError for two directions, options of the cell
+    (docs/cells.md), a batch size below 1 or other weights, RuntimeError for another device or dtype.
     """
 
     def __init__(self, module: Module, batch_size: int = 1, weights: str | None = None) -> None:

@@ -18,6 +18,7 @@ from rnnfused._convert import _OURS, convert
 from rnnfused._layer import PADDED, LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
+from rnnfused._options import DEFAULTS, asked
 
 __all__ = ["SMALLEST", "Quantized", "quantize_dynamic", "quantized_params"]
 
@@ -75,7 +76,8 @@ class Quantized(torch.nn.Module):
     copied. state_dict: `weight_*` int8, `scale_*` and `bias_*` float32; `load_state_dict` takes a float32
     layer's and that of torch.ao's dynamically quantised layers, too. Can be copied, pickled, exported and
     compiled. To go back through it raises RuntimeError: there is no derivative. Raises TypeError for another
-    layer, RuntimeError for another device or dtype; calls raise what the layer's raise.
+    layer, RuntimeError for another device or dtype and for options of the cell; calls raise what the layer's
+    raise.
     """
 
     def __init__(self, layer: torch.nn.Module) -> None:
@@ -86,6 +88,8 @@ class Quantized(torch.nn.Module):
                 "layer: expected an RNN, LSTM, GRU or cell of rnnfused's or torch.nn's, got "
                 f"{type(layer).__name__}"
             )
+        if changed := asked({name: getattr(layer, name, default) for name, default in DEFAULTS.items()}):
+            raise RuntimeError(f"layer: expected torch.nn's equations with 8 bits, got {', '.join(changed)}")
         self.__dict__["_shape"] = _without_memory(kind, layer)
         for group in self._groups():
             for name in group:
@@ -352,7 +356,7 @@ def _quantized_or_why_not(layer: Any, smallest: int) -> Quantized | _Left | None
             )
         else:
             return None
-    except RuntimeError as error:  # another dtype or device
+    except RuntimeError as error:  # another dtype or device, or other equations
         return _Left(logging.WARNING, str(error))
     for name in _HOOKS:
         # Those of weight_norm and pruning have computed the weights for the last time.

@@ -1,27 +1,32 @@
 """Stateless forms of the layers and cells.
 
 `params` is the flat list of torch's modules: for each layer, and in it for each direction, weight_ih,
-weight_hh, then bias_ih and bias_hh if there are biases, then weight_hr if there is a projection.
+weight_hh, then bias_ih and bias_hh if there are biases, then weight_hr if there is a projection, then what
+the cell's options bring (docs/cells.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from rnnfused import _decomposed
 from rnnfused._layer import PADDED, LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
+from rnnfused._options import CellOptions, layer_fields
+from rnnfused._varied import check, in_float32, is_native
 
-__all__ = ["Options", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+__all__ = ["CellOptions", "Options", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
 
-class Options(TypedDict, total=False):
-    """What `rnn`, `lstm` and `gru` take beside their tensors.
+class Options(CellOptions, total=False):
+    """What `rnn`, `lstm` and `gru` take beside their tensors, and beside `CellOptions`.
 
     has_biases: whether params hold biases (True). num_layers: 1. dropout: the probability with which an
     element of a layer's output, the last one's excepted, is zeroed in training (0). training: False.
@@ -61,8 +66,9 @@ def rnn(
     batch_sizes [T]. hx: [L D, B, H], never batch-first. float32, float64,
     float16 or bfloat16, the same throughout. options: `Options`.
     Returns the output [T, B, D H] (laid out as the input) and h_n [L D, B, H]. Raises ValueError for an
-    unknown nonlinearity or a wrong number of params, TypeError for an unknown option, RuntimeError for wrong
-    sizes, dtypes or devices, and for an empty sequence.
+    unknown nonlinearity, a wrong number of params, or options of the cell that it has not or that do not go
+    together; TypeError for an unknown option, RuntimeError for wrong sizes, dtypes or devices, and for an
+    empty sequence.
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
@@ -90,8 +96,8 @@ def lstm(
 def gru(
     input: Tensor, hx: Tensor, params: Sequence[Tensor], **options: Unpack[Options]
 ) -> tuple[Tensor, Tensor]:
-    """GRU (Cho et al. 2014) with the reset gate applied after the recurrent product, as torch. Otherwise as
-    `rnn`.
+    """GRU (Cho et al. 2014) with the reset gate applied after the recurrent product, as torch, unless
+    reset_after=False. Otherwise as `rnn`.
     """
     output, h_n = _sequence("gru", input, (hx,), params, **options)
     return output, h_n
@@ -106,11 +112,19 @@ def rnn_cell(
     b_hh: Tensor | None = None,
     *,
     nonlinearity: str = "tanh",
+    own_params: Sequence[Tensor] = (),
+    training: bool = False,
+    **options: Unpack[CellOptions],
 ) -> Tensor:
-    """One step of `rnn`: input [B, I], hx [B, H]; returns h' [B, H]."""
+    """One step of `rnn`: input [B, I], hx [B, H]; returns h' [B, H].
+
+    own_params: what the options bring, in the order of docs/cells.md. training: whether zoneout and recurrent
+    dropout draw.
+    """
     if nonlinearity not in ("tanh", "relu"):
         raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
-    return _cell(f"rnn_{nonlinearity}", input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+    params = [w_ih, w_hh, b_ih, b_hh, *own_params]
+    return _cell(f"rnn_{nonlinearity}", input, (hx,), params, training, options)[0]
 
 
 def lstm_cell(
@@ -120,9 +134,14 @@ def lstm_cell(
     w_hh: Tensor,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
+    *,
+    own_params: Sequence[Tensor] = (),
+    training: bool = False,
+    **options: Unpack[CellOptions],
 ) -> tuple[Tensor, Tensor]:
-    """One step of `lstm`: input [B, I], hx = (h, c) of [B, H]; returns (h', c')."""
-    h, c = _cell("lstm", input, _pair("lstm_cell", hx), w_ih, w_hh, b_ih, b_hh)
+    """One step of `lstm`: input [B, I], hx = (h, c) of [B, H]; returns (h', c'). Otherwise as `rnn_cell`."""
+    params = [w_ih, w_hh, b_ih, b_hh, *own_params]
+    h, c = _cell("lstm", input, _pair("lstm_cell", hx), params, training, options)
     return h, c
 
 
@@ -133,9 +152,14 @@ def gru_cell(
     w_hh: Tensor,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
+    *,
+    own_params: Sequence[Tensor] = (),
+    training: bool = False,
+    **options: Unpack[CellOptions],
 ) -> Tensor:
-    """One step of `gru`: input [B, I], hx [B, H]; returns h' [B, H]."""
-    return _cell("gru", input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+    """One step of `gru`: input [B, I], hx [B, H]; returns h' [B, H]. Otherwise as `rnn_cell`."""
+    params = [w_ih, w_hh, b_ih, b_hh, *own_params]
+    return _cell("gru", input, (hx,), params, training, options)[0]
 
 
 def _pair(function: str, hx: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -149,15 +173,21 @@ def _cell(
     cell: str,
     input: Tensor,
     hx: Sequence[Tensor],
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
+    params: Sequence[Tensor | None],
+    training: bool,
+    options: Any,
 ) -> list[Tensor]:
-    if (b_ih is None) != (b_hh is None):
+    """params: W_ih, W_hh, both biases or None twice, what the options bring."""
+    if (params[2] is None) != (params[3] is None):
         raise ValueError("b_ih, b_hh: expected both biases or neither")
-    params = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
-    return recurrent(LayerConfig(cell, bias=b_ih is not None, step=True), input, hx, params)
+    biased = params[2] is not None
+    if biased and options.get("layer_norm") == "joint":
+        raise ValueError("b_ih, b_hh: expected None with layer_norm='joint', whose shift it is")
+    layer = LayerConfig(cell, bias=biased, step=True, **layer_fields(cell, options))
+    given: Sequence[Tensor] = [p for p in params if p is not None]
+    if training:
+        layer, given = drawn(layer, given)
+    return stack(layer, input, hx, given)
 
 
 def _sequence(
@@ -177,17 +207,21 @@ def _sequence(
     recompute: bool = False,
     weight_drop: float = 0.0,
     return_cells: bool = False,
+    **options: Any,
 ) -> list[Tensor]:
     check_probability("dropout", dropout)
     check_probability("weight_drop", weight_drop)
     projected = len(hx) > 1 and hx[0].shape[-1] != hx[1].shape[-1]
+    has_biases = has_biases and options.get("layer_norm") != "joint"
     layer = LayerConfig(
-        cell, num_layers, bidirectional, batch_first, has_biases, projected, recompute, return_cells
+        *(cell, num_layers, bidirectional, batch_first, has_biases, projected, recompute, return_cells),
+        **layer_fields(cell, options),
     )
     layout = Layout(batch_sizes, lengths, resets)
-    if training and weight_drop:
-        params = drop_weights(layer, params, weight_drop)
-    return stack(layer, input, hx, params, layout, dropout if training else 0.0)
+    if not training:
+        return stack(layer, input, hx, params, layout)
+    layer, params = drawn(layer, params, weight_drop)
+    return stack(layer, input, hx, params, layout, dropout)
 
 
 def check_probability(name: str, p: float) -> None:
@@ -204,6 +238,26 @@ def drop_weights(layer: LayerConfig, params: Sequence[Tensor], p: float) -> list
     ]
 
 
+def drawn(
+    layer: LayerConfig, params: Sequence[Tensor], weight_drop: float = 0.0
+) -> tuple[LayerConfig, Sequence[Tensor]]:
+    """The layer and its params in training, with what is drawn once a call: the recurrent weights that stay,
+    and the seeds of zoneout and recurrent dropout, a number for each layer.
+    """
+    if weight_drop:
+        params = drop_weights(layer, params, weight_drop)
+    if layer.varied and layer.is_random:
+        # From the CPU's generator, wherever the layer is, so that no GPU has to be waited for.
+        limits = torch.iinfo(torch.int64)
+        seeds = torch.randint(limits.min, limits.max, (layer.num_layers,), dtype=torch.int64, device="cpu")
+        layer, params = dataclasses.replace(layer, drawn=True), [*params, seeds]
+    return layer, params
+
+
+# What runs layers: (layer, input, hx, params, batch_sizes, lengths, resets) -> outputs.
+Run = Callable[..., list[Tensor]]
+
+
 def stack(
     layer: LayerConfig,
     input: Tensor,
@@ -213,19 +267,56 @@ def stack(
     dropout: float = 0.0,
 ) -> list[Tensor]:
     """Layer over layer, with dropout between them as in torch: what the operator returns of all of them."""
+    if layer.varied and not is_native(layer, input):
+        return _step_by_step(layer, input, hx, params, layout, dropout)
     if dropout == 0 or layer.num_layers == 1:
         return recurrent(layer, input, hx, params, *layout)
     if not torch.compiler.is_compiling():
         _C.check(layer.text, input, hx, params, *layout)  # what no layer sees by itself
+    return _layers(recurrent, layer, input, hx, params, layout, dropout)
+
+
+def _step_by_step(
+    layer: LayerConfig,
+    input: Tensor,
+    hx: Sequence[Tensor],
+    params: Sequence[Tensor],
+    layout: Layout,
+    dropout: float,
+) -> list[Tensor]:
+    """In torch's operations; autocast would have them round the states to 16 bits at each step."""
+    device = input.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _step_by_step(layer, *in_float32(input, hx, params), layout, dropout)
+    if not torch.compiler.is_compiling():
+        check(layer, input, hx, params, layout)
+    if layer.num_layers == 1:
+        return _decomposed.recurrent(layer, input, hx, params, *layout)
+    return _layers(_decomposed.recurrent, layer, input, hx, params, layout, dropout)
+
+
+def _layers(
+    run: Run,
+    layer: LayerConfig,
+    input: Tensor,
+    hx: Sequence[Tensor],
+    params: Sequence[Tensor],
+    layout: Layout,
+    dropout: float,
+) -> list[Tensor]:
+    """One after the other; the arguments were checked."""
     each, directions = layer.params_each * layer.directions, layer.directions
     finals, cells = [], []
     for index in range(layer.num_layers):
-        if index > 0:
+        if index > 0 and dropout:
             input = torch.nn.functional.dropout(input, dropout, training=True)
         states = [s[index * directions : (index + 1) * directions] for s in hx]
-        own = params[index * each : (index + 1) * each]
+        own = [*params[index * each : (index + 1) * each]]
+        if layer.drawn:
+            own.append(params[-1][index : index + 1])
         one = layer.inner if index + 1 < layer.num_layers else layer.single
-        input, *final = recurrent(one, input, states, own, *layout)
+        input, *final = run(one, input, states, own, *layout)
         finals.append(final[: len(layer.spec.states)])
         cells = final[len(layer.spec.states) :]
     return [input, *(torch.cat(states) for states in zip(*finals, strict=True)), *cells]

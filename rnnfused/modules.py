@@ -21,6 +21,7 @@ from rnnfused import functional
 from rnnfused._compiler import admit
 from rnnfused._layer import PADDED, LayerConfig, Layout
 from rnnfused._ops import leading_sizes, recurrent
+from rnnfused._options import DEFAULTS, asked, layer_fields
 from rnnfused._sequences import Sequences
 from rnnfused._weights import Weights
 from rnnfused.cells import CELLS
@@ -36,6 +37,7 @@ _DESCRIBED = frozenset(
     (
         *("mode", "num_layers", "bias", "batch_first", "bidirectional", "proj_size", "nonlinearity"),
         *("recompute", "return_cells"),
+        *DEFAULTS,
     )
 )
 
@@ -50,10 +52,60 @@ def leaf(module: torch.nn.Module, input: Proxy, hx: Any, **options: Any) -> Any:
 class _Described(torch.nn.Module):
     """A module with one LayerConfig, made when it is first asked for: a converted layer was never initialised
     as one of ours.
+
+    Beyond torch.nn's arguments each takes the cell's options by keyword: `rnnfused.functional.CellOptions`.
+    What they bring are parameters (docs/cells.md).
     """
 
+    # Also of a module that an older version pickled, and of a converted one.
+    peephole: bool = DEFAULTS["peephole"]
+    coupled_gates: bool = DEFAULTS["coupled_gates"]
+    reset_after: bool = DEFAULTS["reset_after"]
+    layer_norm: str | bool | None = DEFAULTS["layer_norm"]
+    cell_norm: str | None = DEFAULTS["cell_norm"]
+    update_bias: float = DEFAULTS["update_bias"]
+    zoneout: float | tuple[float, ...] = DEFAULTS["zoneout"]
+    recurrent_dropout: float = DEFAULTS["recurrent_dropout"]
+    cell_clip: float | None = DEFAULTS["cell_clip"]
+    gate_clip: float | None = DEFAULTS["gate_clip"]
+    grad_clip: float | None = DEFAULTS["grad_clip"]
+    num_heads: int = DEFAULTS["num_heads"]
+
     _layer: LayerConfig | None = None
-    _beyond_torch: tuple[str, ...] = ("_layer",)  # attributes that torch.nn's layers do not have
+    _beyond_torch: tuple[str, ...] = ("_layer", *DEFAULTS)  # attributes that torch.nn's layers do not have
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        changed = asked({name: kwargs.pop(name) for name in DEFAULTS if name in kwargs})
+        super().__init__(*args, **kwargs)
+        for name, value in changed.items():
+            setattr(self, name, value)
+        if changed:
+            self._make_params(self._config())
+            self.reset_parameters()
+
+    def _make_params(self, layer: LayerConfig) -> list[list[str]]:
+        """Puts this layer's parameters in the place of torch.nn's; their names for each direction."""
+        of_torch: Any = self
+        like = next(self.parameters())
+        output = getattr(self, "proj_size", 0) or of_torch.hidden_size
+        self._parameters.clear()
+        self.bias = layer.bias
+        shapes = layer.shapes(of_torch.input_size, of_torch.hidden_size, output)
+        for each in shapes:
+            for name, shape in each.items():
+                self.register_parameter(name, torch.nn.Parameter(like.new_empty(shape)))
+        return [list(each) for each in shapes]
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's; the gains of norms become one, their shifts zero."""
+        super().reset_parameters()  # type: ignore[misc]
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith("norm_"):
+                torch.nn.init.constant_(parameter, 1 if "_weight" in name else 0)
+
+    def extra_repr(self) -> str:
+        changed = asked(self._options())
+        return super().extra_repr() + "".join(f", {name}={value!r}" for name, value in changed.items())
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _DESCRIBED:
@@ -73,6 +125,15 @@ class _Described(torch.nn.Module):
 
     def _describe(self) -> LayerConfig:
         raise NotImplementedError
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in DEFAULTS}
+
+    def _fields(self, cell: str) -> dict[str, Any]:
+        """Of a LayerConfig: what the cell's options and the biases come to."""
+        fields = layer_fields(cell, self._options())
+        of_torch: Any = self
+        return {"bias": bool(of_torch.bias) and fields.get("layer_norm") != "joint", **fields}
 
     def _states(self, hx: Any) -> Sequence[Tensor]:
         """hx as the operator takes it; raises what torch.nn raises for what is none."""
@@ -136,7 +197,6 @@ class _Sequence(_Described, Weights):
     Merity, Keskar and Socher 2018).
     """
 
-    # Also of a module that an older version pickled, and of a converted one.
     recompute = False
     learn_initial_state = False
     return_cells = False
@@ -166,6 +226,17 @@ class _Sequence(_Described, Weights):
                 for name in names:
                     self.register_parameter(name, torch.nn.Parameter(like.new_zeros(size)))
 
+    def _make_params(self, layer: LayerConfig) -> list[list[str]]:
+        self._all_weights = super()._make_params(layer)
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self._init_flat_weights()
+        return self._all_weights
+
+    def flatten_parameters(self) -> None:
+        """As torch.nn's, which lays weights out for cuDNN, where cuDNN has such a layer."""
+        if not self._config().varied:
+            super().flatten_parameters()
+
     def extra_repr(self) -> str:
         own = _Sequence._beyond_torch[len(_Described._beyond_torch) :]
         options = [f", {name}={getattr(self, name)}" for name in own if getattr(self, name)]
@@ -194,28 +265,30 @@ class _Sequence(_Described, Weights):
         return [torch.stack([getattr(self, name) for name in names]) for names in self._initial_names()]
 
     def _describe(self) -> LayerConfig:
+        cell = CELLS_OF_MODE[self.mode]
         return LayerConfig(
-            CELLS_OF_MODE[self.mode],
+            cell,
             self.num_layers,
             bool(self.bidirectional),
             bool(self.batch_first),
-            bool(self.bias),
-            self.proj_size > 0,
-            bool(self.recompute),
-            bool(self.return_cells),
+            projected=self.proj_size > 0,
+            recompute=bool(self.recompute),
+            cells=bool(self.return_cells),
+            **self._fields(cell),
         )
 
     def _state_sizes(self) -> tuple[int, ...]:
         return (self.proj_size or self.hidden_size, self.hidden_size)[: len(self._config().spec.states)]
 
     def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
-        dropout = self.dropout if self.training else 0.0
+        layer = self._config()
         if self.learn_initial_state and not hx:
-            hx = expanded(self._config(), self._learned(), input, layout)
-        params = self._params()
-        if self.training and self.weight_drop:
-            params = functional.drop_weights(self._config(), params, self.weight_drop)
-        return functional.stack(self._config(), input, hx, params, layout, dropout)
+            hx = expanded(layer, self._learned(), input, layout)
+        params: Sequence[Tensor] = self._params()
+        if not self.training:
+            return functional.stack(layer, input, hx, params, layout)
+        layer, params = functional.drawn(layer, params, self.weight_drop)
+        return functional.stack(layer, input, hx, params, layout, self.dropout)
 
     def forward(
         self,
@@ -323,14 +396,17 @@ class GRU(_OneState, _Sequence, torch.nn.GRU):
 
 class _ForgetBias(torch.nn.Module):
     """forget_bias=x: at initialisation x is added to the forget gate's bias, b_ih's part of it (Gers et al.
-    2000; Jozefowicz, Zaremba and Sutskever 2015 advise 1).
+    2000; Jozefowicz, Zaremba and Sutskever 2015 advise 1); with a layer norm to the norm's shift.
     """
 
     forget_bias: float | None = None
 
     def __init__(self, *args: Any, forget_bias: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if forget_bias is not None and not self.bias:
+        layer: LayerConfig = self._config()  # type: ignore[operator]
+        if forget_bias is not None and layer.coupled_gates:
+            raise ValueError(f"forget_bias: expected None with coupled_gates=True, got {forget_bias}")
+        if forget_bias is not None and layer.layer_norm is None and not layer.bias:
             raise ValueError(f"forget_bias: expected None with bias=False, got {forget_bias}")
         self.forget_bias = forget_bias
         self._add_forget_bias()
@@ -347,9 +423,11 @@ class _ForgetBias(torch.nn.Module):
     def _add_forget_bias(self) -> None:
         if self.forget_bias is None:
             return
+        layer: LayerConfig = self._config()  # type: ignore[operator]
+        shifts = {None: "bias_ih", "separate": "norm_ih_bias", "joint": "norm_bias"}
         with torch.no_grad():
             for name, parameter in self.named_parameters(recurse=False):
-                if name.startswith("bias_ih"):
+                if name.startswith(shifts[layer.layer_norm]):
                     parameter.chunk(4)[1].add_(self.forget_bias)  # i, f, g, o
 
 
@@ -397,7 +475,14 @@ class _Cell(_Described, torch.nn.RNNCellBase):
     _cell: str  # of the registry
 
     def _describe(self) -> LayerConfig:
-        return LayerConfig(self._cell, bias=bool(self.bias), step=True)
+        return LayerConfig(self._cell, step=True, **self._fields(self._cell))
+
+    def _make_params(self, layer: LayerConfig) -> list[list[str]]:
+        names = super()._make_params(layer)
+        for name in _WEIGHTS:
+            if name not in self._parameters:
+                self.register_parameter(name, None)
+        return names
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """One step. input: [B, I] or [I]; hx: the states [B, H] or [H], zeros if None. Returns the next
@@ -405,6 +490,9 @@ class _Cell(_Described, torch.nn.RNNCellBase):
         """
         if isinstance(input, Proxy):
             return self._leaf(input, hx)
+        layer, states = self._config(), () if hx is None else self._states(hx)
+        if layer.varied:
+            return self._hx(self._varied_step(layer, input, states))
         own = self._parameters
         try:
             # By way of nn.Module's attributes each would cost as much as a tenth of a small step.
@@ -413,16 +501,26 @@ class _Cell(_Described, torch.nn.RNNCellBase):
                 params = (*params, own["bias_ih"], own["bias_hh"])
         except KeyError:  # parametrised, or otherwise no parameter
             params = [getattr(self, name) for name in (_WEIGHTS if self.bias else _WEIGHTS[:2])]
-        return self._hx(recurrent(self._config(), input, () if hx is None else self._states(hx), params))
+        return self._hx(recurrent(layer, input, states, params))
+
+    def _varied_step(self, layer: LayerConfig, input: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
+        names = (*(_WEIGHTS if layer.bias else _WEIGHTS[:2]), *layer.own_params)
+        params: Sequence[Tensor] = [getattr(self, name) for name in names]
+        if self.training:
+            layer, params = functional.drawn(layer, params)
+        return functional.stack(layer, input, states, params)
 
 
 class RNNCell(_OneState, _Cell, torch.nn.RNNCell):
-    """torch.nn.RNNCell: one step of `RNN`. input [B, I] or [I], hx [B, H] or [H]; returns h'."""
+    """torch.nn.RNNCell: one step of `RNN`. input [B, I] or [I], hx [B, H] or [H]; returns h'. By keyword the
+    options of `RNN`.
+    """
 
-    def _describe(self) -> LayerConfig:
+    @property
+    def _cell(self) -> str:  # type: ignore[override]
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return LayerConfig(f"rnn_{self.nonlinearity}", bias=bool(self.bias), step=True)
+        return f"rnn_{self.nonlinearity}"
 
 
 class GRUCell(_OneState, _Cell, torch.nn.GRUCell):

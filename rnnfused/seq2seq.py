@@ -235,6 +235,7 @@ class AttentionDecoder(torch.nn.Module):
             )
             and own.num_layers == 1
             and not (own.recompute or own.return_cells or (own.weight_drop and own.training))
+            and not own._config().varied
             and _attend.serves(memory.keys, memory.values, *state.hx, *own._params())
         )
 

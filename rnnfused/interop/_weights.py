@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rnnfused import _gates
+from rnnfused._options import DEFAULTS
 from rnnfused.cells import CELLS
 from rnnfused.modules import CELLS_OF_MODE, GRU, LSTM, RNN
 
@@ -168,7 +169,7 @@ def describe(layer: Any) -> Stack:
     """
     if not isinstance(layer, torch.nn.RNNBase) or layer.mode not in CELLS_OF_MODE:
         raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
-    for option, expected in (("proj_size", 0), ("learn_initial_state", False)):
+    for option, expected in (("proj_size", 0), ("learn_initial_state", False), *DEFAULTS.items()):
         if (value := getattr(layer, option, expected)) != expected:
             raise ValueError(f"{option}: expected {expected}, got {value}")
     suffixes = ("", "_reverse") if layer.bidirectional else ("",)

@@ -1,0 +1,120 @@
+"""Options of the cells: what layers and cells take that changes torch.nn's equations (docs/cells.md)."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from rnnfused.cells import CELLS
+
+__all__ = ["DEFAULTS", "CellOptions", "asked", "layer_fields"]
+
+
+class CellOptions(TypedDict, total=False):
+    """What changes a cell's equations; docs/cells.md has them. Each stands for torch.nn's cell by default.
+
+    layer_norm: "separate" (or True) or "joint" (LSTM, GRU). cell_norm: of the LSTM with a layer norm,
+    "carried" or "output". peephole, coupled_gates: of the LSTM. reset_after: of the GRU (True). update_bias:
+    of the GRU with the joint norm. zoneout: the probability for all states or for each (h, c).
+    recurrent_dropout: a probability. cell_clip (LSTM), gate_clip, grad_clip: numbers above 0. num_heads: W_hh
+    is block-diagonal.
+    """
+
+    peephole: bool
+    coupled_gates: bool
+    reset_after: bool
+    layer_norm: str | bool | None
+    cell_norm: str | None
+    update_bias: float
+    zoneout: float | tuple[float, ...]
+    recurrent_dropout: float
+    cell_clip: float | None
+    gate_clip: float | None
+    grad_clip: float | None
+    num_heads: int
+
+
+DEFAULTS: dict[str, Any] = {
+    "peephole": False,
+    "coupled_gates": False,
+    "reset_after": True,
+    "layer_norm": None,
+    "cell_norm": None,
+    "update_bias": 0.0,
+    "zoneout": 0.0,
+    "recurrent_dropout": 0.0,
+    "cell_clip": None,
+    "gate_clip": None,
+    "grad_clip": None,
+    "num_heads": 1,
+}
+_EVERY_CELL = ("zoneout", "recurrent_dropout", "grad_clip")
+
+
+def asked(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that differ from torch.nn's cells, layer_norm by its name."""
+    named = {"layer_norm": {True: "separate", False: None}}
+    found = {}
+    for name, value in options.items():
+        if isinstance(value, bool):
+            value = named.get(name, {}).get(value, value)
+        if value != DEFAULTS[name]:
+            found[name] = value
+    return found
+
+
+def layer_fields(cell: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options as fields of a LayerConfig, those left out that torch.nn's cell has.
+
+    Raises TypeError for an unknown option, and ValueError, naming the option, for what the cell has not, what
+    does not go together, and wrong values.
+    """
+    if unknown := options.keys() - DEFAULTS.keys():
+        raise TypeError(f"{min(unknown)}: expected no such argument")
+    fields = asked(options)
+    if not fields:
+        return {}
+    _check(cell, DEFAULTS | fields, fields)
+    if "reset_after" in fields:
+        fields["reset_before"] = not fields.pop("reset_after")
+    if "zoneout" in fields:
+        fields["zoneout"] = (*_each_state(cell, fields["zoneout"]), 0.0)[:2]
+    return fields
+
+
+def _each_state(cell: str, zoneout: Any) -> tuple[float, ...]:
+    """The probability of each state's zoneout; raises ValueError for what is none."""
+    states = CELLS[cell].states
+    each = tuple(zoneout) if isinstance(zoneout, (tuple, list)) else (zoneout,) * len(states)
+    right = len(each) == len(states) and all(0 <= p <= 1 for p in each)
+    _require(right, "zoneout", f"a probability or one for each of {', '.join(states)}", zoneout)
+    return tuple(map(float, each))
+
+
+def _check(cell: str, options: dict[str, Any], changed: dict[str, Any]) -> None:
+    """That the cell has what was changed, and that the options go together."""
+    spec = CELLS[cell]
+    for name, value in changed.items():
+        allowed = name in (*spec.takes, *_EVERY_CELL)
+        _require(allowed, name, f"nothing for cell {cell!r}, which has no such option", repr(value))
+    norm, cell_norm = options["layer_norm"], options["cell_norm"]
+    norms, cell_norms = (None, *spec.norms), (None, "carried", "output")
+    _require(norm in norms, "layer_norm", f"one of {norms}", repr(norm))
+    _require(cell_norm in cell_norms, "cell_norm", f"one of {cell_norms}", repr(cell_norm))
+    _require(cell_norm is None or norm is not None, "cell_norm", "a layer_norm beside it", "none")
+    # Each norm is over the products of all gates, and that of n is not there before r is known.
+    after = options["reset_after"] or norm is None
+    _require(after, "layer_norm", "None with reset_after=False", repr(norm))
+    joint = norm == "joint" or not options["update_bias"]
+    _require(joint, "update_bias", "layer_norm='joint' beside it", repr(norm))
+    for name in ("cell_clip", "gate_clip", "grad_clip"):
+        limit = options[name]
+        _require(limit is None or limit > 0, name, "a number above 0", limit)
+    p = options["recurrent_dropout"]
+    _require(0 <= p <= 1, "recurrent_dropout", "a probability in [0, 1]", p)
+    heads = options["num_heads"]
+    _require(heads >= 1, "num_heads", "at least 1", heads)
+
+
+def _require(right: bool, name: str, expected: str, got: object) -> None:
+    if not right:
+        raise ValueError(f"{name}: expected {expected}, got {got}")

@@ -1,0 +1,86 @@
+"""Layers whose equations differ from torch.nn's by an option: where they run, and what a call must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rnnfused._layer import LayerConfig, Layout
+from rnnfused._load import _C
+
+__all__ = ["check", "in_float32", "is_native"]
+
+
+def is_native(layer: LayerConfig, input: Tensor) -> bool:
+    """Whether native code runs such a layer; otherwise torch's operations do, step by step."""
+    return False
+
+
+def check(
+    layer: LayerConfig, input: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], layout: Layout
+) -> None:
+    """Raises what native code raises for the call of a layer, for params of this one's sizes."""
+    if len(params) != layer.params:
+        raise ValueError(
+            f"params: expected {layer.params} tensors ({layer.params_each} for each of "
+            f"{layer.num_layers * layer.directions}{', and seeds' if layer.drawn else ''}), got {len(params)}"
+        )
+    w_ih = params[0]
+    gates = len(layer.gates)
+    if w_ih.dim() != 2 or w_ih.size(0) % gates:
+        raise RuntimeError(
+            f"weight_ih: expected size [{gates} * hidden_size, input_size], got {list(w_ih.shape)}"
+        )
+    features, hidden = w_ih.size(1), w_ih.size(0) // gates
+    output = params[2 + 2 * layer.bias].size(0) if layer.projected else hidden
+    expected = [pair for shapes in layer.shapes(features, hidden, output) for pair in shapes.items()]
+    for (name, shape), param in zip(expected, params, strict=False):
+        _check_tensor(name, param, shape, w_ih.dtype, input.device)
+    if layer.drawn:
+        _check_tensor("seeds", params[-1], (layer.num_layers,), torch.int64, None)
+    # The rest is as of the cell without options, of which these have sizes and type, and no memory.
+    plain = LayerConfig(
+        layer.cell,
+        layer.num_layers,
+        layer.bidirectional,
+        layer.batch_first,
+        layer.bias,
+        layer.projected,
+        cells=layer.cells,
+        step=layer.step,
+    )
+    nothing = torch.empty((), dtype=w_ih.dtype, device=w_ih.device)
+    stand_ins = [
+        nothing.expand(shape)
+        for shapes in plain.shapes(features, hidden, output)
+        for shape in shapes.values()
+    ]
+    _C.check(plain.text, input, hx, stand_ins, *layout)
+
+
+def _check_tensor(
+    name: str, t: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device | None
+) -> None:
+    """device: None for any."""
+    if device is not None and t.device != device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{device} and parameter tensor at {t.device}"
+        )
+    if t.dtype != dtype:
+        raise RuntimeError(f"{name}: expected dtype {dtype}, got {t.dtype}")
+    if t.shape != torch.Size(shape):
+        raise RuntimeError(f"{name}: expected size {list(shape)}, got {list(t.shape)}")
+
+
+def in_float32(
+    input: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The same with all tensors of 16 bits in 32: what autocast means to such a layer."""
+
+    def wide(t: Tensor) -> Tensor:
+        return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+    return wide(input), [wide(s) for s in hx], [wide(p) for p in params]

@@ -123,7 +123,9 @@ class Direction:
     def step(self, t: int, x: Tensor, before: States) -> States:
         """x: what it gives at the step t. The rows are the first of the batch."""
         if (limit := self.terms.layer.grad_clip) is not None:
-            before = tuple(_ClippedGradient.apply(s, limit) for s in before)
+            # Dynamo traces no function that has a forward mode.
+            clipped = _ClippedGradient if torch.compiler.is_dynamo_compiling() else _WithTangent
+            before = tuple(clipped.apply(s, limit) for s in before)
         h = before[0] if self.dropout is None else before[0] * self.dropout[: len(x)]
         after = self.maths(*self._sums(x, h), before, self.terms)
         if self.w_hr is not None:
@@ -220,6 +222,8 @@ class _ClippedGradient(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient.clamp(-ctx.limit, ctx.limit), None
 
+
+class _WithTangent(_ClippedGradient):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         return tangent.view_as(tangent)

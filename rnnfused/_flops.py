@@ -4,6 +4,7 @@ and an addition, as torch counts its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +28,14 @@ def _rows(input: Shape) -> int:
 
 
 def _weights(config: LayerConfig, params: Sequence[Shape]) -> list[int]:
-    """Of each of params the multiplications that a row takes: none for biases."""
-    return [shape[0] * shape[1] if len(shape) == 2 else 0 for shape in params]
+    """Of each of params the multiplications that a row takes: none but for matrices (of heads, for each),
+    which peepholes are not.
+    """
+    own = config.params_each - len(config.own_params)
+    return [
+        math.prod(shape) if len(shape) >= 2 and place % config.params_each < own else 0
+        for place, shape in enumerate(params)
+    ]
 
 
 @register_flop_formula(torch.ops.rnnfused.recurrent)

@@ -81,20 +81,26 @@ class _Described(torch.nn.Module):
             setattr(self, name, value)
         if changed:
             self._make_params(self._config())
-            self.reset_parameters()
 
-    def _make_params(self, layer: LayerConfig) -> list[list[str]]:
-        """Puts this layer's parameters in the place of torch.nn's; their names for each direction."""
+    def _make_params(self, layer: LayerConfig) -> None:
+        """Puts parameters in the place of torch.nn's, where the options bring or resize any."""
         of_torch: Any = self
-        like = next(self.parameters())
         output = getattr(self, "proj_size", 0) or of_torch.hidden_size
+        shapes = layer.shapes(of_torch.input_size, of_torch.hidden_size, output)
+        named = {name: shape for each in shapes for name, shape in each.items()}
+        if named == {name: tuple(p.shape) for name, p in self.named_parameters()}:
+            return
+        like = next(self.parameters())
         self._parameters.clear()
         self.bias = layer.bias
-        shapes = layer.shapes(of_torch.input_size, of_torch.hidden_size, output)
-        for each in shapes:
-            for name, shape in each.items():
-                self.register_parameter(name, torch.nn.Parameter(like.new_empty(shape)))
-        return [list(each) for each in shapes]
+        for name, shape in named.items():
+            self.register_parameter(name, torch.nn.Parameter(like.new_empty(shape)))
+        self._note_names([list(each) for each in shapes])
+        self.reset_parameters()
+
+    def _note_names(self, names: list[list[str]]) -> None:
+        """What torch.nn's class keeps beside its parameters: their names in each layer and direction."""
+        raise NotImplementedError
 
     def reset_parameters(self) -> None:
         """As torch.nn's; the gains of norms become one, their shifts zero."""
@@ -226,11 +232,10 @@ class _Sequence(_Described, Weights):
                 for name in names:
                     self.register_parameter(name, torch.nn.Parameter(like.new_zeros(size)))
 
-    def _make_params(self, layer: LayerConfig) -> list[list[str]]:
-        self._all_weights = super()._make_params(layer)
-        self._flat_weights_names = [name for names in self._all_weights for name in names]
+    def _note_names(self, names: list[list[str]]) -> None:
+        self._all_weights = names
+        self._flat_weights_names = [name for each in names for name in each]
         self._init_flat_weights()
-        return self._all_weights
 
     def flatten_parameters(self) -> None:
         """As torch.nn's, which lays weights out for cuDNN, where cuDNN has such a layer."""
@@ -477,12 +482,10 @@ class _Cell(_Described, torch.nn.RNNCellBase):
     def _describe(self) -> LayerConfig:
         return LayerConfig(self._cell, step=True, **self._fields(self._cell))
 
-    def _make_params(self, layer: LayerConfig) -> list[list[str]]:
-        names = super()._make_params(layer)
+    def _note_names(self, names: list[list[str]]) -> None:
         for name in _WEIGHTS:
             if name not in self._parameters:
                 self.register_parameter(name, None)
-        return names
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """One step. input: [B, I] or [I]; hx: the states [B, H] or [H], zeros if None. Returns the next

@@ -13,6 +13,7 @@ from rnnfused._layer import LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
 from rnnfused._quantized import quantized_params
+from rnnfused._varied import is_native
 from rnnfused.modules import GRU, LSTM, RNN, _Sequence, expanded
 
 __all__ = ["Frozen", "Stepper"]
@@ -38,10 +39,14 @@ class _Snapshot:
                 f"module: expected rnnfused's own forward, which {type(module).__name__} has replaced"
             )
         if variations := module._config().variations:
-            raise ValueError(
-                f"module: expected torch.nn's equations, which {type(self).__name__} packs weights for, "
-                f"got {', '.join(variations)}"
-            )
+            options = ", ".join(variations)
+            if weights is not None:
+                raise ValueError(f"weights: expected None for a layer with {options}, got {weights!r}")
+            if not is_native(module._config(), module._params()[0]):
+                raise ValueError(
+                    f"module: expected float32 or float64 on the CPU and no projection with {options}, "
+                    "for what native code runs"
+                )
         self._module, self._kind = module, weights
         self._dtype = module._params()[0].dtype  # of what a call is given and gives
         if weights is not None and weights not in _DTYPES:

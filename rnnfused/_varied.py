@@ -12,10 +12,20 @@ from rnnfused._load import _C
 
 __all__ = ["check", "in_float32", "is_native"]
 
+# As native code calls them.
+_TYPES = {
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+    torch.float32: "Float",
+    torch.float64: "Double",
+    torch.int64: "Long",
+}
+
 
 def is_native(layer: LayerConfig, input: Tensor) -> bool:
     """Whether native code runs such a layer; otherwise torch's operations do, step by step."""
-    return False
+    wide = input.dtype in (torch.float32, torch.float64)
+    return wide and input.device.type in ("cpu", "meta") and not layer.projected
 
 
 def check(
@@ -27,13 +37,15 @@ def check(
             f"params: expected {layer.params} tensors ({layer.params_each} for each of "
             f"{layer.num_layers * layer.directions}{', and seeds' if layer.drawn else ''}), got {len(params)}"
         )
-    w_ih = params[0]
-    gates = len(layer.gates)
-    if w_ih.dim() != 2 or w_ih.size(0) % gates:
+    w_ih, w_hh = params[:2]
+    gates, heads = len(layer.gates), layer.num_heads
+    if w_hh.dim() != (2 if heads == 1 else 3) or w_hh.size(-2) % gates:
+        size = "hidden_size" if heads == 1 else "head_size"
+        leading = "" if heads == 1 else f"{heads}, "
         raise RuntimeError(
-            f"weight_ih: expected size [{gates} * hidden_size, input_size], got {list(w_ih.shape)}"
+            f"weight_hh: expected size [{leading}{gates} * {size}, {size}], got {list(w_hh.shape)}"
         )
-    features, hidden = w_ih.size(1), w_ih.size(0) // gates
+    features, hidden = w_ih.size(-1), heads * w_hh.size(-2) // gates
     output = params[2 + 2 * layer.bias].size(0) if layer.projected else hidden
     expected = [pair for shapes in layer.shapes(features, hidden, output) for pair in shapes.items()]
     for (name, shape), param in zip(expected, params, strict=False):
@@ -60,6 +72,10 @@ def check(
     _C.check(plain.text, input, hx, stand_ins, *layout)
 
 
+def _words(dtype: torch.dtype) -> str:
+    return _TYPES.get(dtype, str(dtype))
+
+
 def _check_tensor(
     name: str, t: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device | None
 ) -> None:
@@ -70,7 +86,7 @@ def _check_tensor(
             f"{device} and parameter tensor at {t.device}"
         )
     if t.dtype != dtype:
-        raise RuntimeError(f"{name}: expected dtype {dtype}, got {t.dtype}")
+        raise RuntimeError(f"{name}: expected dtype {_words(dtype)}, got {_words(t.dtype)}")
     if t.shape != torch.Size(shape):
         raise RuntimeError(f"{name}: expected size {list(shape)}, got {list(t.shape)}")
 

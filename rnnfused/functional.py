@@ -267,8 +267,13 @@ def stack(
     dropout: float = 0.0,
 ) -> list[Tensor]:
     """Layer over layer, with dropout between them as in torch: what the operator returns of all of them."""
-    if layer.varied and not is_native(layer, input):
-        return _step_by_step(layer, input, hx, params, layout, dropout)
+    if layer.varied:
+        device = input.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return stack(layer, *in_float32(input, hx, params), layout, dropout)
+        if not is_native(layer, input):
+            return _step_by_step(layer, input, hx, params, layout, dropout)
     if dropout == 0 or layer.num_layers == 1:
         return recurrent(layer, input, hx, params, *layout)
     if not torch.compiler.is_compiling():
@@ -284,11 +289,7 @@ def _step_by_step(
     layout: Layout,
     dropout: float,
 ) -> list[Tensor]:
-    """In torch's operations; autocast would have them round the states to 16 bits at each step."""
-    device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return _step_by_step(layer, *in_float32(input, hx, params), layout, dropout)
+    """In torch's operations."""
     if not torch.compiler.is_compiling():
         check(layer, input, hx, params, layout)
     if layer.num_layers == 1:

@@ -716,10 +716,11 @@ def test_arguments_are_checked_before_anything_runs() -> None:
     ):
         run(params=[*params, params[0]], zoneout=0.1, training=True)
     with pytest.raises(
-        RuntimeError, match=r"^weight_ih: expected size \[4 \* hidden_size, input_size\], got"
+        RuntimeError, match=r"^weight_hh: expected size \[4 \* hidden_size, hidden_size\], got"
     ):
-        run(params=changed("weight_ih_l0", torch.zeros(15, I).double()))
+        run(params=changed("weight_hh_l0", torch.zeros(15, H).double()))
     for name, shape, wrong in (
+        ("weight_ih_l0", [4 * H, I], torch.zeros(15, I)),
         ("weight_peephole_l1", [3, H], torch.zeros(2, H)),
         ("norm_bias_l0_reverse", [4 * H], torch.zeros(H)),
         ("weight_hh_l1_reverse", [4 * H, H], torch.zeros(3 * H, H)),
@@ -727,9 +728,7 @@ def test_arguments_are_checked_before_anything_runs() -> None:
         expected = str(shape).replace("[", r"\[").replace("]", r"\]")
         with pytest.raises(RuntimeError, match=rf"^{name}: expected size {expected}, got \["):
             run(params=changed(name, wrong.double()))
-    with pytest.raises(
-        RuntimeError, match=r"^norm_weight_l1: expected dtype torch.float64, got torch.float32$"
-    ):
+    with pytest.raises(RuntimeError, match=r"^norm_weight_l1: expected dtype Double, got Float$"):
         run(params=changed("norm_weight_l1", torch.zeros(4 * H)))
     with pytest.raises(RuntimeError, match=r"^Input and parameter tensors are not at the same device"):
         run(params=changed("norm_weight_l1", torch.zeros(4 * H, device="meta").double()))
@@ -752,9 +751,13 @@ def test_what_has_no_options_says_so() -> None:
     model = torch.nn.Sequential(layer)
     for make in (rnnfused.Frozen, rnnfused.Stepper):
         with pytest.raises(
-            ValueError, match=r"^module: expected torch.nn's equations, .*, got peephole, zoneout$"
+            ValueError, match=r"^weights: expected None for a layer with peephole, zoneout, got"
         ):
-            make(layer)
+            make(layer, weights="bf16")
+        with pytest.raises(
+            ValueError, match=r"^module: expected float32 or float64 on the CPU and no projection"
+        ):
+            make(made("LSTM", zoneout=0.1, peephole=True).half())
     with pytest.raises(
         RuntimeError, match=r"^layer: expected torch.nn's equations with 8 bits, got peephole, zoneout$"
     ):
@@ -769,6 +772,24 @@ def test_what_has_no_options_says_so() -> None:
     with pytest.raises(ValueError, match=r"^peephole: expected False, got True$"):
         rnnfused.interop.to_keras(layer)
     assert rnnfused.convert(model)[0] is layer
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_frozen_and_stepper_know_every_option(kind: str) -> None:
+    for options in OPTIONS[kind]:
+        if "proj_size" in options:
+            continue
+        layer = made(kind, **{"num_layers": 2} | options).float().eval()
+        x = batch(torch.float32)
+        with torch.no_grad():
+            expected, final = layer(x)
+            frozen, frozen_final = rnnfused.Frozen(layer)(x)
+            stepper = rnnfused.Stepper(layer, batch_size=B)
+            steps = torch.stack([stepper(row) for row in x])
+        assert torch.equal(frozen, expected)
+        torch.testing.assert_close(frozen_final, final, rtol=0, atol=0)
+        torch.testing.assert_close(steps, expected)
+        torch.testing.assert_close(stepper.state, final)
 
 
 def test_a_decoder_runs_a_layer_with_options() -> None:

@@ -37,6 +37,10 @@ void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> 
                     cpu::PackedStack* packed = nullptr);
 template <class S>
 LayerGradient<S> backward_layer(const Inputs& in, const BackwardTensors& tensors, bool recompute);
+// Types that layers with options are computed in.
+template <class S>
+constexpr bool kHasOptions = std::is_same_v<S, float> || std::is_same_v<S, double>;
+
 // The drivers' arguments of layers with options, in place of those of layers without.
 template <class S>
 class Varied {

@@ -119,10 +119,6 @@ template Layer<Int8> forward_layer(const Inputs&, const ForwardTensors&, bool);
 
 namespace {
 
-// Types that layers with options are computed in.
-template <class S>
-constexpr bool kHasOptions = std::is_same_v<S, float> || std::is_same_v<S, double>;
-
 // A matrix or bias of G H rows with G * units.
 at::Tensor with_rows(const at::Tensor& t, int64_t gates, Index units) {
   if (!t.defined() || t.size(0) == gates * units) return t;

@@ -4,6 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include <deque>
+
 #include "torch/autograd.h"
 #include "torch/backends.h"
 #include "torch/watchers.h"
@@ -115,6 +117,10 @@ void Stepper::run(const at::Tensor& x, const at::Tensor& y, const std::vector<In
       if (l + 1 == layers_.size()) args.y.places = rows->data();
     }
     stack.push_back(layer);
+  }
+  [[maybe_unused]] std::deque<Varied<S>> varied;
+  if constexpr (kHasOptions<S>) {
+    for (size_t l = 0; options_.varied && l < layers_.size(); ++l) varied.emplace_back(stack[l], layers_[l]);
   }
   packed_.forward(layers_[0].cell, Stack<S>{int(stack.size()), stack.data()}, threads_allowed());
 }

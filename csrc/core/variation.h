@@ -7,7 +7,21 @@
 namespace rnnfused {
 
 // What turns the sums of the two products into states.
-enum class Maths : int { rnn_tanh, rnn_relu, lstm, coupled_lstm, gru, reset_gru, update_gru, augru, agru, indrnn, ligru, mingru, minlstm };
+enum class Maths : int {
+  rnn_tanh,
+  rnn_relu,
+  lstm,
+  coupled_lstm,
+  gru,
+  reset_gru,
+  update_gru,
+  augru,
+  agru,
+  indrnn,
+  ligru,
+  mingru,
+  minlstm
+};
 
 // Of the sums of all gates: none; one for those that x feeds and one for those that h feeds; one for both;
 // one for those that x feeds alone.

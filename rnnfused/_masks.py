@@ -1,8 +1,9 @@
 """What zoneout and recurrent dropout draw: nothing of it is stored, each number is a function of its place.
 
 The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011). Its key
-is the seed of a layer; its counter says which unit of which row, and of what (docs/cells.md). Whoever
-computes it, in whatever order, finds the same bits: threads, devices, forward and backward.
+is the seed of a layer, its counter (c0, what + 4 direction, row, row / 2**32), where c0 and one of the four
+words are the unit's. Whoever computes it, in whatever order, finds the same bits: threads, devices, forward
+and backward.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def _multiply(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _words(seed: Tensor, what: int, rows: Tensor, units: int) -> Tensor:
-    """A number of 32 bits for each unit of each row, int64 [R, units]."""
+    """A number of 32 bits for each unit of each row, int64 [R, units]: that of the unit u is the word
+    u % 64 / 16 of the counters whose c0 is u / 64 * 16 + u % 16, in whole numbers.
+    """
     blocks = -(-units // (_LANES * _WORDS))
     c0 = torch.arange(blocks * _LANES, device=rows.device)
     rows = rows.unsqueeze(1)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import linear
 
 from rnnfused import _masks
 from rnnfused._layer import LayerConfig
@@ -33,8 +33,11 @@ class Terms(NamedTuple):
         return _clamped(a, self.layer.gate_clip)
 
     def normalised(self, rows: Tensor, name: str) -> Tensor:
-        weight, bias = self.own[f"{name}_weight"], self.own[f"{name}_bias"]
-        return layer_norm(rows, weight.shape, weight, bias, 1e-5)
+        """In float32 at least. Third derivatives of torch's layer_norm leave out its mean and variance."""
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        variance, mean = torch.var_mean(wide, -1, correction=0, keepdim=True)
+        normal = (wide - mean) * torch.rsqrt(variance + 1e-5)
+        return (normal * self.own[f"{name}_weight"] + self.own[f"{name}_bias"]).to(rows.dtype)
 
 
 # (what x gives, what h gives, states, terms) -> next states, the first of them before any projection. The
@@ -206,7 +209,9 @@ def _clamped(t: Tensor, limit: float | None) -> Tensor:
 
 
 class _ClippedGradient(torch.autograd.Function):
-    """The tensor itself, whose gradient is clamped; a second derivative is that of the clamp."""
+    """The tensor itself, whose gradient is clamped: on every way back, as by a hook, also where that is a way
+    through a graph of gradients.
+    """
 
     generate_vmap_rule = True
 

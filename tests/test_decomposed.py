@@ -4,9 +4,10 @@ reference, which runs each piece of each sequence alone, and second derivatives 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ import torch
 from by_hand import pieces_of
 from operator_cases import LAYOUTS, SEED, VARIANTS, Case
 from philox import word_of
-from tolerances import FLOAT64
+from tolerances import DIFFERENCE_ATOL, DIFFERENCE_RTOL, DIFFERENCE_STEP, FLOAT64, NARROW_OPERATIONS
 from torch import Tensor
 
-from rnnfused import reference
+from rnnfused import _decomposed, reference
 from rnnfused._layer import LayerConfig
 from rnnfused.reference import Options, Weights
 
@@ -268,3 +269,156 @@ def test_every_option_alone(case: Case) -> None:
 @pytest.mark.parametrize("number", range(250))
 def test_options_together(number: int) -> None:
     compare(drawn_case(number))
+
+
+REGULARISED: Changes = {"zoneout": (0.3, 0.4), "recurrent_dropout": 0.4, "drawn": True}
+LARGE: dict[str, tuple[str, Changes]] = {
+    "LSTM, carried": (
+        "lstm",
+        REGULARISED | {"peephole": True, "layer_norm": "separate", "cell_norm": "carried", "cell_clip": 0.5},
+    ),
+    "LSTM, output": (
+        "lstm",
+        {"coupled_gates": True, "layer_norm": "joint", "cell_norm": "output", "zoneout": (0.2, 0.3)},
+    ),
+    "GRU, joint": ("gru", REGULARISED | {"layer_norm": "joint", "update_bias": -1.0, "gate_clip": 0.7}),
+    "GRU, reset before": ("gru", REGULARISED | {"reset_before": True, "num_heads": 2}),
+    "RNN": ("rnn_tanh", REGULARISED | {"layer_norm": "separate"}),
+}
+
+
+@pytest.mark.parametrize("cell, changes", LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize("layout", ["packed", "batch_first_lengths_resets"])
+def test_derivatives_of_gradients(cell: str, changes: Changes, layout: str) -> None:
+    case = case_of(cell, changes, layout=layout, directions=2, input=2, steps=2)
+    leaves = case.leaves(requires_grad=True)
+    assert torch.autograd.gradcheck(case.twin, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(case.twin, leaves, fast_mode=True)
+
+
+def test_clipped_gradients_are_differentiated_as_those_that_a_hook_clamps() -> None:
+    case = case_of("rnn_tanh", {"grad_clip": 0.3}, biases=False, steps=4)
+    leaves = case.leaves(requires_grad=True)
+
+    def by_hand(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor) -> tuple[Tensor, ...]:
+        outputs, h = [], h[0]
+        for x_t in x:
+            h = h.view_as(h)  # apart from the output, whose gradient joins unclamped
+            h.register_hook(lambda d: d.clamp(-0.3, 0.3))
+            h = torch.tanh(x_t @ w_ih.T + h @ w_hh.T)
+            outputs.append(h)
+        return torch.stack(outputs), h.unsqueeze(0)
+
+    def twice(run: Callable[..., tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        loss = sum(t.square().sum() for t in run(*leaves))
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        return [first, torch.autograd.grad(sum(g.square().sum() for g in first), leaves)]
+
+    for order, (ours, theirs) in enumerate(zip(twice(case.twin), twice(by_hand), strict=True), 1):
+        for name, one, other in zip(names_of(case), ours, theirs, strict=True):
+            bound = FLOAT64 * max(1.0, other.abs().max().item())
+            torch.testing.assert_close(one, other, rtol=0, atol=bound, msg=f"{order}: {name}")
+
+
+def test_third_derivatives_are_there() -> None:
+    case = case_of("lstm", LARGE["LSTM, carried"][1], input=2, steps=2)
+    leaves = case.leaves(requires_grad=True)
+
+    def second(*leaves: Tensor) -> Tensor:
+        gradients = torch.autograd.grad(sum(t.sum() for t in case.twin(*leaves)), leaves, create_graph=True)
+        squares = sum(g.square().sum() for g in gradients)
+        return torch.autograd.grad(squares, leaves[0], create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(second, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("layout", ["cells", "batch_first_lengths_cells"])
+def test_c_of_every_step_is_the_one_that_is_carried(layout: str) -> None:
+    """After zoneout: that which a layer that ends there returns."""
+    case = case_of("lstm", {"zoneout": (0.3, 0.4), "drawn": True}, layout=layout, steps=4, batch=3)
+    x, hx, params = case.split(case.leaves())
+    by_time, lengths = (x.transpose(0, 1) if case.config.batch_first else x), case.where.lengths
+    *_, cells = _decomposed.recurrent(case.config, x, hx, params, *case.where)
+    cells = cells.transpose(0, 1) if case.config.batch_first else cells
+    padded = dataclasses.replace(case.config, batch_first=False, cells=False)
+    for t in range(case.steps):
+        _, _, c = _decomposed.recurrent(padded, by_time[: t + 1], hx, params, None, None, None)
+        running = torch.ones(case.batch, dtype=torch.bool) if lengths is None else lengths > t
+        expected = c[0] * running.unsqueeze(1)
+        torch.testing.assert_close(cells[t], expected, rtol=0, atol=FLOAT64)
+
+
+def test_initial_states_of_zeros_may_be_left_out() -> None:
+    """Their sizes are then those of W_hh, which heads store otherwise."""
+    case = case_of("lstm", {"num_heads": 2, "coupled_gates": True}, projected=True, directions=2)
+    x, hx, params = case.split(case.leaves())
+    zeros = [torch.zeros_like(s) for s in hx]
+    for one, other in zip(
+        _decomposed.recurrent(case.config, x, [], params, *case.where),
+        _decomposed.recurrent(case.config, x, zeros, params, *case.where),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["", "drawn"])
+def test_a_unit_that_keeps_its_value_sees_no_nan_of_the_new_one(drawn: bool) -> None:
+    case = case_of("lstm", {"zoneout": (1.0, 1.0), "drawn": drawn})
+    x, hx, params = case.split(case.leaves())
+    y, *final = _decomposed.recurrent(case.config, x * torch.nan, hx, params, *case.where)
+    assert torch.equal(y, hx[0].expand_as(y))
+    assert torch.equal(final[1], hx[1])
+
+
+EVERYTHING = case_of("gru", LARGE["GRU, joint"][1] | {"grad_clip": 0.05}, directions=2)
+
+
+def gradients_of(*leaves: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(sum(t.square().sum() for t in EVERYTHING.twin(*leaves)), leaves)
+
+
+def test_compiles() -> None:
+    """In one graph, the clip of gradients and the generator among it."""
+    leaves = EVERYTHING.leaves(requires_grad=True)
+    compiled = torch.compile(EVERYTHING.twin, fullgraph=True, backend="aot_eager")
+    outputs, expected = compiled(*leaves), EVERYTHING.twin(*leaves)
+    gradients = torch.autograd.grad(sum(t.square().sum() for t in outputs), leaves)
+    for one, other in zip((*outputs, *gradients), (*expected, *gradients_of(*leaves)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=FLOAT64)
+
+
+def test_transforms() -> None:
+    """torch.func.vmap of gradients over initial states, and a tangent, with the clip of gradients."""
+    x, _, *params = EVERYTHING.leaves()
+    several = torch.randn(3, *EVERYTHING.shapes[1], dtype=x.dtype)
+
+    def gradient(h: Tensor) -> Tensor:
+        return torch.func.grad(lambda h: sum(t.square().sum() for t in EVERYTHING.twin(x, h, *params)))(h)
+
+    each = torch.stack([gradient(h) for h in several])
+    torch.testing.assert_close(torch.func.vmap(gradient)(several), each, rtol=0, atol=FLOAT64)
+
+    leaves = (x, several[0], *params)
+    along = tuple(map(torch.randn_like, leaves))
+    _, tangents = torch.func.jvp(EVERYTHING.twin, leaves, along)
+    after, before = (
+        EVERYTHING.twin(*(t + sign * DIFFERENCE_STEP * d for t, d in zip(leaves, along, strict=True)))
+        for sign in (1, -1)
+    )
+    for tangent, more, less in zip(tangents, after, before, strict=True):
+        slope = (more - less) / (2 * DIFFERENCE_STEP)
+        torch.testing.assert_close(tangent, slope, rtol=DIFFERENCE_RTOL, atol=DIFFERENCE_ATOL)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cell, changes", LARGE.values(), ids=LARGE)
+def test_16_bits(cell: str, changes: Changes, dtype: torch.dtype) -> None:
+    """Stay what they are, and draw the same masks: the result is near that of float64."""
+    case = case_of(cell, changes, directions=2)
+    leaves = [t.to(dtype) for t in case.leaves()]
+    outputs = case.twin(*leaves)
+    for one, exact in zip(outputs, case.twin(*(t.double() for t in leaves)), strict=True):
+        assert one.dtype == dtype
+        # A unit with another mask would be off by its own size.
+        bound = NARROW_OPERATIONS * torch.finfo(dtype).eps
+        torch.testing.assert_close(one.double(), exact, rtol=0, atol=bound)

@@ -53,3 +53,10 @@ def eps(dtype: object) -> float:
 ONNX_ULPS = 2 * FLOOR_ULPS
 # Of 16-bit layers, which both compute in float32 and round once: they may round to either side.
 ONNX_NARROW_ULPS = 1.5
+
+# Layers of torch's operations in 16 bits, whose every operation rounds values of order 1 by half a unit: of a
+# few steps of some twenty operations, in units of the last place of 1.
+NARROW_OPERATIONS = 32.0
+
+# Of about a thousand means of what is drawn by chance none is as many standard deviations off.
+DEVIATIONS = 5.0

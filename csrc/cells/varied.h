@@ -99,13 +99,15 @@ struct GruStep {
   }
 };
 
-// With a weight for each row: u = weight z of the AUGRU, the weight itself of the AGRU, and h' = h + u (n - h).
+// With a weight for each row: u = weight z of the AUGRU, the weight itself of the AGRU, and h' = h + u (n -
+// h).
 template <class V>
 struct AttendedStep {
   V a_r, a_z, a_n, r, z, n, n_h;
   bool gated;
 
-  RNNFUSED_HD AttendedStep(const Variation<ScalarOf<V>>& v, const GateSums<V>& sums) : gated(v.maths == Maths::augru) {
+  RNNFUSED_HD AttendedStep(const Variation<ScalarOf<V>>& v, const GateSums<V>& sums)
+      : gated(v.maths == Maths::augru) {
     const int last = v.gates - 1;
     a_r = sums.both(0), a_z = gated ? sums.both(1) : V{};
     r = sigmoid(clamp(a_r, v.gate_clip));
@@ -126,6 +128,38 @@ struct AttendedStep {
     if (gated) d.x[1] = d.h[1] = clamp_gradient(sigmoid_gradient(du * weight, z), a_z, v.gate_clip);
     d.x[last] = dn, d.h[last] = dn * r;
     return dh - of_n;
+  }
+};
+
+// The sLSTM: h' = o c' / n', c' = f c + i z, n' = f n + i, with i and f held in units of e^m', the larger of
+// both.
+template <class V>
+struct ExponentialStep {
+  using T = ScalarOf<V>;
+  V a_i, a_f, log_f_m, i, f, z, o, c, n, m;  // the last three as the step leaves them
+
+  RNNFUSED_HD ExponentialStep(const GateSums<V>& sums, V c_before, V n_before, V m_before) {
+    a_i = sums.both(0), a_f = sums.both(1);
+    log_f_m = m_before - softplus(-a_f);
+    m = log_f_m < a_i ? a_i : log_f_m;
+    i = exp(a_i - m), f = exp(log_f_m - m);
+    z = tanh(sums.both(2)), o = sigmoid(sums.both(3));
+    c = fma(f, c_before, i * z), n = fma(f, n_before, i);
+  }
+  RNNFUSED_HD V output() const { return o * c / n; }
+  // Of the sums, and of c, n and m before, from those of h', c', n' and m'.
+  RNNFUSED_HD void gradient(V c_before, V n_before, V dh, V (&d)[kMaxStateVectors], GateSums<V>& da) const {
+    const V e = dh * o / n, ds = d[1] + e, dt = d[2] - e * c / n;
+    const V di = fma(ds, z, dt) * i, df = fma(ds, c_before, dt * n_before) * f;
+    // What reaches m' goes on to the larger of the two, or halves where they are one.
+    const V dm = d[3] - di - df, half = dm * T(0.5);
+    const V unequal = log_f_m > a_i ? dm : V{}, old = log_f_m == a_i ? half : unequal;
+    const V dlog_f = df + old;
+    da.x[0] = da.h[0] = di + dm - old;
+    da.x[1] = da.h[1] = dlog_f * sigmoid(-a_f);
+    da.x[2] = da.h[2] = tanh_gradient(ds * i, z);
+    da.x[3] = da.h[3] = sigmoid_gradient(dh * c / n, o);
+    d[1] = ds * f, d[2] = dt * f, d[3] = dlog_f;
   }
 };
 

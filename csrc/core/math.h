@@ -132,6 +132,18 @@ RNNFUSED_HD V sigmoid_gradient(V dy, V y) {
   return dy * (y * (broadcast<V>(1) - y));
 }
 
+// log(1 + e^x) = max(x, 0) + log(1 + u), u = e^-|x|, where log(1 + u) = 2 atanh(s), s = u / (2 + u) <= 1/3: a
+// series in s^2 <= 1/9.
+template <class V>
+RNNFUSED_HD V softplus(V x) {
+  using T = ScalarOf<V>;
+  constexpr int terms = sizeof(T) == 4 ? 8 : 17;
+  const V positive = x < T(0) ? V{} : x, u = exp(x < T(0) ? x : -x), s = u / (T(2) + u), square = s * s;
+  V sum = broadcast<V>(T(2) / T(2 * terms - 1));
+  for (int k = terms - 2; k >= 0; --k) sum = fma(sum, square, broadcast<V>(T(2) / T(2 * k + 1)));
+  return fma(s, sum, positive);
+}
+
 template <class V>
 RNNFUSED_HD V relu(V x) {
   return x < ScalarOf<V>(0) ? V{} : x;

@@ -17,6 +17,7 @@ enum class Maths : int {
   update_gru,
   augru,
   agru,
+  slstm,
   indrnn,
   ligru,
   mingru,
@@ -29,12 +30,15 @@ enum class GateNorm : int { none, separate, joint, input };
 // Of the LSTM's c: none; of what is carried on; only of what h is made from.
 enum class CellNorm : int { none, carried, output };
 
+// Vectors that a cell carries from step to step. Beside h all are parts of what callers have for c.
+constexpr int kMaxStateVectors = 4;
+
 // One layer in one direction. Parameters are torch's: [rows, H], contiguous; null where the option is not
 // there.
 template <class T>
 struct Variation {
   Maths maths;
-  int gates, states;
+  int gates, states;   // states: vectors, h among them
   Index hidden;        // H
   Index unit_scalars;  // H in whole vectors: rows of a gate in the products' matrices
   GateNorm gate_norm;
@@ -62,6 +66,7 @@ struct Variation {
   // Whether h enters the gates by a product with a matrix.
   bool multiplies() const { return maths < Maths::indrnn || maths == Maths::ligru; }
   bool drops() const { return drawn && recurrent_dropout > 0; }
+  T zoneout_of(int state) const { return state < kMaxStates ? zoneout[state] : T(0); }
   int peepholes() const { return maths == Maths::coupled_lstm ? 2 : 3; }
   Index number_of(Index row) const { return numbers ? numbers[row] : row; }
 };

@@ -19,15 +19,16 @@ namespace rnnfused::RNNFUSED_ISA {
 // What is kept of every row beside the sums.
 template <class T>
 struct VariedTape {
-  Index units = 0;
-  // c; h as it enters the product, where dropout changes it; r h; mean and scale of the norms.
+  Index units = 0, rows = 0;
+  // States after h; h as it enters the product, where dropout changes it; r h; mean and scale of the norms.
+  T* cell_of(int state, Index row) const { return cell + ((state - 1) * rows + row) * units; }
   T *cell = nullptr, *operand = nullptr, *reset = nullptr, *norms = nullptr;
 
   // `data` is where the sums end; null keeps nothing.
   VariedTape() = default;
-  VariedTape(const Variation<T>& v, Index rows, T* data) : units(v.unit_scalars) {
+  VariedTape(const Variation<T>& v, Index of_rows, T* data) : units(v.unit_scalars), rows(of_rows) {
     cell = data;
-    operand = data && v.states > 1 ? cell + rows * units : data;
+    operand = data ? cell + (v.states - 1) * rows * units : data;
     reset = data && v.drops() ? operand + rows * units : operand;
     norms = data && v.resets() ? reset + rows * units : reset;
   }
@@ -87,7 +88,13 @@ class VariedStage {
 
  protected:
   bool norms() const { return v_->gate_norm != GateNorm::none || v_->cell_norm != CellNorm::none; }
-  bool is_lstm() const { return v_->states > 1; }
+  bool is_lstm() const { return v_->maths == Maths::lstm || v_->maths == Maths::coupled_lstm; }
+  // A sequence's part of what callers have for state vectors.
+  template <class Row>
+  Row* vector_of(const Rows<Row> (&of)[kMaxStates], int state, Index sequence) const {
+    Row* const found = of[state > 0].find(sequence);
+    return found && state > 1 ? found + (state - 1) * v_->hidden : found;
+  }
   Index lanes(Index block) const { return lanes_in<T>(block, v_->hidden); }
   V parameter(const T* rows, Index row, Index block, T otherwise) const {
     return rows ? load<V>(rows + row * v_->hidden + block * L, lanes(block)) : broadcast<V>(otherwise);
@@ -104,21 +111,21 @@ class VariedStage {
   // Before mixed() or split(): which of this member's units keep what they were at a row.
   void draw_kept(Index row) const {
     if (!v_->drawn) return;
-    for (int state = 0; state < v_->states; ++state) {
+    for (int state = 0; state < kMaxStates; ++state) {
       if (!(v_->zoneout[state] > 0)) continue;
       draw(*v_, state == 0 ? Draw::zoneout_h : Draw::zoneout_c, v_->number_of(row), mine_,
            double(v_->zoneout[state]), kept_[state]);
     }
   }
   V mixed(int state, Index block, V before, V next) const {
-    const T p = v_->zoneout[state];
+    const T p = v_->zoneout_of(state);
     if (!(p > 0)) return next;
     if (!v_->drawn) return fma(broadcast<V>(p), before, (T(1) - p) * next);
     return load<V>(kept_[state] + block * L) > T(0) ? before : next;
   }
   // Of a gradient what goes to the value before, and leaves the rest.
   V split(int state, Index block, V& d) const {
-    const T p = v_->zoneout[state];
+    const T p = v_->zoneout_of(state);
     if (!(p > 0)) return V{};
     if (!v_->drawn) {
       const V kept = p * d;
@@ -281,7 +288,7 @@ class VariedForward : VariedStage<T> {
     for (Index b = 0; b < stream_->batch(); ++b) {
       if (start_) draw_factors(*v_, *stream_, b, mine_, this->factors_ + b * units_);
       for (int state = 0; state < v_->states; ++state) {
-        const T* const initial = args_->initial[state].find(stream_->sequence(b));
+        const T* const initial = this->vector_of(args_->initial, state, stream_->sequence(b));
         for (Index block = mine_.first; block < mine_.last; ++block) {
           const V value = initial ? load<V>(initial + block * L, lanes(block)) : V{};
           store(state_of(state, b, block), value);
@@ -334,11 +341,12 @@ class VariedForward : VariedStage<T> {
   }
 
   void store_final() const {
-    if (!this->is_lstm()) return;
     for (Index b = 0; b < stream_->batch(); ++b) {
-      T* const to = args_->final[1].find(stream_->sequence(b));
-      for (Index block = mine_.first; to && block < mine_.last; ++block)
-        store(to + block * L, load<V>(state_of(1, b, block)), lanes(block));
+      for (int state = 1; state < v_->states; ++state) {
+        T* const to = this->vector_of(args_->final, state, stream_->sequence(b));
+        for (Index block = mine_.first; to && block < mine_.last; ++block)
+          store(to + block * L, load<V>(state_of(state, b, block)), lanes(block));
+      }
     }
   }
 
@@ -375,25 +383,30 @@ class VariedForward : VariedStage<T> {
     this->draw_kept(row);
     const T weight = v_->attends() ? args_->x[row][stream_->shape.input] : T(0);
     for (Index block = mine_.first; block < mine_.last; ++block) {
-      V next[kMaxStates];
+      V next[kMaxStateVectors];
       step(norms, this->normalised(this->raw_sums(sums, block), norms, block), b, block, weight, next);
       for (int state = 0; state < v_->states; ++state) {
         T* const at = state_of(state, b, block);
         next[state] = this->mixed(state, block, load<V>(at), next[state]);
         store(at, next[state]);
+        if (taped_ && state > 0) store(tape_.cell_of(state, row) + block * L, next[state]);
       }
       const Index at = block * L;
       store(args_->y[row] + at, next[0], lanes(block));
       if (start_) store(tape_.operand + row * units_ + at, next[0] * factor(b, block));
-      if (!this->is_lstm()) continue;
-      if (taped_) store(tape_.cell + row * units_ + at, next[1]);
       if (args_->cells.data) store(args_->cells[row] + at, next[1], lanes(block));
     }
   }
 
   // weight: of the row, where the cell has one.
   void step(const RowNorms& norms, const GateSums<V>& gates, Index b, Index block, T weight,
-            V (&next)[kMaxStates]) const {
+            V (&next)[kMaxStateVectors]) const {
+    if (v_->maths == Maths::slstm) {
+      const ExponentialStep<V> step(gates, load<V>(state_of(1, b, block)), load<V>(state_of(2, b, block)),
+                                    load<V>(state_of(3, b, block)));
+      next[0] = step.output(), next[1] = step.c, next[2] = step.n, next[3] = step.m;
+      return;
+    }
     if (!this->is_lstm()) {
       const V h = load<V>(state_of(0, b, block));
       next[0] = v_->attends()
@@ -411,9 +424,9 @@ class VariedForward : VariedStage<T> {
   const ForwardArgs<T>* args_ = nullptr;
   VariedTape<T> tape_{};
   bool taped_ = false;
-  T* states_[kMaxStates] = {};  // [batch, units]
-  T* start_ = nullptr;          // the initial h as it enters the product [batch, units]
-  T* carried_ = nullptr;        // [batch, units]
+  T* states_[kMaxStateVectors] = {};  // [batch, units]
+  T* start_ = nullptr;                // the initial h as it enters the product [batch, units]
+  T* carried_ = nullptr;              // [batch, units]
 };
 
 template <class T>
@@ -437,7 +450,7 @@ class VariedBackward : VariedStage<T> {
         members_(members) {
     const Index batch = stream.batch();
     dh_ = arena.take<T>(batch * units_);
-    if (this->is_lstm()) carry_c_ = arena.take<T>(batch * units_);
+    for (int state = 1; state < v_->states; ++state) carry_[state] = arena.take<T>(batch * units_);
     if (v_->gate_norm != GateNorm::none) inner_ = arena.take<T>(batch * units_ * 2 * v_->gates);
     if (v_->cell_norm != CellNorm::none) {
       dnormed_ = arena.take<T>(batch * units_);
@@ -452,10 +465,11 @@ class VariedBackward : VariedStage<T> {
       memset(sum_of(sum, mine_.first), 0, size_t(mine_.size() * L * 2) * sizeof(T));
     for (Index b = 0; b < stream_->batch(); ++b) {
       if (v_->drops()) draw_factors(*v_, *stream_, b, mine_, this->factors_ + b * units_);
-      if (!this->is_lstm()) continue;
-      const T* const from = args_->dfinal[1].find(stream_->sequence(b));
-      for (Index block = mine_.first; block < mine_.last; ++block)
-        store(carry_c_ + b * units_ + block * L, from ? load<V>(from + block * L, lanes(block)) : V{});
+      for (int state = 1; state < v_->states; ++state) {
+        const T* const from = this->vector_of(args_->dfinal, state, stream_->sequence(b));
+        for (Index block = mine_.first; block < mine_.last; ++block)
+          store(carry_of(state, b, block), from ? load<V>(from + block * L, lanes(block)) : V{});
+      }
     }
   }
 
@@ -503,10 +517,11 @@ class VariedBackward : VariedStage<T> {
 
   // Of a sequence that begins after the position at hand.
   void store_initial_cell(Index b) const {
-    if (!this->is_lstm()) return;
-    T* const to = args_->dinitial[1].find(stream_->sequence(b));
-    for (Index block = mine_.first; to && block < mine_.last; ++block)
-      store(to + block * L, load<V>(carry_c_ + b * units_ + block * L), lanes(block));
+    for (int state = 1; state < v_->states; ++state) {
+      T* const to = this->vector_of(args_->dinitial, state, stream_->sequence(b));
+      for (Index block = mine_.first; to && block < mine_.last; ++block)
+        store(to + block * L, load<V>(carry_of(state, b, block)), lanes(block));
+    }
   }
 
   // After all positions.
@@ -550,8 +565,9 @@ class VariedBackward : VariedStage<T> {
   }
   V state_before(int state, Index s, Index b, Index block) const {
     const Index row = stream_->previous(s, b);
-    if (row >= 0 && state > 0) return load<V>(tape_.cell + row * units_ + block * L);
-    const T* const from = row >= 0 ? args_->y[row] : args_->initial[state].find(stream_->sequence(b));
+    if (row >= 0 && state > 0) return load<V>(tape_.cell_of(state, row) + block * L);
+    const T* const from =
+        row >= 0 ? args_->y[row] : this->vector_of(args_->initial, state, stream_->sequence(b));
     return from ? load<V>(from + block * L, lanes(block)) : V{};
   }
 
@@ -572,7 +588,7 @@ class VariedBackward : VariedStage<T> {
     const Index at = b * units_ + block * L;
     of.dh = load<V>(dh_ + at);
     this->split(0, block, of.dh);
-    of.dc = load<V>(carry_c_ + at);
+    of.dc = load<V>(carry_of(1, b, block));
     if (args_->dcells.data) of.dc = of.dc + load<V>(args_->dcells[row] + block * L, lanes(block));
     of.kept_c = this->split(1, block, of.dc);
     return of;
@@ -644,7 +660,9 @@ class VariedBackward : VariedStage<T> {
       GateSums<V> d{};
       V dh = load<V>(dh_ + at);
       V carry = this->split(0, block, dh);
-      if (this->is_lstm()) {
+      if (v_->maths == Maths::slstm) {
+        unstep_exponential(gates, s, b, block, dh, d);
+      } else if (this->is_lstm()) {
         unstep_lstm(shown(s, b, row, block, norms, gates), norms, of_c, at, block, d);
       } else {
         carry = carry + unstep_output(gates, state_before(0, s, b, block), s, b, block, dh, d);
@@ -680,6 +698,18 @@ class VariedBackward : VariedStage<T> {
     return fma(d.h[0] * factor_of(b, block), this->parameter(v_->unit, 0, block, 0), direct);
   }
 
+  T* carry_of(int state, Index b, Index block) const { return carry_[state] + b * units_ + block * L; }
+
+  void unstep_exponential(const GateSums<V>& gates, Index s, Index b, Index block, V dh,
+                          GateSums<V>& da) const {
+    const V c = state_before(1, s, b, block), n = state_before(2, s, b, block);
+    V d[kMaxStateVectors] = {};
+    for (int state = 1; state < v_->states; ++state) d[state] = load<V>(carry_of(state, b, block));
+    ExponentialStep<V>(gates, c, n, state_before(3, s, b, block)).gradient(c, n, dh, d, da);
+    for (int state = 1; state < v_->states; ++state)
+      store(carry_of(state, b, block), clamp(this->first_lanes(d[state], block), v_->grad_clip));
+  }
+
   void unstep_lstm(const Shown& of, const RowNorms& norms, const NormSums& of_c, Index at, Index block,
                    GateSums<V>& d) const {
     V da_o, ds;
@@ -698,7 +728,7 @@ class VariedBackward : VariedStage<T> {
     const V dc = of.step.uncarry(*v_, of.p, ds, da);
     da[v_->gates - 1] = da_o;
     for (int g = 0; g < v_->gates; ++g) d.x[g] = d.h[g] = da[g];
-    store(carry_c_ + at, clamp(this->first_lanes(dc + of.kept_c, block), v_->grad_clip));
+    store(carry_[1] + at, clamp(this->first_lanes(dc + of.kept_c, block), v_->grad_clip));
     if (!v_->peephole) return;
     add(kPeephole, block, da[0] * of.step.c_prev);
     if (v_->peepholes() > 2) add(kPeephole + 1, block, da[1] * of.step.c_prev);
@@ -760,7 +790,8 @@ class VariedBackward : VariedStage<T> {
 
   const BackwardArgs<T>* args_ = nullptr;
   VariedTape<T> tape_{};
-  T *carry_h_ = nullptr, *carry_c_ = nullptr, *dh_ = nullptr;  // [batch, units], each member its own units
+  T *carry_h_ = nullptr, *dh_ = nullptr;  // [batch, units], each member its own units
+  T* carry_[kMaxStateVectors] = {};       // of the states after h [batch, units]
   int member_ = 0, members_ = 1;
   T* inner_ = nullptr;                      // gradients of normalised sums [batch, blocks, gates, 2, lanes]
   T *dnormed_ = nullptr, *da_o_ = nullptr;  // [batch, units]

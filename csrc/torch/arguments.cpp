@@ -86,7 +86,7 @@ void read_weights(const Arguments& a, Form& form) {
     return t.sym_size(d).guard_int(__FILE__, __LINE__);
   };
   TORCH_CHECK(w_ih.dim() == 2, kWeights[0], ": expected 2 dimensions, got ", w_ih.dim());
-  if (o.own_maths && o.own_maths != Maths::ligru && !o.attends()) {
+  if (o.own_maths && *o.own_maths >= Maths::indrnn && o.own_maths != Maths::ligru) {
     TORCH_CHECK(size(w_ih, 0) % o.info.gates == 0, kWeights[0], ": expected size [", o.info.gates,
                 " * hidden_size, input_size], got ", w_ih.sym_sizes());
     form.input = size(w_ih, 1);
@@ -210,7 +210,7 @@ RowOrder row_order(const Arguments& a) {
 
 void check_states(const Arguments& a, const Form& form) {
   const LayerOptions& o = a.options;
-  const Index units[] = {form.output, form.hidden};
+  const Index units[] = {form.output, o.second_state(form.hidden)};
   for (size_t s = 0; s < a.hx.size(); ++s) {
     const at::Tensor& state = a.hx[s];
     TORCH_CHECK(state.device() == a.input.device(),
@@ -372,7 +372,7 @@ std::vector<c10::SymDimVector> output_sizes(const Arguments& a, const Form& form
   }
   if (form.batched) states.push_back(form.batch);
   with_features(states, form.output);
-  if (o.states() > 1) with_features(states, form.hidden);
+  if (o.states() > 1) with_features(states, o.second_state(form.hidden));
   if (o.cells) with_features(rows, o.directions * form.hidden);
   return sizes;
 }

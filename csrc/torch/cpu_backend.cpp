@@ -103,9 +103,11 @@ Layer<S> forward_layer(const Inputs& in, const ForwardTensors& out, bool recompu
     args.cells =
         rows_of(mutable_data_or_null<T>(out.cells), in, in.directions * in.shape.hidden, d * in.shape.hidden);
     args.initial[0] = states_of(data_or_null<T>(in.h0), in, d, in.shape.output, true);
-    args.initial[1] = states_of(data_or_null<T>(in.c0), in, d, in.shape.hidden, true);
+    args.initial[1] =
+        states_of(data_or_null<T>(in.c0), in, d, in.options.second_state(in.shape.hidden), true);
     args.final[0] = states_of(mutable_data_or_null<T>(out.hn), in, d, in.shape.output, false);
-    args.final[1] = states_of(mutable_data_or_null<T>(out.cn), in, d, in.shape.hidden, false);
+    args.final[1] =
+        states_of(mutable_data_or_null<T>(out.cn), in, d, in.options.second_state(in.shape.hidden), false);
     args.tape = out.tape.defined() ? mutable_data_or_null<Q>(out.tape) + d * out.tape.size(1) : nullptr;
     args.recompute = recompute;
   }
@@ -146,7 +148,7 @@ Variation<S> variation_of(const Inputs& in, int direction, Index units) {
   const auto& numbers = in.sequences->numbers;
   return {o.maths(),
           o.info.gates,
-          o.info.states,
+          o.state_vectors(),
           in.shape.hidden,
           units,
           o.gate_norm,
@@ -279,7 +281,8 @@ LayerGradient<S> backward_layer(const Inputs& in, const BackwardTensors& tensors
     args.weights = weights_of<S>(in, d);
     args.x = rows_of(data_or_null<S>(in.x), in, in.shape.input);
     args.initial[0] = states_of(data_or_null<T>(in.h0), in, d, in.shape.output, true);
-    args.initial[1] = states_of(data_or_null<T>(in.c0), in, d, in.shape.hidden, true);
+    args.initial[1] =
+        states_of(data_or_null<T>(in.c0), in, d, in.options.second_state(in.shape.hidden), true);
     args.y = output_rows(data_or_null<S>(tensors.y));
     args.tape = data_or_null<S>(tensors.tape) + d * tape_size;
     args.recompute = recompute;
@@ -287,11 +290,12 @@ LayerGradient<S> backward_layer(const Inputs& in, const BackwardTensors& tensors
     args.dcells =
         rows_of(data_or_null<T>(tensors.dcells), in, in.directions * in.shape.hidden, d * in.shape.hidden);
     args.dfinal[0] = states_of(data_or_null<T>(tensors.dh), in, d, in.shape.output, false);
-    args.dfinal[1] = states_of(data_or_null<T>(tensors.dc), in, d, in.shape.hidden, false);
+    args.dfinal[1] =
+        states_of(data_or_null<T>(tensors.dc), in, d, in.options.second_state(in.shape.hidden), false);
     if (dx) args.dx = rows_of(mutable_data_or_null<S>(*dx), in, dx->size(-1));
     args.accumulate_dx = d > 0;
     args.dinitial[0] = states_of(data(1), in, d, in.shape.output, true);
-    args.dinitial[1] = states_of(data(2), in, d, in.shape.hidden, true);
+    args.dinitial[1] = states_of(data(2), in, d, in.options.second_state(in.shape.hidden), true);
     T** const slots[] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias, &args.dprojection};
     for (int slot = 0; slot < int(std::size(slots)); ++slot) *slots[slot] = data(3 + d * kSlots + slot);
   }

@@ -246,7 +246,8 @@ at::DimVector Inputs::output_sizes(Index units) const {
 }
 
 at::DimVector Inputs::state_sizes(int state) const {
-  return {directions, sequences->callers_batch, state == 0 ? shape.output : shape.hidden};
+  return {directions, sequences->callers_batch,
+          state == 0 ? shape.output : options.second_state(shape.hidden)};
 }
 
 }  // namespace rnnfused

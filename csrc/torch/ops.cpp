@@ -38,7 +38,7 @@ at::DimVector final_sizes(const Arguments& a, const Form& form, const Sequences&
   at::DimVector sizes;
   if (!a.options.step) sizes.push_back(a.options.layers * a.options.directions);
   if (form.batched) sizes.push_back(sequences.callers_batch);
-  sizes.push_back(state == 0 ? form.output : form.hidden);
+  sizes.push_back(state == 0 ? form.output : a.options.second_state(form.hidden));
   return sizes;
 }
 

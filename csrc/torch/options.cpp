@@ -41,10 +41,12 @@ const std::map<std::string, CellNorm> kCellNorms = {{"carried", CellNorm::carrie
 struct StagedCell {
   Maths maths;
   int gates;
+  int states = 1;
 };
 const std::map<std::string, StagedCell> kStagedCells = {
-    {"augru", {Maths::augru, 3}}, {"agru", {Maths::agru, 2}},     {"indrnn", {Maths::indrnn, 1}},
-    {"ligru", {Maths::ligru, 2}}, {"mingru", {Maths::mingru, 2}}, {"minlstm", {Maths::minlstm, 3}}};
+    {"augru", {Maths::augru, 3}},    {"agru", {Maths::agru, 2}},   {"slstm", {Maths::slstm, 4, 2}},
+    {"indrnn", {Maths::indrnn, 1}},  {"ligru", {Maths::ligru, 2}}, {"mingru", {Maths::mingru, 2}},
+    {"minlstm", {Maths::minlstm, 3}}};
 
 // The whole of the text as a number.
 bool read_number(const std::string& text, double& number) {
@@ -100,7 +102,7 @@ void read_word(LayerOptions& options, const std::string& word) {
 
 // What the options say of each other, and of the cell.
 void check_variation(const LayerOptions& o) {
-  const bool is_lstm = o.info.states > 1, is_gru = o.kind == "GRU" || o.kind == "GRUCell";
+  const bool is_lstm = o.cell == CellId::lstm, is_gru = o.kind == "GRU" || o.kind == "GRUCell";
   const auto check = [&](bool holds, const char* what) {
     TORCH_CHECK_VALUE(holds, "layer: ", what, ", got '", o.text, "'");
   };
@@ -113,7 +115,9 @@ void check_variation(const LayerOptions& o) {
   const bool is_ligru = o.own_maths == Maths::ligru;
   check(!o.own_maths || is_ligru || o.gate_norm == GateNorm::none, "layer_norm is nothing that the cell has");
   check(o.gate_norm != GateNorm::input || is_ligru, "a norm of the input alone needs a LiGRU");
-  check(o.num_heads == 1 || !o.own_maths || is_ligru || o.attends(),
+  check(o.own_maths != Maths::slstm || !(o.cells || std::isfinite(o.gate_clip)),
+        "cells and gate_clip are nothing that an sLSTM has");
+  check(o.num_heads == 1 || !o.own_maths || is_ligru || o.attends() || o.own_maths == Maths::slstm,
         "num_heads is nothing that the cell has");
   check(!o.attends() || (o.layers == 1 && o.directions == 1),
         "a weight for each row needs one layer in one direction");
@@ -158,6 +162,7 @@ LayerOptions parse(const std::string& text) {
     options.own_maths = staged->second.maths;
     options.info.name = staged->first.c_str();
     options.info.gates = staged->second.gates;
+    options.info.states = staged->second.states;
   }
   for (const char letter : word.substr(0, word.find('_'))) options.kind += char(std::toupper(letter));
   while (words >> word) read_word(options, word);
@@ -240,7 +245,7 @@ Maths LayerOptions::maths() const {
 TapeSize LayerOptions::tape_size() const {
   if (!varied) return cpu::tape_size(cell, projected);
   const bool norms = gate_norm != GateNorm::none || cell_norm != CellNorm::none;
-  return {info.states - 1 + (drawn && recurrent_dropout > 0) + reset_before, 2 * info.gates,
+  return {state_vectors() - 1 + (drawn && recurrent_dropout > 0) + reset_before, 2 * info.gates,
           norms ? int(kNormScalars) : 0};
 }
 

@@ -63,8 +63,8 @@ class _Dims:
         self.input, self.hx, params, *self.layout = own
         dimensions = input.dim() - (self.input is not None)
         concatenated = lengths is not None and dimensions == 2
-        # Calls that cannot be one: other weights, rows that do not stay where they are, or rows whose place in
-        # the batch says what is drawn for them.
+        # Calls that cannot be one: other weights, rows that do not stay where they are, or rows whose place
+        # in the batch says what is drawn for them.
         self.each_alone = (
             concatenated
             or self.layout[0] is not None

@@ -384,8 +384,9 @@ class RNN(_OneState, _Sequence, torch.nn.RNN):
 
     RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, device=None, dtype=None, recompute=False, learn_initial_state=False,
-    weight_drop=0.0): recompute changes nothing, since an RNN keeps nothing beside its output. Shapes and
-    dtypes: see `forward`.
+    weight_drop=0.0, **options): recompute changes nothing, since an RNN keeps nothing beside its output.
+    options: layer_norm="separate", zoneout, recurrent_dropout, gate_clip, grad_clip, num_heads, as
+    docs/cells.md has them. Shapes and dtypes: see `forward`.
     """
 
 
@@ -394,8 +395,10 @@ class GRU(_OneState, _Sequence, torch.nn.GRU):
     product.
 
     GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
-    device=None, dtype=None, recompute=False, learn_initial_state=False, weight_drop=0.0): recompute keeps
-    few gates for backward, which rebuilds the others. Shapes and dtypes: see `forward`.
+    device=None, dtype=None, recompute=False, learn_initial_state=False, weight_drop=0.0, **options):
+    recompute keeps few gates for backward, which rebuilds the others. options: those of `RNN`, and
+    layer_norm="joint" with update_bias, reset_after=False: n = tanh(W_in x + b_in + W_hn (r h) + b_hn).
+    Shapes and dtypes: see `forward`.
     """
 
 
@@ -442,9 +445,10 @@ class LSTM(_ForgetBias, _TwoStates, _Sequence, torch.nn.LSTM):
 
     LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, proj_size=0, device=None, dtype=None, recompute=False, learn_initial_state=False,
-    weight_drop=0.0, return_cells=False, forget_bias=None): return_cells gives c of every step of the last
-    layer as a third result; recompute keeps only the output, c and the last few gates for backward, which
-    rebuilds the others; forget_bias is added to the forget gate's bias at initialisation. Shapes and dtypes:
+    weight_drop=0.0, return_cells=False, forget_bias=None, **options): return_cells gives c of every step of
+    the last layer as a third result; recompute keeps only the output, c and the last few gates for backward,
+    which rebuilds the others; forget_bias is added to the forget gate's bias at initialisation. options:
+    those of `RNN`, and layer_norm="joint", cell_norm, peephole, coupled_gates, cell_clip. Shapes and dtypes:
     see `forward`.
     """
 
@@ -527,14 +531,16 @@ class RNNCell(_OneState, _Cell, torch.nn.RNNCell):
 
 
 class GRUCell(_OneState, _Cell, torch.nn.GRUCell):
-    """torch.nn.GRUCell: one step of `GRU`. input [B, I] or [I], hx [B, H] or [H]; returns h'."""
+    """torch.nn.GRUCell: one step of `GRU`. input [B, I] or [I], hx [B, H] or [H]; returns h'. By keyword the
+    options of `GRU`.
+    """
 
     _cell = "gru"
 
 
 class LSTMCell(_ForgetBias, _TwoStates, _Cell, torch.nn.LSTMCell):
     """torch.nn.LSTMCell: one step of `LSTM`. input [B, I] or [I], hx = (h, c) of [B, H] or [H]; returns (h',
-    c'). Beyond torch.nn's arguments forget_bias=None, as `LSTM` has it.
+    c'). Beyond torch.nn's arguments forget_bias=None and the options of `LSTM`.
     """
 
     _cell = "lstm"

@@ -102,13 +102,16 @@ def _tangent(
             stand_in(torch.zeros_like(y) if g is None else g)
             for y, g in zip(results, grads or [None] * len(results), strict=True)
         ]
-        gradients = torch.autograd.grad(results, own, outer, create_graph=True, allow_unused=True)
-        pairs = [(g, v) for g, v in zip(gradients, tangents, strict=True) if g is not None and v is not None]
+        along = [(t, v) for t, v in zip(own, tangents, strict=True) if v is not None and t.requires_grad]
+        gradients = torch.autograd.grad(
+            results, [t for t, _ in along], outer, create_graph=True, allow_unused=True
+        )
+        pairs = [(g, v) for g, (_, v) in zip(gradients, along, strict=True) if g is not None]
         targets = [*outer, *(own[index] for index in wanted)]
         found: list[Tensor | None] = [None] * len(targets)
         if pairs:
-            of, along = zip(*pairs, strict=True)
-            found = list(torch.autograd.grad(of, targets, along, create_graph=True, allow_unused=True))
+            of, by = zip(*pairs, strict=True)
+            found = list(torch.autograd.grad(of, targets, by, create_graph=True, allow_unused=True))
         if any(t is not None for t in grad_tangents):
             # Gradients are linear in what they are gradients of.
             given = [(y, t) for y, t in zip(results, grad_tangents, strict=True) if t is not None]
@@ -181,9 +184,11 @@ def _tangent_backward(
 
 
 def stand_in(t: Tensor) -> Tensor:
-    """Another name for the tensor: one that is passed twice has a derivative for each of its places."""
+    """Another name for the tensor: one that is passed twice has a derivative for each of its places. Seeds
+    have none.
+    """
     other = t.view_as(t)
-    return other if other.requires_grad else other.requires_grad_()
+    return other if other.requires_grad or not t.is_floating_point() else other.requires_grad_()
 
 
 @contextlib.contextmanager

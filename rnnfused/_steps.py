@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.nn.functional import linear
 
 from rnnfused import _masks
@@ -126,9 +127,7 @@ class Direction:
     def step(self, t: int, x: Tensor, before: States) -> States:
         """x: what it gives at the step t. The rows are the first of the batch."""
         if (limit := self.terms.layer.grad_clip) is not None:
-            # Dynamo traces no function that has a forward mode.
-            clipped = _ClippedGradient if torch.compiler.is_dynamo_compiling() else _WithTangent
-            before = tuple(clipped.apply(s, limit) for s in before)
+            before = tuple(_with_clipped_gradient(s, limit) for s in before)
         h = before[0] if self.dropout is None else before[0] * self.dropout[: len(x)]
         after = self.maths(*self._sums(x, h), before, self.terms)
         if self.w_hr is not None:
@@ -232,3 +231,14 @@ class _WithTangent(_ClippedGradient):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         return tangent.view_as(tangent)
+
+
+def _with_clipped_gradient(t: Tensor, limit: float) -> Tensor:
+    if torch.compiler.is_dynamo_compiling():  # which traces no function that has a forward mode
+        return _ClippedGradient.apply(t, limit)
+    front = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode
+    if torch._C._dispatch_tls_is_dispatch_key_excluded(front):
+        # In a kernel that a transform of torch.func has called: `apply` would ask the transform again.
+        with enable_single_level_autograd_function():
+            return super(torch.autograd.Function, _WithTangent).apply(t, limit)
+    return _WithTangent.apply(t, limit)

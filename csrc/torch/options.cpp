@@ -170,8 +170,8 @@ LayerOptions parse(const std::string& text) {
   if (options.coupled_gates) options.info.gates = 3;
   options.slots = slots_of(options);
   options.varied = options.own_maths || options.drawn || options.slots.back() > 4 || options.coupled_gates ||
-                   options.reset_before || options.num_heads > 1 || options.zoneout[0] > 0 ||
-                   options.zoneout[1] > 0 || options.recurrent_dropout > 0 ||
+                   options.reset_before || options.num_heads > 1 || options.update_bias != 0 ||
+                   options.zoneout[0] != 0 || options.zoneout[1] != 0 || options.recurrent_dropout != 0 ||
                    std::isfinite(options.cell_clip) || std::isfinite(options.gate_clip) ||
                    std::isfinite(options.grad_clip);
   if (options.varied) check_variation(options);

@@ -113,7 +113,7 @@ ctest-asan: $(environment)
 
 # The tests that reach the native code in many ways, each ISA on its own; the walk and the mutations at length.
 # Without those in which a compiler of torch's or much memory takes long, and ours little.
-asan_tests := walk layouts states fuzz recompute native_checks sequence stack functional autograd tangents modules memory frozen stepper quantized attend
+asan_tests := walk varied layouts states fuzz recompute native_checks sequence stack functional autograd tangents modules memory frozen stepper quantized attend
 pytest-asan: $(test_environment)
 	tools/build asan _C $(with_asan)
 	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=1500 RNNFUSED_FUZZ_CALLS=20000 \

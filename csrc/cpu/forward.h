@@ -483,7 +483,7 @@ class ForwardStream {
   }
 
   template <class RowOf>
-  void multiply_step(Index s, Index local, const Matrix& m, RowOf h_prev) {
+  RNNFUSED_HD void multiply_step(Index s, Index local, const Matrix& m, RowOf h_prev) {
     const Index rows = stream_.active(s);
     round_rows(rows, m, h_prev);
     for_groups(m.blocks, group_, s % 2 == 1, [&](Index first, Index n) {

@@ -42,7 +42,7 @@ def recurrent(
         resets = None if resets is None else resets.transpose(0, 1)
     if not states:
         batch = int(batch_sizes[0]) if batch_sizes is not None else x.size(1)
-        states = [x.new_zeros(layer.directions, batch, size) for size in layer.state_sizes(params[1].shape)]
+        states = [x.new_zeros(layer.directions, batch, size) for size in layer.state_sizes(params)]
     y, final, cells = _layer(layer, x, tuple(states), params, batch_sizes, lengths, resets)
     if layer.step:
         return [s[0, 0] if missing else s[0] for s in final]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from rnnfused.cells import CELLS, CellSpec
+from rnnfused.cells import EVERY_CELL, OWN_CELLS, CellSpec
 
 __all__ = ["PADDED", "LayerConfig", "Layout"]
 
@@ -35,10 +35,10 @@ class LayerConfig:
     c of every step, of the last layer, is returned too. step: whether input and states come without a time
     dimension. int8: whether the matrices are of 8 bits, the scales of their rows behind the other params.
 
-    Those from peephole on make a layer `varied`; what they are says docs/cells.md. zoneout: of h and c.
-    drawn: whether zoneout and recurrent dropout are drawn, as in training, and the last of all params is one
-    seed for each layer, int64; otherwise zoneout has its mean and dropout does nothing. What they bring
-    follows a direction's other params in the order of `own_params`.
+    Those from peephole on make a layer `varied`, as cells do that torch.nn has not; docs/cells.md has both.
+    zoneout: of h and c. drawn: whether zoneout and recurrent dropout are drawn, as in training, and the last
+    of all params is one seed for each layer, int64; otherwise zoneout has its mean and dropout does nothing.
+    What they bring follows a direction's other params in the order of `own_params`.
 
     `text` is what the operators take, and with it traced and exported graphs: the cell's name and the options
     that are not the default, in words that csrc/torch/options.cpp reads. A new option is a field here, a word
@@ -70,7 +70,7 @@ class LayerConfig:
     num_heads: int = 1
 
     text: str = field(init=False, repr=False, compare=False)
-    varied: bool = field(init=False, repr=False, compare=False)  # whether there are `variations`
+    varied: bool = field(init=False, repr=False, compare=False)  # whether torch.nn has none such
 
     def __post_init__(self) -> None:
         words = [self.cell]
@@ -83,7 +83,7 @@ class LayerConfig:
             if getattr(self, name) != default:
                 words.append(f"{name}={write(getattr(self, name))}")
         object.__setattr__(self, "text", " ".join(words))
-        object.__setattr__(self, "varied", bool(self.variations))
+        object.__setattr__(self, "varied", bool(self.variations) or self.cell in OWN_CELLS)
 
     @staticmethod
     @functools.cache
@@ -117,7 +117,7 @@ class LayerConfig:
 
     @property
     def spec(self) -> CellSpec:
-        return CELLS[self.cell]
+        return EVERY_CELL[self.cell]
 
     @property
     def directions(self) -> int:
@@ -145,7 +145,7 @@ class LayerConfig:
     def own_params(self) -> tuple[str, ...]:
         """What the options bring for each layer and direction, by name (the suffix `_l{k}` left out)."""
         names = ["weight_peephole"] if self.peephole else []
-        norms = {"separate": ["ih", "hh"], "joint": [""]}.get(self.layer_norm or "", [])
+        norms = {"separate": ["ih", "hh"], "joint": [""], "input": ["ih"]}.get(self.layer_norm or "", [])
         for norm in [*norms, *(["c"] if self.cell_norm else [])]:
             names += ["_".join(part for part in ("norm", norm, kind) if part) for kind in ("weight", "bias")]
         return tuple(names)
@@ -153,7 +153,8 @@ class LayerConfig:
     @property
     def params_each(self) -> int:
         """Tensors of one layer in one direction."""
-        return (2 + self.projected) * (1 + self.int8) + 2 * self.bias + len(self.own_params)
+        biases = len(self.spec.biases) * self.bias
+        return (self.spec.matrices + self.projected) * (1 + self.int8) + biases + len(self.own_params)
 
     @property
     def params(self) -> int:
@@ -163,8 +164,8 @@ class LayerConfig:
     def shapes(self, input: int, hidden: int, output: int) -> list[dict[str, tuple[int, ...]]]:
         """The sizes of the params, by their names, for each layer and direction; the seeds left out.
 
-        input, hidden, output: I of the first layer, H, P. Raises ValueError for heads that do not divide H
-        and P.
+        input, hidden, output: I of the first layer (the weight of a row is none of them), H, P. Raises
+        ValueError for heads that do not divide H and P.
         """
         heads, rows = self.num_heads, len(self.gates) * hidden
         if hidden % heads or output % heads:
@@ -174,11 +175,16 @@ class LayerConfig:
         found = []
         for index in range(self.num_layers):
             shapes: dict[str, tuple[int, ...]] = {
-                "weight_ih": (rows, self.directions * output if index else input),
-                "weight_hh": (rows, output) if heads == 1 else (heads, rows // heads, output // heads),
+                "weight_ih": (rows, self.directions * output if index else input)
             }
+            if self.spec.recurrent == "vector":
+                shapes["weight_hh"] = (hidden,)
+            elif self.spec.recurrent == "matrix":
+                shapes["weight_hh"] = (
+                    (rows, output) if heads == 1 else (heads, rows // heads, output // heads)
+                )
             if self.bias:
-                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                shapes |= dict.fromkeys(self.spec.biases, (rows,))
             if self.projected:
                 shapes["weight_hr"] = (output, hidden)
             for name in self.own_params:
@@ -190,10 +196,11 @@ class LayerConfig:
                 found.append({name + place: shape for name, shape in shapes.items()})
         return found
 
-    def state_sizes(self, recurrent_weight: Sequence[int]) -> tuple[int, ...]:
-        """Units of each state, by the size of W_hh: [G H, P], of heads [k, G H/k, P/k]."""
-        rows, output = (self.num_heads * size for size in recurrent_weight[-2:])
-        return (output, rows // len(self.gates))[: len(self.spec.states)]
+    def state_sizes(self, params: Sequence[Tensor]) -> tuple[int, ...]:
+        """Units of each state, by the params: W_ih [G H, I], and W_hr [P, H] where h is projected."""
+        hidden = params[0].size(0) // len(self.gates)
+        output = params[self.spec.matrices + 2 * self.bias].size(0) if self.projected else hidden
+        return (output, max(len(self.spec.memory), 1) * hidden)[: len(self.spec.states)]
 
     @property
     def outputs(self) -> int:

@@ -53,7 +53,7 @@ def recurrent(
         # What native code takes for granted: packed rows do not tell their number without memory, and
         # compiled packages (AOTInductor) have no empty lists.
         leading = leading_sizes(layer, input, Layout(batch_sizes, lengths, resets))
-        hx = [input.new_zeros(*leading, size) for size in layer.state_sizes(params[1].shape)]
+        hx = [input.new_zeros(*leading, size) for size in layer.state_sizes(params)]
     return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, lengths, resets, layer.text, False)
 
 

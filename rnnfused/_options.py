@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from rnnfused.cells import CELLS
+from rnnfused.cells import EVERY_CELL
 
 __all__ = ["DEFAULTS", "CellOptions", "asked", "layer_fields"]
 
@@ -12,9 +12,9 @@ __all__ = ["DEFAULTS", "CellOptions", "asked", "layer_fields"]
 class CellOptions(TypedDict, total=False):
     """What changes a cell's equations; docs/cells.md has them. Each stands for torch.nn's cell by default.
 
-    layer_norm: "separate" (or True) or "joint" (LSTM, GRU). cell_norm: of the LSTM with a layer norm,
-    "carried" or "output". peephole, coupled_gates: of the LSTM. reset_after: of the GRU (True). update_bias:
-    of the GRU with the joint norm. zoneout: the probability for all states or for each (h, c).
+    layer_norm: "separate" (or True), "joint" (LSTM, GRU) or "input" (LiGRU). cell_norm: of the LSTM with a
+    layer norm, "carried" or "output". peephole, coupled_gates: of the LSTM. reset_after: of the GRU (True).
+    update_bias: of the GRU with the joint norm. zoneout: the probability for all states or for each (h, c).
     recurrent_dropout: a probability. cell_clip (LSTM), gate_clip, grad_clip: numbers above 0. num_heads: W_hh
     is block-diagonal.
     """
@@ -47,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "grad_clip": None,
     "num_heads": 1,
 }
-_EVERY_CELL = ("zoneout", "recurrent_dropout", "grad_clip")
+_ALWAYS = ("zoneout", "grad_clip")
 
 
 def asked(options: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +83,8 @@ def layer_fields(cell: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _each_state(cell: str, zoneout: Any) -> tuple[float, ...]:
     """The probability of each state's zoneout; raises ValueError for what is none."""
-    states = CELLS[cell].states
+    spec = EVERY_CELL[cell]
+    states = spec.states[:1] if spec.memory else spec.states
     each = tuple(zoneout) if isinstance(zoneout, (tuple, list)) else (zoneout,) * len(states)
     right = len(each) == len(states) and all(0 <= p <= 1 for p in each)
     _require(right, "zoneout", f"a probability or one for each of {', '.join(states)}", zoneout)
@@ -92,9 +93,10 @@ def _each_state(cell: str, zoneout: Any) -> tuple[float, ...]:
 
 def _check(cell: str, options: dict[str, Any], changed: dict[str, Any]) -> None:
     """That the cell has what was changed, and that the options go together."""
-    spec = CELLS[cell]
+    spec = EVERY_CELL[cell]
+    takes = (*spec.takes, *_ALWAYS, *(["recurrent_dropout"] if spec.recurrent else []))
     for name, value in changed.items():
-        allowed = name in (*spec.takes, *_EVERY_CELL)
+        allowed = name in takes
         _require(allowed, name, f"nothing for cell {cell!r}, which has no such option", repr(value))
     norm, cell_norm = options["layer_norm"], options["cell_norm"]
     norms, cell_norms = (None, *spec.norms), (None, "carried", "output")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.nn.functional import linear
+from torch.nn.functional import linear, logsigmoid
 
 from rnnfused import _masks
 from rnnfused._layer import LayerConfig
@@ -42,7 +42,8 @@ class Terms(NamedTuple):
 
 
 # (what x gives, what h gives, states, terms) -> next states, the first of them before any projection. The
-# sums are [n, G H]; with a joint norm the first is all, and the second zero.
+# sums are [n, G H]; with a joint norm the first is all, and the second zero, as where no gate sees h. What x
+# gives to a cell that attends ends with the rows' weights [n, 1].
 Step = Callable[[Tensor, Tensor, States, Terms], States]
 
 
@@ -75,9 +76,10 @@ def _lstm(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
 def _gru(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
     x_r, x_z, x_n = x.chunk(3, 1)
     h_r, h_z, h_n = h.chunk(3, 1)
-    if not terms.layer.reset_before:  # otherwise r is in h_n
-        h_n = torch.sigmoid(terms.clipped(x_r + h_r)) * h_n
-    n = torch.tanh(terms.clipped(x_n + h_n))
+    if terms.layer.reset_before:  # r is in h_n
+        n = torch.tanh(terms.clipped(x_n + h_n))
+    else:
+        n = _candidate(x_r + h_r, x_n, h_n, terms)
     return (n + torch.sigmoid(terms.clipped(x_z + h_z)) * (states[0] - n),)
 
 
@@ -88,7 +90,55 @@ def _gru_joint(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
     return (states[0] + u * (n - states[0]),)
 
 
-STEPS: dict[str, Step] = {"rnn_tanh": _rnn_tanh, "rnn_relu": _rnn_relu, "lstm": _lstm, "gru": _gru}
+def _ligru(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
+    a_z, a_n = terms.clipped(x + h).chunk(2, 1)
+    n = torch.relu(a_n)
+    return (n + torch.sigmoid(a_z) * (states[0] - n),)
+
+
+def _mingru(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
+    a_z, n = x.chunk(2, 1)
+    return (states[0] + torch.sigmoid(a_z) * (n - states[0]),)
+
+
+def _minlstm(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
+    a_f, a_i, n = x.chunk(3, 1)
+    f, i = torch.sigmoid(a_f), torch.sigmoid(a_i)
+    return (n + f / (f + i) * (states[0] - n),)
+
+
+def _augru(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
+    (x_r, x_z, x_n), weight = x[:, :-1].chunk(3, 1), x[:, -1:]
+    h_r, h_z, h_n = h.chunk(3, 1)
+    u = weight * torch.sigmoid(terms.clipped(x_z + h_z))
+    return (states[0] + u * (_candidate(x_r + h_r, x_n, h_n, terms) - states[0]),)
+
+
+def _agru(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
+    (x_r, x_n), weight = x[:, :-1].chunk(2, 1), x[:, -1:]
+    h_r, h_n = h.chunk(2, 1)
+    return (states[0] + weight * (_candidate(x_r + h_r, x_n, h_n, terms) - states[0]),)
+
+
+def _candidate(a_r: Tensor, x_n: Tensor, h_n: Tensor, terms: Terms) -> Tensor:
+    return torch.tanh(terms.clipped(x_n + torch.sigmoid(terms.clipped(a_r)) * h_n))
+
+
+def _slstm(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
+    a_i, a_f, a_z, a_o = (x + h).chunk(4, 1)
+    c, n, m = states[1].chunk(3, 1)
+    log_f_m = logsigmoid(a_f) + m
+    m = torch.maximum(log_f_m, a_i)
+    i, f = torch.exp(a_i - m), torch.exp(log_f_m - m)
+    c, n = f * c + i * torch.tanh(a_z), f * n + i
+    return torch.sigmoid(a_o) * c / n, torch.cat((c, n, m), 1)
+
+
+STEPS: dict[str, Step] = {
+    **{"rnn_tanh": _rnn_tanh, "rnn_relu": _rnn_relu, "lstm": _lstm, "gru": _gru},
+    **{"indrnn": _rnn_relu, "ligru": _ligru, "mingru": _mingru, "minlstm": _minlstm},
+    **{"augru": _augru, "agru": _agru, "slstm": _slstm},
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +150,9 @@ class Direction:
     w_ih: Tensor
     b_ih: Tensor | None
     w_hr: Tensor | None
-    products: list[tuple[Tensor, Tensor | None]]  # W_hh and b_hh, of each product of a step
+    products: list[
+        tuple[Tensor, Tensor | None]
+    ]  # W_hh and b_hh, of each product of a step; none without W_hh
     keeps: list[Tensor | float]  # of each state: which units keep their value [T, B, units], or their share
     dropout: Tensor | None  # what h is multiplied with where it enters W_hh [B, P]
 
@@ -110,8 +162,9 @@ class Direction:
     ) -> Direction:
         """Of a single layer with these params, its first or second; initial: its own, [B, units]."""
         own = iter(params[index * layer.params_each :][: layer.params_each])
-        w_ih, w_hh = next(own), next(own)
-        b_ih, b_hh = (next(own), next(own)) if layer.bias else (None, None)
+        w_ih, w_hh = next(own), next(own) if layer.spec.recurrent else None
+        biases = [next(own) for _ in layer.spec.biases] if layer.bias else []
+        b_ih, b_hh = (*biases, None, None)[:2]
         w_hr = next(own) if layer.projected else None
         terms = Terms(layer, dict(zip(layer.own_params, own, strict=True)))
         maths = _gru_joint if layer.cell == "gru" and layer.layer_norm == "joint" else STEPS[layer.cell]
@@ -119,10 +172,13 @@ class Direction:
         return Direction(terms, maths, w_ih, b_ih, w_hr, _products(layer, w_hh, b_hh), keeps, dropout)
 
     def from_x(self, x: Tensor) -> Tensor:
-        """What x [..., I] gives at all steps, outside the recurrence: [..., G H]."""
+        """What x [..., I] gives at all steps, outside the recurrence: [..., G H], and the rows' weights."""
+        layer = self.terms.layer
+        if layer.spec.attends:
+            return torch.cat((linear(x[..., :-1], self.w_ih, self.b_ih), x[..., -1:]), -1)
         product = linear(x, self.w_ih, self.b_ih)
-        separate = self.terms.layer.layer_norm == "separate"
-        return self.terms.normalised(product, "norm_ih") if separate else product
+        own_norm = layer.layer_norm in ("separate", "input")
+        return self.terms.normalised(product, "norm_ih") if own_norm else product
 
     def step(self, t: int, x: Tensor, before: States) -> States:
         """x: what it gives at the step t. The rows are the first of the batch."""
@@ -137,6 +193,8 @@ class Direction:
 
     def _sums(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """What x and what h give, normalised."""
+        if not self.products:
+            return x, x.new_zeros(())
         from_h = _product(h, *self.products[0])
         if self.terms.layer.reset_before:
             reset = from_h.chunk(2, 1)[0] + x.chunk(3, 1)[0]
@@ -150,10 +208,14 @@ class Direction:
         return x, from_h
 
 
-def _products(layer: LayerConfig, w_hh: Tensor, b_hh: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-    """One for all gates or, where r is applied before, one for r and z and one for n. W_hh is [G H, P] or, of
-    heads, [k, G, H/k, P/k].
+def _products(
+    layer: LayerConfig, w_hh: Tensor | None, b_hh: Tensor | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """One for all gates or, where r is applied before, one for r and z and one for n. W_hh is [G H, P], of
+    heads [k, G, H/k, P/k], or a vector [H].
     """
+    if w_hh is None:
+        return []
     if layer.num_heads > 1:
         w_hh = w_hh.unflatten(1, (len(layer.gates), -1))
     if not layer.reset_before:
@@ -168,6 +230,8 @@ def _products(layer: LayerConfig, w_hh: Tensor, b_hh: Tensor | None) -> list[tup
 
 
 def _product(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.dim() == 1:  # each unit sees itself alone; such a cell's only bias is x's
+        return weight * h
     if weight.dim() == 2:
         return linear(h, weight, bias)
     by_head = h.unflatten(1, (weight.size(0), -1))

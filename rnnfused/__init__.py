@@ -31,5 +31,12 @@ from rnnfused.modules import RNN as RNN
 from rnnfused.modules import GRUCell as GRUCell
 from rnnfused.modules import LSTMCell as LSTMCell
 from rnnfused.modules import RNNCell as RNNCell
+from rnnfused.own_cells import AGRU as AGRU
+from rnnfused.own_cells import AUGRU as AUGRU
+from rnnfused.own_cells import SLSTM as SLSTM
+from rnnfused.own_cells import IndRNN as IndRNN
+from rnnfused.own_cells import LiGRU as LiGRU
+from rnnfused.own_cells import MinGRU as MinGRU
+from rnnfused.own_cells import MinLSTM as MinLSTM
 
 __version__: str = _build_info.version

@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from rnnfused import modules
 from rnnfused._options import asked
 from rnnfused._weights import Weights
+from rnnfused.own_cells import OwnLayer
 
 __all__ = ["Conversion", "conversions", "convert", "to_torch"]
 
@@ -98,12 +99,14 @@ def to_torch(module: M) -> M | torch.nn.Module:
     What changes no number goes: recompute. Layers of classes that were written as subclasses of rnnfused's
     are left alone. Raises TypeError if `module` is not a torch.nn.Module, and ValueError, before anything is
     changed, for a layer that computes what torch.nn's does not: learn_initial_state, return_cells,
-    weight_drop, and the options of cells.
+    weight_drop, the options of cells, and cells that torch.nn has not.
     """
     for name, layer in _checked(module).named_modules():
         if not isinstance(layer, modules._Described):
             continue
         own = [o for o in ("learn_initial_state", "return_cells", "weight_drop") if getattr(layer, o, False)]
+        if isinstance(layer, OwnLayer):
+            raise ValueError(f"module: torch.nn has no {type(layer).__name__}, as '{name}' is")
         for option in (*own, *asked(layer._options())):
             raise ValueError(f"module: torch.nn has no layer with {option}, as '{name}' is")
     for layer in module.modules():
@@ -149,7 +152,7 @@ def _target(layer: torch.nn.Module, source: type) -> type | str:
 
 def _class_for(source: type) -> type | str:
     """`_target` of a layer that has no attributes of its own."""
-    if issubclass(source, tuple(_TORCH)):
+    if issubclass(source, (*_TORCH, OwnLayer)):
         return source
     theirs, ours = _bases(source)
     if theirs is None:

@@ -278,7 +278,7 @@ def stack(
         return recurrent(layer, input, hx, params, *layout)
     if not torch.compiler.is_compiling():
         _C.check(layer.text, input, hx, params, *layout)  # what no layer sees by itself
-    return _layers(recurrent, layer, input, hx, params, layout, dropout)
+    return layers(recurrent, layer, input, hx, params, layout, dropout)
 
 
 def _step_by_step(
@@ -294,10 +294,10 @@ def _step_by_step(
         check(layer, input, hx, params, layout)
     if layer.num_layers == 1:
         return _decomposed.recurrent(layer, input, hx, params, *layout)
-    return _layers(_decomposed.recurrent, layer, input, hx, params, layout, dropout)
+    return layers(_decomposed.recurrent, layer, input, hx, params, layout, dropout)
 
 
-def _layers(
+def layers(
     run: Run,
     layer: LayerConfig,
     input: Tensor,

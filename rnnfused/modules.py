@@ -72,6 +72,7 @@ class _Described(torch.nn.Module):
     num_heads: int = DEFAULTS["num_heads"]
 
     _layer: LayerConfig | None = None
+    _replaces_params = False  # whether those that torch.nn's constructor makes are another cell's
     _beyond_torch: tuple[str, ...] = ("_layer", *DEFAULTS)  # attributes that torch.nn's layers do not have
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -79,7 +80,7 @@ class _Described(torch.nn.Module):
         super().__init__(*args, **kwargs)
         for name, value in changed.items():
             setattr(self, name, value)
-        if changed:
+        if changed or self._replaces_params:
             self._make_params(self._config())
 
     def _make_params(self, layer: LayerConfig) -> None:
@@ -222,6 +223,8 @@ class _Sequence(_Described, Weights):
     ) -> None:
         super().__init__(*args, **kwargs)
         functional.check_probability("weight_drop", weight_drop)
+        if weight_drop and self._config().spec.recurrent is None:
+            raise ValueError(f"weight_drop: expected 0 for a cell without W_hh, got {weight_drop}")
         self.recompute = recompute
         self.learn_initial_state = learn_initial_state
         self.weight_drop = weight_drop
@@ -269,8 +272,13 @@ class _Sequence(_Described, Weights):
             return []
         return [torch.stack([getattr(self, name) for name in names]) for names in self._initial_names()]
 
+    @property
+    def _cell(self) -> str:
+        """Of the registry."""
+        return CELLS_OF_MODE[self.mode]
+
     def _describe(self) -> LayerConfig:
-        cell = CELLS_OF_MODE[self.mode]
+        cell = self._cell
         return LayerConfig(
             cell,
             self.num_layers,
@@ -282,13 +290,17 @@ class _Sequence(_Described, Weights):
             **self._fields(cell),
         )
 
+    def _initial(self, layer: LayerConfig, input: Tensor, layout: Layout) -> Sequence[Tensor]:
+        """The states of a call without hx; none for zeros."""
+        return expanded(layer, self._learned(), input, layout) if self.learn_initial_state else ()
+
     def _state_sizes(self) -> tuple[int, ...]:
         return (self.proj_size or self.hidden_size, self.hidden_size)[: len(self._config().spec.states)]
 
     def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
         layer = self._config()
-        if self.learn_initial_state and not hx:
-            hx = expanded(layer, self._learned(), input, layout)
+        if not hx:
+            hx = self._initial(layer, input, layout)
         params: Sequence[Tensor] = self._params()
         if not self.training:
             return functional.stack(layer, input, hx, params, layout)

@@ -1,4 +1,4 @@
-"""The NumPy reference's options, alone and in pairs, and the cells that have no kernel yet: every gradient
+"""The NumPy reference's options, alone and in pairs, and the cells that torch.nn has not: every gradient
 against finite differences and against autograd of the same equations in torch, written here on their own.
 """
 

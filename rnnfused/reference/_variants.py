@@ -6,16 +6,16 @@ from dataclasses import replace
 
 from rnnfused.reference import _cells
 from rnnfused.reference._cells import CELLS, Cell, Phase
-from rnnfused.reference._cells_to_come import CELLS_TO_COME
 from rnnfused.reference._maths import require
 from rnnfused.reference._options import Options
+from rnnfused.reference._own_cells import OWN_CELLS
 
 _EVERY_CELL = frozenset({"zoneout", "grad_clip"})
 
 
 def find_cell(name: str, options: Options) -> Cell:
     """The cell of that name as the options shape it."""
-    cells = CELLS | CELLS_TO_COME
+    cells = CELLS | OWN_CELLS
     require(name in cells, "cell", f"one of {', '.join(cells)}", repr(name))
     cell = cells[name]
     _check_options(name, cell, options)

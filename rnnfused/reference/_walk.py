@@ -47,7 +47,7 @@ def forward(
 ) -> Forward:
     """Runs one layer in one direction.
 
-    cell: a key of `CELLS` or `CELLS_TO_COME`.
+    cell: a key of `CELLS` or `OWN_CELLS`.
     x: [T, B, I], or [N, I] packed with `batch_sizes`; any float dtype, and everything is computed in it.
     states: (h0 [B, P|H],), for the LSTM (h0 [B, P|H], c0 [B, H]); for others in the order of `Cell.states`.
     weights: see `Weights`; w_hr is for the LSTM only.

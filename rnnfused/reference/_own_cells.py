@@ -1,4 +1,4 @@
-"""The gate maths of cells that have no kernel yet, forward and backward."""
+"""The gate maths of the cells that torch.nn has not, forward and backward."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _minlstm_backward(tape: Arrays, prev: Arrays, new: Arrays, dnew: Arrays, ext
 
 _GATED = frozenset({"gate_clip", "num_heads"})
 
-CELLS_TO_COME: dict[str, Cell] = {
+OWN_CELLS: dict[str, Cell] = {
     # h' = max(W_ih x + b_ih + u h, 0). Source: Li, Li, Cook, Zhu and Gao, "Independently recurrent neural
     # network (IndRNN)", 2018.
     "indrnn": Cell(

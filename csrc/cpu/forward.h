@@ -124,7 +124,9 @@ class ForwardStream {
       const Index end = collect_chunk(s, rows);
       await(end);
       project_inputs(rows);
-      if (late_.size() > 0) barrier.wait();  // what one member has started another goes on with
+      if constexpr (kStaged<Cell>) {
+        if (args_.variation->resets()) barrier.wait();  // what one member has started another goes on with
+      }
       for (Index local = 0; s < end; local += stream_.active(s), ++s) {
         attend(s, local, barrier);
         step(s, local);

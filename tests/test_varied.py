@@ -337,6 +337,19 @@ def test_same_bits_for_any_number_of_threads(name: str, hidden: int) -> None:
             assert not differing, (threads, recompute, differing)
 
 
+@pytest.mark.parametrize("name", LARGE)
+def test_layers_over_one_another_have_the_bits_of_each_alone(name: str) -> None:
+    """In inference one call runs all of them, on several threads at once where there are."""
+    layer = dataclasses.replace(LARGE[name], num_layers=3)
+    case = Walk(3, layer, "padded", 24, 256, (12,) * 16, 12, 0.0, True, torch.float32)
+    made = make(case)
+    want = native(layer, made)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            assert all(torch.equal(*pair) for pair in zip(native(layer, made), want, strict=True)), threads
+
+
 @pytest.mark.long
 @pytest.mark.skipif("RNNFUSED_ISA" in os.environ, reason="this is such a run")
 @pytest.mark.parametrize("isa", _C.available_isas())

@@ -157,7 +157,7 @@ class LiGRU(_OneState, OwnLayer):
             lengths = Layout(*where).lengths
             there = None if lengths is None or input.dim() == 2 else _there(one, input, lengths)
             places = range(0, one.directions * one.params_each, one.params_each)
-            products = [_over_rows(next(norms), linear(input, own[place]), there) for place in places]
+            products = [_normalised(next(norms), input, own[place], there) for place in places]
             joined = torch.cat(products, -1)
             width = joined.size(-1)
             identity = torch.eye(width, dtype=joined.dtype, device=joined.device)
@@ -175,16 +175,16 @@ def _there(layer: LayerConfig, input: Tensor, lengths: Tensor) -> Tensor:
     return there if layer.batch_first else there.t()
 
 
-def _over_rows(norm: torch.nn.Module, products: Tensor, there: Tensor | None) -> Tensor:
-    """The norm of those rows [.., G H] that there are; the others become zero."""
-    rows = products.flatten(0, -2)
+def _normalised(norm: torch.nn.Module, input: Tensor, w_ih: Tensor, there: Tensor | None) -> Tensor:
+    """The norm of W_ih x [.., G H] over the rows that there are; the others are not read, and zero."""
+    rows = input.flatten(0, -2)
     if there is None:
-        normal: Tensor = norm(rows)
+        normal: Tensor = norm(linear(rows, w_ih))
     else:
         places = there.flatten().nonzero().squeeze(1)
-        own = norm(rows.index_select(0, places))
-        normal = own.new_zeros(rows.shape).index_copy(0, places, own)
-    return normal.view(products.shape)
+        own = norm(linear(rows.index_select(0, places), w_ih))
+        normal = own.new_zeros(len(rows), len(w_ih)).index_copy(0, places, own)
+    return normal.unflatten(0, input.shape[:-1])
 
 
 class MinGRU(_OneState, OwnLayer):

@@ -17,8 +17,8 @@ enum class Draw : uint32_t { zoneout_h = 0, zoneout_c = 1, recurrent_dropout = 2
 constexpr int kPhiloxCounters = 16, kPhiloxGroup = 4 * kPhiloxCounters;
 
 // The words of one group of units. In loops over the counters, which compilers turn into vectors.
-inline void philox_group(uint64_t seed, Draw what, int direction, uint64_t row, uint32_t group,
-                         uint32_t (&out)[kPhiloxGroup]) {
+RNNFUSED_HD void philox_group(uint64_t seed, Draw what, int direction, uint64_t row, uint32_t group,
+                              uint32_t (&out)[kPhiloxGroup]) {
   constexpr uint32_t kMultiply[] = {0xD2511F53, 0xCD9E8D57}, kWeyl[] = {0x9E3779B9, 0xBB67AE85};
   constexpr int N = kPhiloxCounters;
   uint32_t c[4][N], key[] = {uint32_t(seed), uint32_t(seed >> 32)};
@@ -42,6 +42,6 @@ inline void philox_group(uint64_t seed, Draw what, int direction, uint64_t row, 
 }
 
 // Words below it are a share p of all.
-inline uint64_t philox_threshold(double p) { return uint64_t(p * 4294967296.0); }
+RNNFUSED_HD uint64_t philox_threshold(double p) { return uint64_t(p * 4294967296.0); }
 
 }  // namespace rnnfused

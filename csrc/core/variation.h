@@ -60,15 +60,15 @@ struct Variation {
 
   // Whether h is multiplied with the reset gate before the product of the last gate, which so comes after the
   // others.
-  bool resets() const { return maths == Maths::reset_gru; }
+  RNNFUSED_HD bool resets() const { return maths == Maths::reset_gru; }
   // Whether each row's weight follows the input's features, and says how much of h it changes.
-  bool attends() const { return maths == Maths::augru || maths == Maths::agru; }
+  RNNFUSED_HD bool attends() const { return maths == Maths::augru || maths == Maths::agru; }
   // Whether h enters the gates by a product with a matrix.
-  bool multiplies() const { return maths < Maths::indrnn || maths == Maths::ligru; }
-  bool drops() const { return drawn && recurrent_dropout > 0; }
-  T zoneout_of(int state) const { return state < kMaxStates ? zoneout[state] : T(0); }
-  int peepholes() const { return maths == Maths::coupled_lstm ? 2 : 3; }
-  Index number_of(Index row) const { return numbers ? numbers[row] : row; }
+  RNNFUSED_HD bool multiplies() const { return maths < Maths::indrnn || maths == Maths::ligru; }
+  RNNFUSED_HD bool drops() const { return drawn && recurrent_dropout > 0; }
+  RNNFUSED_HD T zoneout_of(int state) const { return state < kMaxStates ? zoneout[state] : T(0); }
+  RNNFUSED_HD int peepholes() const { return maths == Maths::coupled_lstm ? 2 : 3; }
+  RNNFUSED_HD Index number_of(Index row) const { return numbers ? numbers[row] : row; }
 };
 
 // Gradients of what a variation brings, as it is laid out; null where not wanted.

@@ -150,9 +150,7 @@ class Direction:
     w_ih: Tensor
     b_ih: Tensor | None
     w_hr: Tensor | None
-    products: list[
-        tuple[Tensor, Tensor | None]
-    ]  # W_hh and b_hh, of each product of a step; none without W_hh
+    products: list[tuple[Tensor, Tensor | None]]  # W_hh and b_hh of each product of a step; may be none
     keeps: list[Tensor | float]  # of each state: which units keep their value [T, B, units], or their share
     dropout: Tensor | None  # what h is multiplied with where it enters W_hh [B, P]
 

@@ -23,7 +23,7 @@ from torch.optim import swa_utils
 import rnnfused
 from rnnfused import _convert, _steps, reference
 from rnnfused._load import _C, build_info
-from rnnfused.cells import CELLS, OWN_CELLS
+from rnnfused.cells import CELLS, EVERY_CELL, OWN_CELLS
 
 
 class Model(torch.nn.Module):
@@ -708,7 +708,8 @@ def test_not_a_module() -> None:
 def test_every_list_of_cells_agrees() -> None:
     assert list(CELLS) == _C.cell_names()
     assert set(CELLS) == set(reference.CELLS)
-    assert CELLS.keys() | OWN_CELLS.keys() == set(_steps.STEPS)
+    assert set(OWN_CELLS) == set(reference.OWN_CELLS)
+    assert set(EVERY_CELL) == set(_steps.STEPS)
 
 
 def test_show_config_names_what_runs() -> None:

@@ -7,6 +7,7 @@
 #include "cpu/forward.h"
 #include "cpu/gradients.h"
 #include "cpu/rebuild.h"
+#include "cpu/varied_backward.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 

@@ -8,7 +8,7 @@
 #include "cpu/kernels.h"
 #include "cpu/tape.h"
 #include "cpu/tile.h"
-#include "cpu/varied.h"
+#include "cpu/varied_forward.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 

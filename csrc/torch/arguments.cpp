@@ -253,24 +253,25 @@ void check_weights(const Arguments& a, const Form& form) {
         TORCH_CHECK(w.device() == a.input.device(),
                     "Input and parameter tensors are not at the same device, found input tensor at ",
                     a.input.device(), " and parameter tensor at ", w.device());
-        const bool is_matrix = slot < 2 || slot == 4;
+        const bool is_matrix = is_matrix_slot(slot);
         const at::ScalarType type = o.int8 && is_matrix ? at::kChar : a.input.scalar_type();
         const bool same_type = w.scalar_type() == type;
         if (same_type && sizes_are(w, sizes)) return;
         const std::string place = o.step ? "" : "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
-        const std::string name = o.gate_norm == GateNorm::joint && (slot == 6 || slot == 7)
-                                     ? (slot == 6 ? "norm_weight" : "norm_bias")
-                                     : kWeights[slot];
+        const std::string name =
+            o.gate_norm == GateNorm::joint && (slot == kNormIhWeight || slot == kNormIhBias)
+                ? (slot == kNormIhWeight ? "norm_weight" : "norm_bias")
+                : kWeights[slot];
         TORCH_CHECK(same_type, name, place, ": expected dtype ", type, ", got ", w.scalar_type());
         TORCH_CHECK(false, name, place, ": expected size ", c10::SymIntArrayRef(sizes.begin(), sizes.size()),
                     ", got ", w.sym_sizes());
       };
       for (const int slot : o.slots) {
         switch (slot) {
-          case 0:
+          case kWeightIh:
             take(slot, {gates, input - o.attends()});
             break;
-          case 1:
+          case kWeightHh:
             if (o.own_maths == Maths::indrnn) {
               take(slot, {form.hidden});
             } else if (o.num_heads > 1) {
@@ -280,14 +281,14 @@ void check_weights(const Arguments& a, const Form& form) {
               take(slot, {gates, form.output});
             }
             break;
-          case 4:
+          case kWeightHr:
             take(slot, {form.output, form.hidden});
             break;
-          case 5:
+          case kPeephole:
             take(slot, {o.coupled_gates ? 2 : 3, form.hidden});
             break;
           default:
-            take(slot, {slot < 10 ? gates : c10::SymInt(form.hidden)});
+            take(slot, {slot < kNormCWeight ? gates : c10::SymInt(form.hidden)});
         }
       }
       if (!o.int8) continue;

@@ -164,14 +164,14 @@ Variation<S> variation_of(const Inputs& in, int direction, Index units) {
           direction,
           numbers.empty() ? nullptr : numbers.data(),
           in.sequences->callers_batch,
-          o.maths() == Maths::indrnn ? data(1) : nullptr,
-          data(5),
-          data(6),
-          data(7),
-          data(8),
-          data(9),
-          data(10),
-          data(11)};
+          o.maths() == Maths::indrnn ? data(kWeightHh) : nullptr,
+          data(kPeephole),
+          data(kNormIhWeight),
+          data(kNormIhBias),
+          data(kNormHhWeight),
+          data(kNormHhBias),
+          data(kNormCWeight),
+          data(kNormCBias)};
 }
 
 }  // namespace
@@ -187,10 +187,11 @@ void Varied<S>::vary(Args* args, const Inputs& in) {
     variation_[d] = variation_of<S>(in, d, units);
     const auto padded = [&](int slot) {
       const at::Tensor& w = in.weight(d, slot);
-      const at::Tensor whole = slot == 1 && in.options.num_heads > 1 ? joined_heads(w, gates) : w;
+      const at::Tensor whole = slot == kWeightHh && in.options.num_heads > 1 ? joined_heads(w, gates) : w;
       return data_or_null<S>(padded_.emplace_back(with_rows(whole, gates, units)));
     };
-    args[d].weights = {padded(0), variation_[d].unit ? nullptr : padded(1), padded(2), padded(3), nullptr};
+    args[d].weights = {padded(kWeightIh), variation_[d].unit ? nullptr : padded(kWeightHh), padded(kBiasIh),
+                       padded(kBiasHh), nullptr};
     args[d].shape.hidden = gates * units;
     args[d].shape.input -= in.options.attends();
     args[d].variation = &variation_[d];
@@ -206,15 +207,21 @@ Varied<S>::Varied(LayerGradient<S>& layer, const Inputs& in, const BackwardTenso
       return found ? mutable_data_or_null<S>(*found) : nullptr;
     };
     const bool by_unit = variation_[d].unit;
-    gradient_[d] = {
-        by_unit ? data(1) : nullptr, data(5), data(6), data(7), data(8), data(9), data(10), data(11)};
+    gradient_[d] = {by_unit ? data(kWeightHh) : nullptr,
+                    data(kPeephole),
+                    data(kNormIhWeight),
+                    data(kNormIhBias),
+                    data(kNormHhWeight),
+                    data(kNormHhBias),
+                    data(kNormCWeight),
+                    data(kNormCBias)};
     BackwardArgs<S>& args = layer.backward[d];
     args.dvariation = &gradient_[d];
     if (by_unit) args.drecurrent = nullptr;
     const bool is_padded = args.shape.hidden != in.options.info.gates * in.shape.hidden;
     S** const places[] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias};
     for (int slot = 0; slot < int(std::size(places)); ++slot) {
-      const bool is_parted = slot == 1 && in.options.num_heads > 1;
+      const bool is_parted = slot == kWeightHh && in.options.num_heads > 1;
       if (!*places[slot] || !(is_padded || is_parted)) continue;
       const at::Tensor& to = *tensors.gradient(size_t(3 + d * kSlots + slot));
       at::DimVector sizes(to.sizes());

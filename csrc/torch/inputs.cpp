@@ -207,9 +207,9 @@ Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Seque
   };
   for (int d = 0; d < directions; ++d) {
     for (const int slot : a.options.slots) {
-      const bool is_matrix = slot < 2 || slot == 4;
+      const bool is_matrix = is_matrix_slot(slot);
       weights[size_t(d * kSlots + slot)] =
-          (is_matrix ? read : read_by_unit)(*next++, slot < 5 ? names[slot] : "params");
+          (is_matrix ? read : read_by_unit)(*next++, slot <= kWeightHr ? names[slot] : "params");
     }
     if (!a.options.int8) continue;
     take_scale("scale_ih", true), take_scale("scale_hh", true), take_scale("scale_hr", a.options.projected);

@@ -133,19 +133,19 @@ void check_variation(const LayerOptions& o) {
 }
 
 std::vector<int> slots_of(const LayerOptions& o) {
-  std::vector<int> slots{0};
+  std::vector<int> slots{kWeightIh};
   const auto add = [&](bool present, std::initializer_list<int> more) {
     if (present) slots.insert(slots.end(), more);
   };
   const bool sees_h = !o.own_maths || *o.own_maths < Maths::mingru;
-  add(sees_h, {1});
-  add(o.biases, {2});
-  add(o.biases && (!o.own_maths || (sees_h && o.own_maths != Maths::indrnn)), {3});
-  add(o.projected, {4});
-  add(o.peephole, {5});
-  add(o.gate_norm != GateNorm::none, {6, 7});
-  add(o.gate_norm == GateNorm::separate, {8, 9});
-  add(o.cell_norm != CellNorm::none, {10, 11});
+  add(sees_h, {kWeightHh});
+  add(o.biases, {kBiasIh});
+  add(o.biases && (!o.own_maths || (sees_h && o.own_maths != Maths::indrnn)), {kBiasHh});
+  add(o.projected, {kWeightHr});
+  add(o.peephole, {kPeephole});
+  add(o.gate_norm != GateNorm::none, {kNormIhWeight, kNormIhBias});
+  add(o.gate_norm == GateNorm::separate, {kNormHhWeight, kNormHhBias});
+  add(o.cell_norm != CellNorm::none, {kNormCWeight, kNormCBias});
   return slots;
 }
 
@@ -169,11 +169,11 @@ LayerOptions parse(const std::string& text) {
   if (options.step) options.kind += "Cell";
   if (options.coupled_gates) options.info.gates = 3;
   options.slots = slots_of(options);
-  options.varied = options.own_maths || options.drawn || options.slots.back() > 4 || options.coupled_gates ||
-                   options.reset_before || options.num_heads > 1 || options.update_bias != 0 ||
-                   options.zoneout[0] != 0 || options.zoneout[1] != 0 || options.recurrent_dropout != 0 ||
-                   std::isfinite(options.cell_clip) || std::isfinite(options.gate_clip) ||
-                   std::isfinite(options.grad_clip);
+  options.varied = options.own_maths || options.drawn || options.slots.back() > kWeightHr ||
+                   options.coupled_gates || options.reset_before || options.num_heads > 1 ||
+                   options.update_bias != 0 || options.zoneout[0] != 0 || options.zoneout[1] != 0 ||
+                   options.recurrent_dropout != 0 || std::isfinite(options.cell_clip) ||
+                   std::isfinite(options.gate_clip) || std::isfinite(options.grad_clip);
   if (options.varied) check_variation(options);
   // The sums of the last gate cannot be rebuilt before those of the others.
   if (options.reset_before) options.recompute = false;

@@ -16,9 +16,25 @@
 
 namespace rnnfused {
 
-// Of a direction's weights: W_ih, W_hh, b_ih, b_hh, W_hr, then what options bring: peepholes, and weight and
-// bias of the norms of what x feeds (or of everything), of what h feeds, and of c.
-constexpr int kSlots = 12;
+// Of a direction's weights: torch.nn's, then what options bring, where the first norm is that of what x
+// feeds, or of everything.
+enum Slot : int {
+  kWeightIh,
+  kWeightHh,
+  kBiasIh,
+  kBiasHh,
+  kWeightHr,
+  kPeephole,
+  kNormIhWeight,
+  kNormIhBias,
+  kNormHhWeight,
+  kNormHhBias,
+  kNormCWeight,
+  kNormCBias,
+  kSlots
+};
+// Whether that is what the products multiply with.
+inline bool is_matrix_slot(int slot) { return slot <= kWeightHh || slot == kWeightHr; }
 constexpr int kScaleSlots = 3;  // of the scales of W_ih, W_hh, W_hr
 
 struct LayerOptions {

@@ -165,6 +165,22 @@ class Reference:
 
 @ALL
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+@pytest.mark.parametrize("kind", ["IndRNN", "MinGRU", "MinLSTM"])
+def test_the_operator_rebuilds_nothing_without_a_product(kind: str) -> None:
+    layer = made(kind)
+    text, params = layer._config().text, list(layer._params())
+    assert "recompute" not in text
+
+    def gradients(text: str) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        x, h = torch.randn(40, B, I).to(params[0]).requires_grad_(), torch.zeros(1, B, H).to(params[0])
+        y, h_n = torch.ops.rnnfused.recurrent(x, [h], params, None, None, None, text, False)
+        return torch.autograd.grad((y, h_n), (x, *params), (torch.ones_like(y), h_n.detach()))
+
+    for got, want in zip(gradients(text + " recompute"), gradients(text), strict=True):
+        assert_same_bits(got, want)
+
+
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
 def test_values_and_gradients_are_those_of_the_reference(
     kind: str, options: dict[str, Any], training: bool, recompute: bool

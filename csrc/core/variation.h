@@ -24,6 +24,9 @@ enum class Maths : int {
   minlstm
 };
 
+// Whether h enters the gates by a product with a matrix.
+RNNFUSED_HD bool multiplies(Maths maths) { return maths < Maths::indrnn || maths == Maths::ligru; }
+
 // Of the sums of all gates: none; one for those that x feeds and one for those that h feeds; one for both;
 // one for those that x feeds alone.
 enum class GateNorm : int { none, separate, joint, input };
@@ -63,8 +66,7 @@ struct Variation {
   RNNFUSED_HD bool resets() const { return maths == Maths::reset_gru; }
   // Whether each row's weight follows the input's features, and says how much of h it changes.
   RNNFUSED_HD bool attends() const { return maths == Maths::augru || maths == Maths::agru; }
-  // Whether h enters the gates by a product with a matrix.
-  RNNFUSED_HD bool multiplies() const { return maths < Maths::indrnn || maths == Maths::ligru; }
+  RNNFUSED_HD bool multiplies() const { return rnnfused::multiplies(maths); }
   RNNFUSED_HD bool drops() const { return drawn && recurrent_dropout > 0; }
   RNNFUSED_HD T zoneout_of(int state) const { return state < kMaxStates ? zoneout[state] : T(0); }
   RNNFUSED_HD int peepholes() const { return maths == Maths::coupled_lstm ? 2 : 3; }

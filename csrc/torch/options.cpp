@@ -175,8 +175,9 @@ LayerOptions parse(const std::string& text) {
                    options.recurrent_dropout != 0 || std::isfinite(options.cell_clip) ||
                    std::isfinite(options.gate_clip) || std::isfinite(options.grad_clip);
   if (options.varied) check_variation(options);
-  // The sums of the last gate cannot be rebuilt before those of the others.
-  if (options.reset_before) options.recompute = false;
+  // What h feeds is not rebuilt where one gate's sums follow from those of the others, nor where no product
+  // has made it.
+  if (options.reset_before || !options.multiplies()) options.recompute = false;
   TORCH_CHECK_VALUE(!options.step || (options.layers == 1 && options.directions == 1 && !options.projected &&
                                       !options.batch_first),
                     "layer: a step has one layer in one direction, without a projection, got '", text, "'");
@@ -224,6 +225,8 @@ class Known {
 }  // namespace
 
 bool LayerOptions::has(int slot) const { return std::find(slots.begin(), slots.end(), slot) != slots.end(); }
+
+bool LayerOptions::multiplies() const { return rnnfused::multiplies(maths()); }
 
 bool LayerOptions::attends() const { return own_maths == Maths::augru || own_maths == Maths::agru; }
 

@@ -82,7 +82,8 @@ struct LayerOptions {
   // Vectors that are carried from step to step, and those of them that make up the state after h.
   int state_vectors() const { return own_maths == Maths::slstm ? 4 : info.states; }
   Index second_state(Index hidden) const { return own_maths == Maths::slstm ? 3 * hidden : hidden; }
-  bool attends() const;  // whether the last feature of the input is a weight of its row
+  bool multiplies() const;  // whether h enters the gates by a product with a matrix
+  bool attends() const;     // whether the last feature of the input is a weight of its row
   TapeSize tape_size() const;
   // What the operator returns beside a tape: the output, the final states and c of every step.
   size_t outputs() const { return (step ? 0 : 1) + states() + cells; }

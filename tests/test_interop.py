@@ -67,8 +67,9 @@ def make(cell: str, *sizes: Any, **options: Any) -> Any:
 
 
 def output(layer: Any, x: Array) -> Array:
+    """In evaluation."""
     with torch.no_grad():
-        found: Array = layer(torch.from_numpy(x))[0].numpy()
+        found: Array = layer.eval()(torch.from_numpy(x))[0].numpy()
     return found
 
 
@@ -105,7 +106,7 @@ def with_one_bias(layer: Any) -> Any:
 
 
 def keras_step(cell: str, kernel: Array, recurrent: Array, bias: Array) -> Step:
-    """Keras's documented equations; reset_after of a GRU."""
+    """Keras's documented equations; of a GRU reset_after where there are two biases."""
 
     def lstm(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
         i, f, g, o = np.split(x @ kernel + h @ recurrent + bias, 4, axis=1)
@@ -118,11 +119,17 @@ def keras_step(cell: str, kernel: Array, recurrent: Array, bias: Array) -> Step:
         z, r = sigmoid(x_z + h_z), sigmoid(x_r + h_r)
         return z * h + (1 - z) * np.tanh(x_h + r * h_h), c
 
+    def gru_reset_before(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        x_z, x_r, x_h = np.split(x @ kernel + bias, 3, axis=1)
+        u_z, u_r, u_h = np.split(recurrent, 3, axis=1)
+        z, r = sigmoid(x_z + h @ u_z), sigmoid(x_r + h @ u_r)
+        return z * h + (1 - z) * np.tanh(x_h + (r * h) @ u_h), c
+
     def rnn(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
         act = np.tanh if cell == "rnn_tanh" else relu
         return act(x @ kernel + h @ recurrent + bias), c
 
-    return {"lstm": lstm, "gru": gru}.get(cell, rnn)
+    return {"lstm": lstm, "gru": gru if bias.ndim == 2 else gru_reset_before}.get(cell, rnn)
 
 
 KERAS_NAMES = {"rnn_tanh": "SimpleRNN", "rnn_relu": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
@@ -150,16 +157,18 @@ def keras_layer(name: str, config: Mapping[str, Any], weights: Sequence[Array]) 
 
 
 def keras_bidirectional(cell: str, weights: Sequence[Array], **changed: Any) -> Any:
+    # Whether there are two biases tells reset_after; without weights there is none to be told.
+    after = {"reset_after": weights[2].ndim == 2} if cell == "gru" and weights else {}
     layers = {
-        name: {"class_name": KERAS_NAMES[cell], "config": keras_config(cell, go_backwards=backwards)}
+        name: {"class_name": KERAS_NAMES[cell], "config": keras_config(cell, go_backwards=backwards, **after)}
         for name, backwards in (("layer", False), ("backward_layer", True))
     }
     return keras_layer("Bidirectional", {"merge_mode": "concat", **layers, **changed}, weights)
 
 
-def keras_weights(cell: str, inputs: int) -> list[Array]:
-    columns = GATES[cell] * H
-    return [draw((inputs, columns)), draw((H, columns)), draw((2, columns) if cell == "gru" else columns)]
+def keras_weights(cell: str, inputs: int, reset_after: bool = True) -> list[Array]:
+    columns, two = GATES[cell] * H, cell == "gru" and reset_after
+    return [draw((inputs, columns)), draw((H, columns)), draw((2, columns) if two else columns)]
 
 
 def keras_layers(cell: str, arrays: Sequence[Array], bidirectional: bool) -> list[Any]:
@@ -168,14 +177,18 @@ def keras_layers(cell: str, arrays: Sequence[Array], bidirectional: bool) -> lis
     parts = [arrays[k : k + each] for k in range(0, len(arrays), each)]
     if bidirectional:
         return [keras_bidirectional(cell, part) for part in parts]
-    return [keras_layer(KERAS_NAMES[cell], keras_config(cell), part) for part in parts]
+    after = {"reset_after": arrays[2].ndim == 2} if cell == "gru" else {}
+    return [keras_layer(KERAS_NAMES[cell], keras_config(cell, **after), part) for part in parts]
+
+
+EVERY_KIND = [(cell, True) for cell in CELLS] + [("gru", False)]  # a cell, and the GRU's reset_after
 
 
 @pytest.mark.parametrize("num_layers, bidirectional", LAYOUTS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_keras_weights(cell: str, num_layers: int, bidirectional: bool) -> None:
+@pytest.mark.parametrize("cell, reset_after", EVERY_KIND)
+def test_keras_weights(cell: str, reset_after: bool, num_layers: int, bidirectional: bool) -> None:
     weights = [
-        [keras_weights(cell, inputs) for _ in range(1 + bidirectional)]
+        [keras_weights(cell, inputs, reset_after) for _ in range(1 + bidirectional)]
         for inputs in features(num_layers, bidirectional)
     ]
     flat = [array for directions in weights for arrays in directions for array in arrays]
@@ -183,6 +196,7 @@ def test_keras_weights(cell: str, num_layers: int, bidirectional: bool) -> None:
     layer = interop.from_keras(layers if num_layers > 1 else layers[0])
     assert type(layer) is type(make(cell, 1, 1)) and layer.batch_first
     assert (layer.num_layers, layer.bidirectional) == (num_layers, bidirectional)
+    assert layer.reset_after is reset_after
     x = draw((B, T, INPUT))
     steps = [[keras_step(cell, *arrays) for arrays in directions] for directions in weights]
     assert_close(output(layer, x), over_layers(steps, x))
@@ -190,11 +204,13 @@ def test_keras_weights(cell: str, num_layers: int, bidirectional: bool) -> None:
 
 
 @pytest.mark.parametrize("num_layers, bidirectional", LAYOUTS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_keras_round_trip(cell: str, num_layers: int, bidirectional: bool) -> None:
+@pytest.mark.parametrize("cell, reset_after", EVERY_KIND)
+def test_keras_round_trip(cell: str, reset_after: bool, num_layers: int, bidirectional: bool) -> None:
     options: dict[str, Any] = {"batch_first": True, "bidirectional": bidirectional}
+    if not reset_after:
+        options["reset_after"] = False
     layer = make(cell, INPUT, H, num_layers, **options)
-    if cell != "gru":
+    if cell != "gru" or not reset_after:
         with_one_bias(layer)
     back = interop.from_keras(keras_layers(cell, interop.to_keras(layer), bidirectional))
     assert list(back.state_dict()) == list(layer.state_dict())
@@ -207,6 +223,25 @@ def test_keras_without_bias(cell: str) -> None:
     layer = interop.from_keras(keras_layer(KERAS_NAMES[cell], keras_config(cell, use_bias=False), weights))
     assert not layer.bias
     assert_same_arrays(interop.to_keras(layer), weights)
+
+
+@pytest.mark.parametrize("unit_forget_bias, use_bias", [(True, True), (False, True), (True, False)])
+def test_keras_regularisers(unit_forget_bias: bool, use_bias: bool) -> None:
+    """What the layer does in training, and when it is initialised anew."""
+    config = keras_config(
+        "lstm", recurrent_dropout=0.25, unit_forget_bias=unit_forget_bias, use_bias=use_bias
+    )
+    weights = keras_weights("lstm", INPUT)[: 3 if use_bias else 2]
+    layer = interop.from_keras(keras_layer("LSTM", config, weights), torch.float32)
+    assert isinstance(layer, rnnfused.LSTM) and layer.recurrent_dropout == 0.25
+    assert layer.forget_bias == (1.0 if unit_forget_bias and use_bias else None)
+    layer.reset_parameters()
+    if use_bias:
+        forget = layer.bias_ih_l0.detach()[H : 2 * H]
+        assert bool((forget >= 1 - H**-0.5).all()) is unit_forget_bias
+    x = torch.randn(B, T, INPUT)
+    assert not torch.equal(layer(x)[0], layer.eval()(x)[0])
+    assert len(interop.to_keras(layer)) == len(weights)
 
 
 def test_bfloat16_arrays() -> None:
@@ -240,7 +275,11 @@ def keras_gru(**changed: Any) -> Any:
 @pytest.mark.parametrize(
     "layer, words",
     [
-        (keras_gru(reset_after=False), "reset_after of layer 0: expected True, got False"),
+        (keras_gru(reset_after=None), "reset_after of layer 0: expected True or False, got None"),
+        (
+            keras_gru(reset_after=False),
+            r"bias of layer 0: expected shape \(12,\), got \(2, 12\)",
+        ),
         (keras_gru(activation="relu"), "activation of layer 0: expected 'tanh', got 'relu'"),
         (
             keras_gru(recurrent_activation="hard_sigmoid"),
@@ -264,7 +303,18 @@ def keras_gru(**changed: Any) -> Any:
                 [],
                 backward_layer={"class_name": "LSTM", "config": keras_config("lstm", go_backwards=True)},
             ),
-            "expected the same in both directions, got gru and lstm",
+            "expected the same in both directions, got .*gru.*lstm",
+        ),
+        (
+            keras_bidirectional(
+                "lstm",
+                [],
+                backward_layer={
+                    "class_name": "LSTM",
+                    "config": keras_config("lstm", go_backwards=True, recurrent_dropout=0.5),
+                },
+            ),
+            "expected the same in both directions, .*'recurrent_dropout': 0.0, .*'recurrent_dropout': 0.5",
         ),
         (
             keras_layer("GRU", GRU_CONFIG, [*GRU_WEIGHTS[:2], GRU_WEIGHTS[2][0]]),
@@ -288,6 +338,13 @@ def keras_gru(**changed: Any) -> Any:
             [keras_gru(), keras_layer("LSTM", keras_config("lstm"), keras_weights("lstm", H))],
             "layer 1: expected a layer of kind gru as layer 0, got lstm",
         ),
+        (
+            [
+                keras_gru(),
+                keras_layer("GRU", keras_config("gru", reset_after=False), keras_weights("gru", H, False)),
+            ],
+            "reset_after of layer 1: expected True as layer 0, got False",
+        ),
     ],
 )
 def test_what_of_keras_is_an_error(layer: Any, words: str) -> None:
@@ -296,8 +353,8 @@ def test_what_of_keras_is_an_error(layer: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize("num_layers, bidirectional", LAYOUTS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_keras_itself(cell: str, num_layers: int, bidirectional: bool) -> None:
+@pytest.mark.parametrize("cell, reset_after", EVERY_KIND)
+def test_keras_itself(cell: str, reset_after: bool, num_layers: int, bidirectional: bool) -> None:
     os.environ.setdefault("KERAS_BACKEND", "torch")
     keras = pytest.importorskip("keras")
 
@@ -305,6 +362,8 @@ def test_keras_itself(cell: str, num_layers: int, bidirectional: bool) -> None:
         options: dict[str, Any] = {"return_sequences": True, "bias_initializer": "glorot_uniform"}
         if cell == "rnn_relu":
             options["activation"] = "relu"
+        if not reset_after:
+            options |= {"reset_after": False, "recurrent_dropout": 0.5}  # which matters in training alone
         layer = getattr(keras.layers, KERAS_NAMES[cell])(H, **options)
         return keras.layers.Bidirectional(layer) if bidirectional else layer
 
@@ -314,7 +373,9 @@ def test_keras_itself(cell: str, num_layers: int, bidirectional: bool) -> None:
     layer = interop.from_keras(model.layers)
     assert_float32_close(output(layer, x), model.predict(x, verbose=0))
     assert_same_arrays(interop.to_keras(layer), model.get_weights())
-    ours = make(cell, INPUT, H, num_layers, batch_first=True, bidirectional=bidirectional)
+    assert layer.recurrent_dropout == (0.0 if reset_after else 0.5)
+    of_gru = {} if reset_after else {"reset_after": False}
+    ours = make(cell, INPUT, H, num_layers, batch_first=True, bidirectional=bidirectional, **of_gru)
     model.set_weights(interop.to_keras(ours))
     assert_float32_close(output(ours, x), model.predict(x, verbose=0))
 

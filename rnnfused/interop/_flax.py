@@ -60,9 +60,10 @@ def to_flax(layer: Layer) -> list[dict[str, Any]]:
     Bidirectional's, {"forward_rnn": {"cell": ...}, "backward_rnn": {"cell": ...}}.
 
     Flax has one bias for most gates, the sum of our two, and zeros for a layer without. Raises TypeError for
-    what is no RNN, LSTM or GRU, and ValueError for proj_size, learn_initial_state and bfloat16.
+    what is no RNN, LSTM or GRU, and ValueError for proj_size, learn_initial_state, the cells' options and
+    bfloat16.
     """
-    cell, layers = describe(layer)
+    cell, layers, _ = describe(layer)
     trees = [[_tree(direction, cell) for direction in directions] for directions in layers]
     return [
         one[0] if len(one) == 1 else {"forward_rnn": {"cell": one[0]}, "backward_rnn": {"cell": one[1]}}

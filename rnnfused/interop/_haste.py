@@ -46,7 +46,7 @@ def to_haste(layer: Layer) -> dict[str, Tensor]:
     Raises TypeError for what is no RNN, LSTM or GRU, and ValueError for an RNN, several layers, two
     directions, proj_size and learn_initial_state.
     """
-    cell, layers = describe(layer)
+    cell, layers, _ = describe(layer)
     check_name("layer", cell, tuple(_NAMES))
     if len(layers) > 1:
         raise ValueError(f"num_layers: expected 1, got {len(layers)}")

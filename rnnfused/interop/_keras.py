@@ -25,8 +25,9 @@ __all__ = ["from_keras", "to_keras"]
 _OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
     "SimpleRNN": {"activation": ("tanh", "relu")},
     "LSTM": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)},
-    "GRU": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",), "reset_after": (True,)},
+    "GRU": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",), "reset_after": (True, False)},
 }
+_TAKES = ("reset_after", "recurrent_dropout")  # of ours
 
 
 def from_keras(layer: Any, dtype: torch.dtype | None = None) -> Layer:
@@ -36,41 +37,47 @@ def from_keras(layer: Any, dtype: torch.dtype | None = None) -> Layer:
     each on top of the one before it, which become one of several layers (num_layers). dtype: the weights' own
     if None.
 
-    What concerns calls and training alone does not matter here: dropout, recurrent_dropout, stateful,
-    return_sequences and the like. Raises ValueError for a layer that is not built, another class, and options
-    that our layers do not have: activations, reset_after=False, go_backwards, other values of merge_mode.
+    recurrent_dropout comes along, of which Keras draws a mask for each gate and we one for all; so does
+    unit_forget_bias, as forget_bias=1. Not so dropout: Keras's is one mask for all steps of the input, ours
+    lies between layers. What concerns calls alone does not matter here: stateful, return_sequences and the
+    like. Raises ValueError for a layer that is not built, another class, and options that our layers do not
+    have: activations, go_backwards, other values of merge_mode.
 
-    Keras's layout: kernel [I, G H], recurrent_kernel [H, G H], bias [G H], of a GRU [2, 3 H]; gates i, f, c,
-    o and z, r, h (keras.layers.LSTMCell and GRUCell, Keras 3).
+    Keras's layout: kernel [I, G H], recurrent_kernel [H, G H], bias [G H], [2, 3 H] of a GRU with
+    reset_after; gates i, f, c, o and z, r, h (keras.layers.LSTMCell and GRUCell, Keras 3).
     """
     layers = layer if isinstance(layer, Sequence) else [layer]
     if not layers:
         raise ValueError("layer: expected at least one, got none")
     stacks = [_read(one, f"layer {index}") for index, one in enumerate(layers)]
-    cell = stacks[0].cell
+    cell, options = stacks[0].cell, stacks[0].options
     for index, stack in enumerate(stacks):
         if stack.cell != cell:
             raise ValueError(f"layer {index}: expected a layer of kind {cell} as layer 0, got {stack.cell}")
-    return build(Stack(cell, [stack.layers[0] for stack in stacks]), dtype, batch_first=True)
+        for option, expected in options.items():
+            if (got := stack.options[option]) != expected:
+                raise ValueError(f"{option} of layer {index}: expected {expected} as layer 0, got {got}")
+    return build(Stack(cell, [stack.layers[0] for stack in stacks], options), dtype, batch_first=True)
 
 
 def to_keras(layer: Layer) -> list[Any]:
     """The layer's weights as NumPy arrays, as set_weights takes them.
 
     Of a layer in both directions the forward one's come first, as in Bidirectional; of several layers
-    (num_layers) the first one's, as in a keras.Sequential of them. Of an LSTM and an RNN the bias is the sum
-    of our two.
+    (num_layers) the first one's, as in a keras.Sequential of them. Of an LSTM, an RNN and a GRU with
+    reset_after=False the bias is the sum of our two. reset_after and recurrent_dropout are for the
+    constructor of Keras's layer.
 
-    Raises TypeError for what is no RNN, LSTM or GRU, and ValueError for proj_size, learn_initial_state and
-    bfloat16.
+    Raises TypeError for what is no RNN, LSTM or GRU, and ValueError for proj_size, learn_initial_state, other
+    options and bfloat16.
     """
-    cell, layers = describe(layer)
+    cell, layers, options = describe(layer, _TAKES)
     arrays = []
     for direction in (direction for each in layers for direction in each):
         weights = direction.from_torch("keras", cell)
         arrays += [weights.w_ih.t(), weights.w_hh.t()]
         if layer.bias:
-            arrays.append(torch.stack(weights.biases) if cell == "gru" else weights.bias)
+            arrays.append(torch.stack(weights.biases) if _has_two_biases(cell, options) else weights.bias)
     return [array(weight) for weight in arrays]
 
 
@@ -81,21 +88,40 @@ def _read(layer: Any, where: str) -> Stack:
         _check_option(where, config, "merge_mode", ("concat",))
         both = (config["layer"], config["backward_layer"])
         configs = [(one["class_name"], one["config"]) for one in both]
-    cells = []
+    cells, options = [], []
     for index, (kind, config) in enumerate(configs):
         if kind not in _OPTIONS:
             raise ValueError(f"{where}: expected Bidirectional, {', '.join(_OPTIONS)}, got {kind}")
         for option, allowed in (*_OPTIONS[kind].items(), ("go_backwards", (index == 1,))):
             _check_option(where, config, option, allowed)
         cells.append(f"rnn_{config['activation']}" if kind == "SimpleRNN" else kind.lower())
-    if len(set(cells)) > 1:
-        raise ValueError(f"{where}: expected the same in both directions, got {' and '.join(cells)}")
+        options.append(_options(kind, config))
+    for said in zip(cells, options, strict=True):
+        if said != (cells[0], options[0]):
+            raise ValueError(f"{where}: expected the same in both directions, got {cells} and {options}")
     counts = [3 if config["use_bias"] else 2 for _, config in configs]
     arrays = layer.get_weights()
     if len(arrays) != sum(counts):
         raise ValueError(f"{where}: expected {sum(counts)} arrays (a layer that is built), got {len(arrays)}")
     weights = iter(arrays)
-    return Stack(cells[0], [[_direction(where, cells[0], weights, count) for count in counts]])
+    two_biases = _has_two_biases(cells[0], options[0])
+    directions = [_direction(where, cells[0], weights, count, two_biases) for count in counts]
+    return Stack(cells[0], [directions], options[0])
+
+
+def _options(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What our constructor is told."""
+    options: dict[str, Any] = {"recurrent_dropout": config.get("recurrent_dropout", 0.0)}
+    if kind == "GRU":
+        options["reset_after"] = config["reset_after"]
+    if kind == "LSTM":
+        forgets = config["use_bias"] and config.get("unit_forget_bias", False)
+        options["forget_bias"] = 1.0 if forgets else None
+    return options
+
+
+def _has_two_biases(cell: str, options: Mapping[str, Any]) -> bool:
+    return cell == "gru" and options.get("reset_after", True)
 
 
 def _check_option(where: str, config: Mapping[str, Any], option: str, allowed: Sequence[Any]) -> None:
@@ -105,10 +131,10 @@ def _check_option(where: str, config: Mapping[str, Any], option: str, allowed: S
         )
 
 
-def _direction(where: str, cell: str, arrays: Iterator[Any], count: int) -> Direction:
+def _direction(where: str, cell: str, arrays: Iterator[Any], count: int, two_biases: bool) -> Direction:
     names = [f"{name} of {where}" for name in ("kernel", "recurrent_kernel", "bias")[:count]]
     named = {name: tensor(name, next(arrays)) for name in names}
-    if cell == "gru" and count == 3:
+    if two_biases and count == 3:
         bias = named.pop(names[2])
         check_shape(names[2], bias, 2, bias.size(-1))
         named |= {f"{names[2]}, row {row}": values for row, values in enumerate(bias)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from rnnfused import _gates
-from rnnfused._options import DEFAULTS
+from rnnfused._options import DEFAULTS, asked
 from rnnfused.cells import CELLS
 from rnnfused.modules import CELLS_OF_MODE, GRU, LSTM, RNN
 
@@ -29,17 +30,21 @@ __all__ = [
 Layer: TypeAlias = RNN | LSTM | GRU
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# What options bring for each gate, in the order of the gates.
+_OF_GATES = frozenset(f"norm_{norm}{kind}" for norm in ("ih_", "hh_", "") for kind in ("weight", "bias"))
 
 
 class Direction(NamedTuple):
     """One direction of one layer as torch.nn keeps it: w_ih [G H, I], w_hh [G H, H], the biases [G H] or
-    None. Only the order of the gates may be another's.
+    None. own: what options bring, by the names of LayerConfig.own_params. Only the order of the gates may be
+    another's.
     """
 
     w_ih: Tensor
     w_hh: Tensor
     b_ih: Tensor | None = None
     b_hh: Tensor | None = None
+    own: Mapping[str, Tensor] = MappingProxyType({})
 
     def to_torch(self, framework: str, cell: str) -> Direction:
         return self._reordered(_gates.to_torch(framework, cell))
@@ -48,13 +53,13 @@ class Direction(NamedTuple):
         return self._reordered(_gates.from_torch(framework, cell))
 
     def _reordered(self, places: Sequence[int]) -> Direction:
-        def blocks(weight: Tensor | None) -> Tensor | None:
-            if weight is None:
-                return None
+        def blocks(weight: Tensor) -> Tensor:
             gates = weight.chunk(len(places))
             return torch.cat([gates[place] for place in places])
 
-        return Direction(*map(blocks, self))  # type: ignore[arg-type]
+        b_ih, b_hh = (None if bias is None else blocks(bias) for bias in (self.b_ih, self.b_hh))
+        own = {name: blocks(each) if name in _OF_GATES else each for name, each in self.own.items()}
+        return Direction(blocks(self.w_ih), blocks(self.w_hh), b_ih, b_hh, own)
 
     @property
     def bias(self) -> Tensor:
@@ -70,10 +75,13 @@ class Direction(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """A layer's cell, its name in the registry, and the directions of each of its layers."""
+    """A layer's cell, its name in the registry, the directions of each of its layers, and what its
+    constructor is told beyond sizes.
+    """
 
     cell: str
     layers: list[list[Direction]]
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 def tensor(name: str, value: Any) -> Tensor:
@@ -119,7 +127,8 @@ def from_columns(framework: str, cell: str, named: Mapping[str, Tensor]) -> Dire
     shapes = ((len(kernel), columns), (hidden, columns), (columns,), (columns,))
     for (name, weight), shape in zip(named.items(), shapes, strict=False):
         check_shape(name, weight, *shape)
-    return Direction(kernel.t(), recurrent.t(), *biases).to_torch(framework, cell)
+    b_ih, b_hh = (*biases, None, None)[:2]
+    return Direction(kernel.t(), recurrent.t(), b_ih, b_hh).to_torch(framework, cell)
 
 
 def build(stack: Stack, dtype: torch.dtype | None, batch_first: bool) -> Layer:
@@ -140,7 +149,8 @@ def build(stack: Stack, dtype: torch.dtype | None, batch_first: bool) -> Layer:
                     f"layers: expected {features} features and {hidden} units in layer {index}, "
                     f"got {got[0]} and {got[1]}"
                 )
-    biased = any(bias is not None for layer in stack.layers for direction in layer for bias in direction[2:])
+    everyone = [direction for layer in stack.layers for direction in layer]
+    biased = any(bias is not None for direction in everyone for bias in (direction.b_ih, direction.b_hh))
     make: Callable[..., Layer] = {"lstm": LSTM, "gru": GRU}.get(stack.cell, RNN)
     kind = {"nonlinearity": stack.cell.removeprefix("rnn_")} if make is RNN else {}
     dtype = dtype or first.w_ih.dtype
@@ -152,30 +162,38 @@ def build(stack: Stack, dtype: torch.dtype | None, batch_first: bool) -> Layer:
         bidirectional=directions == 2,
         device="meta",
         dtype=dtype,
+        **stack.options,
     )
-    state = {}
+    state: dict[str, Tensor] = {}
     for index, layer in enumerate(stack.layers):
         for suffix, direction in zip(("", "_reverse"), layer, strict=False):
             weights = [direction.w_ih, direction.w_hh, *(direction.biases if biased else ())]
-            for name, weight in zip(_NAMES, weights, strict=False):
-                state[f"{name}_l{index}{suffix}"] = weight.to(dtype)
+            named = dict(zip(_NAMES, weights, strict=False)) | dict(direction.own)
+            state |= {f"{name}_l{index}{suffix}": weight.to(dtype) for name, weight in named.items()}
     built.load_state_dict(state, assign=True)
     return built
 
 
-def describe(layer: Any) -> Stack:
-    """The reverse of `build`, of torch.nn's layers, too. Raises TypeError for what is no layer, and
-    ValueError for options of it that no other framework's layers have.
+def describe(layer: Any, takes: Collection[str] = ()) -> Stack:
+    """The reverse of `build`, of torch.nn's layers, too. takes: the options that the other framework has,
+    which come back where they are not the default. Raises TypeError for what is no layer, and ValueError for
+    all other options.
     """
     if not isinstance(layer, torch.nn.RNNBase) or layer.mode not in CELLS_OF_MODE:
         raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
     for option, expected in (("proj_size", 0), ("learn_initial_state", False), *DEFAULTS.items()):
-        if (value := getattr(layer, option, expected)) != expected:
+        if option not in takes and (value := getattr(layer, option, expected)) != expected:
             raise ValueError(f"{option}: expected {expected}, got {value}")
-    suffixes = ("", "_reverse") if layer.bidirectional else ("",)
+    options = asked({option: getattr(layer, option, DEFAULTS[option]) for option in takes})
     names = _NAMES if layer.bias else _NAMES[:2]
-    layers = [
-        [Direction(*(getattr(layer, f"{n}_l{index}{s}").detach() for n in names)) for s in suffixes]
-        for index in range(layer.num_layers)
-    ]
-    return Stack(CELLS_OF_MODE[layer.mode], layers)
+    own = layer._config().own_params if isinstance(layer, (RNN, LSTM, GRU)) else ()
+
+    def direction(place: str) -> Direction:
+        found = {name: getattr(layer, name + place).detach() for name in (*names, *own)}
+        w_ih, w_hh, b_ih, b_hh = (found.get(name) for name in _NAMES)
+        assert w_ih is not None and w_hh is not None
+        return Direction(w_ih, w_hh, b_ih, b_hh, {name: found[name] for name in own})
+
+    suffixes = ("", "_reverse") if layer.bidirectional else ("",)
+    layers = [[direction(f"_l{index}{suffix}") for suffix in suffixes] for index in range(layer.num_layers)]
+    return Stack(CELLS_OF_MODE[layer.mode], layers, options)

@@ -8,99 +8,39 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from frameworks import (
+    CELLS,
+    GATES,
+    INPUT,
+    LAYOUTS,
+    Array,
+    B,
+    H,
+    Step,
+    T,
+    assert_close,
+    assert_float32_close,
+    assert_same_arrays,
+    draw,
+    features,
+    make,
+    output,
+    over_layers,
+    over_time,
+    relu,
+    sigmoid,
+    with_one_bias,
+)
 from results import assert_same_bits
-from tolerances import FLOAT64, ONNX_ULPS
 from torch import Tensor
 
 import rnnfused
 from rnnfused import interop
-
-Array = NDArray[Any]
-B, T, INPUT, H = 2, 6, 3, 4
-GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
-CELLS = list(GATES)
-LAYOUTS: list[tuple[int, bool]] = [(1, False), (1, True), (2, False), (2, True)]  # num_layers, bidirectional
-
-draw = np.random.default_rng(0).standard_normal
-
-
-def sigmoid(a: Array) -> Array:
-    return 1 / (1 + np.exp(-a))
-
-
-def relu(a: Array) -> Array:
-    return np.maximum(a, 0)
-
-
-# A step of a cell: (x [B, I], h, c) to the next (h, c), c being left alone where there is none.
-Step = Callable[[Array, Array, Array], tuple[Array, Array]]
-
-
-def over_time(step: Step, x: Array, reverse: bool = False) -> Array:
-    """x [B, T, I] to h of every step [B, T, H]."""
-    h = c = np.zeros((len(x), H))
-    outputs = np.zeros((*x.shape[:2], H))
-    for t in reversed(range(x.shape[1])) if reverse else range(x.shape[1]):
-        h, c = step(x[:, t], h, c)
-        outputs[:, t] = h
-    return outputs
-
-
-def over_layers(steps: Sequence[Sequence[Step]], x: Array) -> Array:
-    for directions in steps:
-        x = np.concatenate([over_time(step, x, bool(k)) for k, step in enumerate(directions)], axis=-1)
-    return x
-
-
-def make(cell: str, *sizes: Any, **options: Any) -> Any:
-    kinds = {"lstm": rnnfused.LSTM, "gru": rnnfused.GRU}
-    if cell in kinds:
-        return kinds[cell](*sizes, **options)
-    return rnnfused.RNN(*sizes, nonlinearity=cell.removeprefix("rnn_"), **options)
-
-
-def output(layer: Any, x: Array) -> Array:
-    """In evaluation."""
-    with torch.no_grad():
-        found: Array = layer.eval()(torch.from_numpy(x))[0].numpy()
-    return found
-
-
-def assert_close(got: Array, want: Array) -> None:
-    np.testing.assert_allclose(got, want, rtol=0, atol=FLOAT64)
-
-
-def assert_float32_close(got: Array, want: Array) -> None:
-    """Of two frameworks' layers: either may be off as ONNX Runtime's may."""
-    assert got.shape == want.shape
-    assert np.abs(got - want).max() <= ONNX_ULPS * np.finfo(np.float32).eps * np.abs(want).max()
-
-
-def assert_same_arrays(got: Sequence[Array], want: Sequence[Array]) -> None:
-    for one, other in zip(got, want, strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
-
-
-def features(num_layers: int, bidirectional: bool) -> list[int]:
-    return [INPUT, *[H * (1 + bidirectional)] * (num_layers - 1)]
-
-
-def with_one_bias(layer: Any) -> Any:
-    """The same without b_hh, as from frameworks that have one bias."""
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if name.startswith("bias_hh"):
-                parameter.zero_()
-    return layer
-
 
 # Keras
 
@@ -642,196 +582,6 @@ def test_nothing_is_drawn() -> None:
     before = torch.get_rng_state()
     interop.from_haste(LSTM_STATE, "lstm")
     assert torch.equal(torch.get_rng_state(), before)
-
-
-# ONNX
-
-
-def onnx_step(cell: str, w: Array, r: Array, b: Array) -> Step:
-    """The equations of ONNX's operators in one direction, W, R and B without their first size."""
-    w_b, r_b = np.split(b, 2)
-
-    def lstm(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
-        i, o, f, g = np.split(x @ w.T + h @ r.T + w_b + r_b, 4, axis=1)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        return sigmoid(o) * np.tanh(c), c
-
-    def gru(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
-        x_z, x_r, x_h = np.split(x @ w.T + w_b, 3, axis=1)
-        h_z, h_r, h_h = np.split(h @ r.T + r_b, 3, axis=1)
-        z, reset = sigmoid(x_z + h_z), sigmoid(x_r + h_r)
-        return (1 - z) * np.tanh(x_h + reset * h_h) + z * h, c
-
-    def rnn(x: Array, h: Array, c: Array) -> tuple[Array, Array]:
-        return (np.tanh if cell == "rnn_tanh" else relu)(x @ w.T + h @ r.T + w_b + r_b), c
-
-    return {"lstm": lstm, "gru": gru}.get(cell, rnn)
-
-
-def onnx_weights(cell: str, directions: int, dtype: Any = np.float64) -> list[Array]:
-    rows = GATES[cell] * H
-    shapes = [(directions, rows, INPUT), (directions, rows, H), (directions, 2 * rows)]
-    return [draw(shape).astype(dtype) for shape in shapes]
-
-
-def onnx_model(
-    cell: str, weights: Sequence[Array], inputs: Mapping[str, Array] | None = None, **changed: Any
-) -> Any:
-    """A model of one node. inputs: further ones by the operator's own names. changed: attributes."""
-    onnx = pytest.importorskip("onnx")
-    inputs = inputs or {}
-    directions = len(weights[0])
-    attributes: dict[str, Any] = {"hidden_size": H}
-    if directions == 2:
-        attributes["direction"] = "bidirectional"
-    if cell == "gru":
-        attributes["linear_before_reset"] = 1
-    if cell == "rnn_relu":
-        attributes["activations"] = ["Relu"] * directions
-    given = {"X": draw((T, B, INPUT)).astype(weights[0].dtype), **inputs}
-    names = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
-    known = {*given, *"WRB"[: len(weights)]}
-    outputs = ["Y", "Y_h", "Y_c"][: 3 if cell == "lstm" else 2]
-    node = onnx.helper.make_node(
-        "RNN" if cell.startswith("rnn") else cell.upper(),
-        [name if name in known else "" for name in names[: 8 if cell == "lstm" else 6]],
-        outputs,
-        name="layer",
-        **{name: value for name, value in {**attributes, **changed}.items() if value is not None},
-    )
-    kinds = onnx.helper.np_dtype_to_tensor_dtype
-
-    graph = onnx.helper.make_graph(
-        [node],
-        "one",
-        [onnx.helper.make_tensor_value_info(n, kinds(a.dtype), a.shape) for n, a in given.items()],
-        [onnx.helper.make_tensor_value_info(n, kinds(weights[0].dtype), None) for n in outputs],
-        [onnx.numpy_helper.from_array(a, n) for n, a in zip("WRB", weights, strict=False)],
-    )
-    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 14)], ir_version=8)
-
-
-def merged(y: Array) -> Array:
-    """ONNX's Y [T, D, B, H] as [T, B, D H]."""
-    return np.concatenate(list(y.swapaxes(0, 1)), axis=-1)
-
-
-@pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("cell", CELLS)
-def test_onnx_nodes(cell: str, directions: int) -> None:
-    weights = onnx_weights(cell, directions)
-    (found,) = interop.from_onnx(onnx_model(cell, weights))
-    assert (found.name, found.x, found.lengths, found.hx, found.outputs[0]) == ("layer", "X", "", (), "Y")
-    assert not found.layer.batch_first
-    x = draw((B, T, INPUT))
-    steps = [[onnx_step(cell, *(weight[k] for weight in weights)) for k in range(directions)]]
-    assert_close(output(found.layer, x.swapaxes(0, 1)).swapaxes(0, 1), over_layers(steps, x))
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("cell", CELLS)
-def test_onnx_runtime_itself(cell: str, directions: int, bias: bool, tmp_path: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime")
-    weights = onnx_weights(cell, directions, np.float32)[: 3 if bias else 2]
-    inputs = {"sequence_lens": np.array([T - 2, T], np.int32)}
-    for name in ("initial_h", "initial_c")[: 2 if cell == "lstm" else 1]:
-        inputs[name] = draw((directions, B, H)).astype(np.float32)
-    model = onnx_model(cell, weights, inputs)
-    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    (found,) = interop.from_onnx(tmp_path / "model.onnx")
-    assert found.layer.bias is bias
-    inputs["X"] = draw((T, B, INPUT)).astype(np.float32)
-    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    want = dict(zip(found.outputs, session.run(None, inputs), strict=True))
-    x, lengths, *hx = (torch.from_numpy(inputs[name]) for name in (found.x, found.lengths, *found.hx))
-    with torch.no_grad():
-        y, state = found.layer(x, tuple(hx) if cell == "lstm" else hx[0], lengths=lengths)
-    assert_float32_close(y.numpy(), merged(want["Y"]))
-    for got, name in zip(state if cell == "lstm" else [state], ("Y_h", "Y_c"), strict=False):
-        assert_float32_close(got.numpy(), want[name])
-
-
-@pytest.mark.filterwarnings("ignore")  # torch's exporters use what is deprecated
-@pytest.mark.parametrize("dynamo", [True, False])
-@pytest.mark.parametrize("cell", CELLS)
-def test_what_we_export_comes_back(cell: str, dynamo: bool, tmp_path: Path) -> None:
-    """Bit for bit, layer by layer."""
-    pytest.importorskip("onnxscript")
-    layer, file = make(cell, INPUT, H, 2, bidirectional=True).eval(), str(tmp_path / "model.onnx")
-    table: dict[str, Any] = {"custom_translation_table": rnnfused.onnx.translation_table()} if dynamo else {}
-    torch.onnx.export(layer, (torch.randn(T, B, INPUT),), file, dynamo=dynamo, verbose=False, **table)
-    found = [parameter for one in interop.from_onnx(file) for parameter in one.layer.parameters()]
-    assert_same_bits(found, list(layer.parameters()))
-
-
-def test_constants_and_other_nodes() -> None:
-    onnx = pytest.importorskip("onnx")
-    weights = onnx_weights("gru", 1)
-    model = onnx_model("gru", weights)
-    del model.graph.initializer[:]
-    nodes = [
-        onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(array))
-        for name, array in zip("WRB", weights, strict=True)
-    ]
-    for node in (*nodes, onnx.helper.make_node("Relu", ["Y"], ["Z"])):
-        model.graph.node.append(node)
-    (found,) = interop.from_onnx(model, dtype=torch.float32)
-    assert found.layer.weight_hh_l0.dtype == torch.float32
-    (same,) = interop.from_onnx(onnx_model("gru", weights))
-    assert torch.equal(found.layer.weight_hh_l0, same.layer.weight_hh_l0.float())
-
-
-def without(model: Any, *initializers: str) -> Any:
-    for value in [value for value in model.graph.initializer if value.name in initializers]:
-        model.graph.initializer.remove(value)
-    return model
-
-
-@pytest.mark.parametrize(
-    "cell, changed, words",
-    [
-        (
-            "lstm",
-            {"direction": "reverse"},
-            "direction of LSTM 'layer': expected forward or bidirectional, got reverse",
-        ),
-        ("lstm", {"clip": 3.0}, "clip of LSTM 'layer': expected None, got 3.0"),
-        ("lstm", {"input_forget": 1}, "input_forget of .*: expected 0, got 1"),
-        ("lstm", {"layout": 1}, "layout of .*: expected 0, got 1"),
-        ("lstm", {"hidden_size": 5}, "hidden_size of .*: expected 4 as in R, got 5"),
-        ("gru", {"linear_before_reset": None}, "linear_before_reset of GRU 'layer': expected 1, got 0"),
-        (
-            "gru",
-            {"activations": ["HardSigmoid", "Tanh"]},
-            "activations of .*: .*'Sigmoid', 'Tanh'.*, got .*'HardSig",
-        ),
-        ("rnn_tanh", {"activations": ["Elu"]}, "activations of RNN .* or .*, got .*Elu"),
-    ],
-)
-def test_what_of_onnx_is_an_error(cell: str, changed: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        interop.from_onnx(onnx_model(cell, onnx_weights(cell, 1), **changed))
-
-
-def test_what_inputs_of_onnx_are_errors() -> None:
-    weights, state = onnx_weights("lstm", 1), draw((1, B, H))
-    with pytest.raises(ValueError, match="P of LSTM 'layer': expected no peepholes, got 'P'"):
-        interop.from_onnx(onnx_model("lstm", weights, {"P": draw((1, 3 * H))}))
-    with pytest.raises(
-        ValueError, match=r"initial_h and initial_c of .*: expected both or none, got 'initial_c'"
-    ):
-        interop.from_onnx(onnx_model("lstm", weights, {"initial_c": state}))
-    with pytest.raises(ValueError, match="R of LSTM 'layer': expected an initializer or a Constant, got 'R'"):
-        interop.from_onnx(without(onnx_model("lstm", weights), "R"))
-    with pytest.raises(ValueError, match=r"B of LSTM 'layer': expected shape \(1, 32\), got \(1, 31\)"):
-        interop.from_onnx(onnx_model("lstm", [*weights[:2], weights[2][:, 1:]]))
-
-
-def test_a_missing_onnx_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match="from_onnx needs the package onnx"):
-        interop.from_onnx("model.onnx")
 
 
 def test_no_framework_is_imported() -> None:

@@ -47,14 +47,17 @@ class Direction(NamedTuple):
     own: Mapping[str, Tensor] = MappingProxyType({})
 
     def to_torch(self, framework: str, cell: str) -> Direction:
-        return self._reordered(_gates.to_torch(framework, cell))
+        return self.taken(_gates.to_torch(framework, cell))
 
     def from_torch(self, framework: str, cell: str) -> Direction:
-        return self._reordered(_gates.from_torch(framework, cell))
+        return self.taken(_gates.from_torch(framework, cell))
 
-    def _reordered(self, places: Sequence[int]) -> Direction:
+    def taken(self, places: Sequence[int]) -> Direction:
+        """The gates in these places, in this order."""
+        count = len(self.w_hh) // self.w_hh.size(1)
+
         def blocks(weight: Tensor) -> Tensor:
-            gates = weight.chunk(len(places))
+            gates = weight.chunk(count)
             return torch.cat([gates[place] for place in places])
 
         b_ih, b_hh = (None if bias is None else blocks(bias) for bias in (self.b_ih, self.b_hh))

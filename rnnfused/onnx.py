@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -30,19 +30,16 @@ _FLOAT, _INT32, _FLOAT16, _BFLOAT16 = 1, 6, 10, 16
 
 @dataclass(frozen=True)
 class _Operator:
-    """ONNX's operator for a cell. activation: of the gates, where the operator's own is not the cell's.
-    attributes: further ones.
-    """
+    """ONNX's operator for a cell. activation: of the gates, where the operator's own is not the cell's."""
 
     name: str
     activation: str | None = None
-    attributes: tuple[tuple[str, int], ...] = ()
 
 
 _OPERATORS = {
     "rnn_tanh": _Operator("RNN"),
     "rnn_relu": _Operator("RNN", activation="Relu"),
-    "gru": _Operator("GRU", attributes=(("linear_before_reset", 1),)),
+    "gru": _Operator("GRU"),
     "lstm": _Operator("LSTM"),
 }
 
@@ -50,8 +47,9 @@ _OPERATORS = {
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What torch.onnx.export(..., dynamo=True) takes as its `custom_translation_table`.
 
-    Raises ImportError where onnx or onnxscript is missing. A layer for which ONNX has no operator, with a
-    projection (proj_size) or on packed input, is a NotImplementedError once it is exported.
+    Raises ImportError where onnx or onnxscript is missing. A layer for which ONNX has no operator, with an
+    option that none of them has, a projection (proj_size) or on packed input, is a NotImplementedError once
+    it is exported.
     """
     for name in ("onnx", "onnxscript"):
         try:
@@ -124,7 +122,7 @@ class _Graph(Protocol):
     def nodes(
         self, operator: str, inputs: Sequence[Value | None], outputs: int, **attributes: Any
     ) -> list[Value]:
-        """The outputs of a new node. Attributes are integers, texts or lists of either."""
+        """The outputs of a new node. Attributes are numbers, texts or lists of either."""
 
 
 class _ScriptGraph:
@@ -193,11 +191,16 @@ class _TracedGraph:
 
 
 def _type_letter(value: Any) -> str:
-    return "s" if isinstance(value[0] if isinstance(value, list) else value, str) else "i"
+    return {str: "s", int: "i", float: "f"}[type(value[0] if isinstance(value, list) else value)]
 
 
 # What of a LayerConfig is translated, or makes no difference to inference.
-_OPTIONS = ("num_layers", "bidirectional", "batch_first", "bias", "recompute", "step")
+_TRANSLATED = (
+    *("num_layers", "bidirectional", "batch_first", "bias", "step"),
+    *("peephole", "coupled_gates", "reset_before", "gate_clip"),
+)
+_INDIFFERENT = ("recompute", "recurrent_dropout", "grad_clip")
+_PEEPHOLES = ("i", "o", "f")  # ONNX's order
 
 
 def _translated(
@@ -239,9 +242,13 @@ def _check(config: LayerConfig, save: bool) -> None:
         )
     if save:
         raise NotImplementedError("ONNX's operators keep no tape: export the model for inference")
-    known = {name: getattr(config, name) for name in _OPTIONS}
-    if config.cell not in _OPERATORS or LayerConfig(config.cell, **known) != config:
+    if config.cell not in _OPERATORS:
         raise NotImplementedError(f"ONNX has no operator for the layer '{config.text}'")
+    plain = LayerConfig(config.cell)
+    for option in fields(LayerConfig):
+        known = option.name in (*_TRANSLATED, *_INDIFFERENT) or not option.init
+        if not known and getattr(config, option.name) != getattr(plain, option.name):
+            raise NotImplementedError(f"ONNX's {_OPERATORS[config.cell].name} has no {option.name}")
 
 
 class _Layers:
@@ -286,34 +293,51 @@ class _Layers:
     ) -> list[Value]:
         """One layer in all its directions, on x [T, B, features]: Y [T, D, B, H], final states [D, B, H]."""
         config, operator, hidden = self._config, self._operator, self._hidden
-        directions, each = config.directions, config.params_each
-        w_ih, w_hh, *biases = (params[slot::each] for slot in range(each))
-        inputs = [x, self._gates(w_ih, features), self._gates(w_hh, hidden)]
-        # Of a direction b_ih, then b_hh.
-        inputs.append(
-            self._gates([b for pair in zip(*biases, strict=True) for b in pair]) if biases else None
-        )
+        each, states = config.params_each, len(config.spec.states)
+        w_ih, w_hh, *others = (params[slot::each] for slot in range(each))
+        gates = [config.spec.gates[place] for place in from_torch("onnx", config.cell)]
+        inputs = [x, *(self._rows(w, config.gates, gates, n) for w, n in ((w_ih, features), (w_hh, hidden)))]
+        biases = [b for pair in zip(*others[:2], strict=True) for b in pair] if config.bias else []
+        inputs.append(self._rows(biases, config.gates, gates) if biases else None)
         inputs += [lengths, *hx]
-        attributes: dict[str, Any] = dict(operator.attributes)
+        if config.peephole:
+            inputs += [None] * (states - len(hx))
+            kept = [gate for gate in config.gates if gate != "g"]
+            inputs.append(self._rows(others[-1], kept, _PEEPHOLES))
+        while inputs[-1] is None:
+            inputs.pop()
+        return self._graph.nodes(operator.name, inputs, 1 + states, hidden_size=hidden, **self._attributes())
+
+    def _attributes(self) -> dict[str, Any]:
+        config, operator = self._config, self._operator
+        attributes: dict[str, Any] = {}
         if config.bidirectional:
             attributes["direction"] = "bidirectional"
         if operator.activation:
-            attributes["activations"] = [operator.activation] * directions
-        while inputs[-1] is None:
-            inputs.pop()
-        outputs = 1 + len(config.spec.states)
-        return self._graph.nodes(operator.name, inputs, outputs, hidden_size=hidden, **attributes)
+            attributes["activations"] = [operator.activation] * config.directions
+        if operator.name == "GRU":
+            attributes["linear_before_reset"] = int(not config.reset_before)
+        if config.coupled_gates:
+            attributes["input_forget"] = 1
+        if config.gate_clip is not None:
+            attributes["clip"] = config.gate_clip
+        return attributes
 
-    def _gates(self, tensors: Sequence[Value], *columns: int) -> Value:
-        """Of all directions weights [G H, columns] as [D, G H, columns], or biases [G H] as [D, 2 G H]."""
-        gates, directions = from_torch("onnx", self._config.cell), self._config.directions
+    def _rows(
+        self, tensors: Sequence[Value], ours: Sequence[str], theirs: Sequence[str], *columns: int
+    ) -> Value:
+        """Of all directions tensors with a block of H rows for each of our gates, [G H, columns], [G H] or
+        [G, H], as one [D, rows of a direction, columns] with a block for each of ONNX's.
+        """
+        directions = self._config.directions
         value = self.node("Concat", *tensors, axis=0) if len(tensors) > 1 else tensors[0]
-        if len(gates) > 1:
-            blocks = [
-                first + gate for first in range(0, len(tensors) * len(gates), len(gates)) for gate in gates
-            ]
-            value = self._taken(self._reshaped(value, len(blocks), self._hidden, *columns), blocks)
-        rows = len(tensors) * len(gates) * self._hidden // directions
+        # Where a gate is coupled, ONNX wants rows for it and reads none: any will do.
+        order = [ours.index(gate) if gate in ours else 0 for gate in theirs]
+        if len(ours) > 1:
+            count = len(tensors) * len(ours)
+            blocks = [first + place for first in range(0, count, len(ours)) for place in order]
+            value = self._taken(self._reshaped(value, count, self._hidden, *columns), blocks)
+        rows = len(tensors) * len(theirs) * self._hidden // directions
         return self._reshaped(value, directions, rows, *columns)
 
     def _sequence(self, x: Value) -> Value:

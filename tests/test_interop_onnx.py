@@ -217,6 +217,7 @@ def test_onnx_batchwise(cell: str, direction: str) -> None:
         np.testing.assert_array_equal(got, want.swapaxes(0, 1))
 
 
+@pytest.mark.filterwarnings("ignore")  # cases of other operators overflow on purpose
 def test_onnx_node_test_cases() -> None:
     """ONNX's own, all that there are of the three operators: 18 in onnx 1.23."""
     onnx = pytest.importorskip("onnx")
@@ -241,15 +242,20 @@ def test_onnx_node_test_cases() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # torch's exporters use what is deprecated
 @pytest.mark.parametrize("dynamo", [True, False])
-@pytest.mark.parametrize("cell", CELLS)
-def test_what_we_export_comes_back(cell: str, dynamo: bool, tmp_path: Path) -> None:
-    """Bit for bit, layer by layer."""
+@pytest.mark.parametrize(
+    "cell, options", [*((cell, {}) for cell in CELLS), *((case[0], case[3]) for case in OPTIONS)]
+)
+def test_what_we_export_comes_back(cell: str, options: dict[str, Any], dynamo: bool, tmp_path: Path) -> None:
+    """Bit for bit, layer by layer, with its options."""
     pytest.importorskip("onnxscript")
-    layer, file = make(cell, INPUT, H, 2, bidirectional=True).eval(), str(tmp_path / "model.onnx")
+    layer = make(cell, INPUT, H, num_layers=2, bidirectional=True, **options).eval()
+    file = str(tmp_path / "model.onnx")
     table: dict[str, Any] = {"custom_translation_table": rnnfused.onnx.translation_table()} if dynamo else {}
     torch.onnx.export(layer, (torch.randn(T, B, INPUT),), file, dynamo=dynamo, verbose=False, **table)
-    found = [parameter for one in interop.from_onnx(file) for parameter in one.layer.parameters()]
-    assert_same_bits(found, list(layer.parameters()))
+    found = [one.layer for one in interop.from_onnx(file)]
+    assert_same_bits([p for one in found for p in one.parameters()], list(layer.parameters()))
+    for one in found:
+        assert {name: getattr(one, name) for name in options} == options
 
 
 def test_constants_and_other_nodes() -> None:

@@ -41,6 +41,19 @@ CALLS: list[tuple[str, dict[str, Any], tuple[tuple[int, ...], ...]]] = [
     ("LSTMCell", {"bias": False}, ((INPUT,), (H,), (H,))),
     ("GRUCell", {}, ((2, INPUT), (2, H))),
     ("RNNCell", {"nonlinearity": "relu"}, ((INPUT,),)),
+    ("LSTM", {"peephole": True}, ((6, 2, INPUT),)),
+    (
+        "LSTM",
+        {"peephole": True, "num_layers": 2, "bidirectional": True},
+        ((6, 2, INPUT), (4, 2, H), (4, 2, H)),
+    ),
+    ("LSTM", {"peephole": True, "coupled_gates": True, "bidirectional": True}, ((6, 2, INPUT),)),
+    ("LSTM", {"coupled_gates": True, "bias": False, "num_layers": 2}, ((6, 2, INPUT),)),
+    ("LSTM", {"gate_clip": 0.3, "recurrent_dropout": 0.5, "grad_clip": 1.0}, ((6, 2, INPUT),)),
+    ("GRU", {"reset_after": False, "num_layers": 2, "bidirectional": True}, ((6, 2, INPUT), (4, 2, H))),
+    ("GRU", {"reset_after": False, "gate_clip": 0.3, "bias": False}, ((6, 2, INPUT),)),
+    ("LSTMCell", {"peephole": True}, ((2, INPUT), (2, H), (2, H))),
+    ("GRUCell", {"reset_after": False}, ((2, INPUT), (2, H))),
 ]
 
 
@@ -283,6 +296,20 @@ def test_what_onnx_has_not(what: str, words: str, exporter: str, tmp_path: Path)
     with pytest.raises(Exception) as raised:
         export(exporter, model, inputs, tmp_path / "model.onnx")
     with pytest.raises(NotImplementedError, match=words):
+        raise cause(raised.value)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize(
+    "options",
+    [{"layer_norm": "separate"}, {"zoneout": 0.1}, {"cell_clip": 3.0}, {"num_heads": 5}],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_options_onnx_has_not(options: dict[str, Any], exporter: str, tmp_path: Path) -> None:
+    model = Called(rnnfused.LSTM(INPUT, H, peephole=True, **options))
+    with pytest.raises(Exception) as raised:
+        export(exporter, model, [torch.randn(6, 2, INPUT)], tmp_path / "model.onnx")
+    with pytest.raises(NotImplementedError, match=f"ONNX's LSTM has no {next(iter(options))}"):
         raise cause(raised.value)
 
 

@@ -15,20 +15,25 @@ from rnnfused.cells import CELLS
 from rnnfused.modules import CELLS_OF_MODE, GRU, LSTM, RNN
 
 __all__ = [
+    "EPSILON",
     "Direction",
     "Layer",
     "Stack",
     "array",
     "build",
     "check_name",
+    "check_names",
+    "check_option",
     "check_shape",
     "describe",
     "from_columns",
+    "state_of",
     "tensor",
 ]
 
 Layer: TypeAlias = RNN | LSTM | GRU
 
+EPSILON = 1e-5  # inside the root of our layer norms
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 # What options bring for each gate, in the order of the gates.
 _OF_GATES = frozenset(f"norm_{norm}{kind}" for norm in ("ih_", "hh_", "") for kind in ("weight", "bias"))
@@ -116,14 +121,39 @@ def check_name(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
 
 
+def check_names(name: str, got: Collection[str], expected: Collection[str], of: str) -> None:
+    if set(got) != set(expected):
+        raise ValueError(f"{name}: expected {', '.join(expected)} of {of}, got {', '.join(got)}")
+
+
+def check_option(name: str, got: Any, expected: Any) -> None:
+    if got != expected:
+        raise ValueError(f"{name}: expected {expected!r}, got {got!r}")
+
+
 def check_shape(name: str, weight: Tensor, *shape: int) -> None:
     if weight.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(weight.shape)}")
 
 
-def from_columns(framework: str, cell: str, named: Mapping[str, Tensor]) -> Direction:
+def state_of(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state_dict of what is a module, or already one. Raises ValueError for a module with a layer norm
+    whose epsilon is not ours.
+    """
+    if not isinstance(source, torch.nn.Module):
+        return source
+    for name, module in source.named_modules():
+        # A scripted one says so, too.
+        if getattr(module, "original_name", type(module).__name__) == "LayerNorm":
+            check_option(f"eps of {name}", module.eps, EPSILON)
+    return source.state_dict()
+
+
+def from_columns(
+    framework: str, cell: str, named: Mapping[str, Tensor], own: Mapping[str, Tensor] = MappingProxyType({})
+) -> Direction:
     """From weights whose gates are columns, by their names in errors: kernel [I, G H], recurrent kernel
-    [H, G H], then none, one or two biases [G H].
+    [H, G H], then none, one or two biases [G H]. own: a Direction's.
     """
     kernel, recurrent, *biases = named.values()
     hidden, columns = len(recurrent), len(CELLS[cell].gates) * len(recurrent)
@@ -131,7 +161,7 @@ def from_columns(framework: str, cell: str, named: Mapping[str, Tensor]) -> Dire
     for (name, weight), shape in zip(named.items(), shapes, strict=False):
         check_shape(name, weight, *shape)
     b_ih, b_hh = (*biases, None, None)[:2]
-    return Direction(kernel.t(), recurrent.t(), b_ih, b_hh).to_torch(framework, cell)
+    return Direction(kernel.t(), recurrent.t(), b_ih, b_hh, own).to_torch(framework, cell)
 
 
 def build(stack: Stack, dtype: torch.dtype | None, batch_first: bool) -> Layer:
@@ -172,7 +202,10 @@ def build(stack: Stack, dtype: torch.dtype | None, batch_first: bool) -> Layer:
         for suffix, direction in zip(("", "_reverse"), layer, strict=False):
             weights = [direction.w_ih, direction.w_hh, *(direction.biases if biased else ())]
             named = dict(zip(_NAMES, weights, strict=False)) | dict(direction.own)
-            state |= {f"{name}_l{index}{suffix}": weight.to(dtype) for name, weight in named.items()}
+            for name, weight in named.items():
+                # Memory of its own.
+                copy = weight.to(dtype).clone(memory_format=torch.contiguous_format)
+                state[f"{name}_l{index}{suffix}"] = copy
     built.load_state_dict(state, assign=True)
     return built
 

@@ -573,6 +573,27 @@ def test_what_no_framework_has(to: Callable[[Any], Any]) -> None:
         to(torch.nn.Linear(INPUT, H))
 
 
+@pytest.mark.parametrize(
+    "to, layer, words",
+    [
+        (interop.to_flax, rnnfused.GRU(INPUT, H, reset_after=False), "reset_after: expected True, got False"),
+        (interop.to_flax, rnnfused.LSTM(INPUT, H, recurrent_dropout=0.5), "recurrent_dropout: expected 0.0"),
+        (interop.to_haste, rnnfused.GRU(INPUT, H, reset_after=False), "reset_after: expected True, got Fal"),
+        (interop.to_keras, rnnfused.LSTM(INPUT, H, zoneout=0.1), "zoneout: expected 0.0, got 0.1"),
+        (interop.to_keras, rnnfused.GRU(INPUT, H, layer_norm=True), "layer_norm: expected None, got separ"),
+        (interop.to_keras, rnnfused.LSTM(INPUT, H, coupled_gates=True), "coupled_gates: expected False"),
+    ],
+)
+def test_options_that_others_have_not(to: Callable[[Any], Any], layer: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        to(layer)
+
+
+def test_own_cells_are_no_layers_of_others() -> None:
+    with pytest.raises(TypeError, match="expected an RNN, LSTM or GRU, got IndRNN"):
+        interop.to_keras(rnnfused.IndRNN(INPUT, H))  # type: ignore[arg-type]
+
+
 def test_torchs_layers_go_out_as_ours_do() -> None:
     theirs = torch.nn.LSTM(INPUT, H)
     assert_same_arrays(interop.to_keras(theirs), interop.to_keras(rnnfused.convert(theirs)))

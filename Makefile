@@ -46,9 +46,9 @@ machine := $(shell uname -m)
 vector_isas := $(if $(filter x86_64,$(machine)),avx2;avx512;avx512_vnni;avx512_bf16;avx512_amx,$(if $(filter aarch64 arm64,$(machine)),neon;neon_dot;neon_bf16,scalar))
 has = $(shell grep -qw $(1) /proc/cpuinfo && echo yes)
 widest_isa := $(if $(filter x86_64,$(machine)),$(if $(call has,avx512_bf16),avx512_bf16,$(if $(call has,avx512f),avx512,avx2)))
-# The vectors' paths that run here, none where only scalar does; under ASan scalar has Python's tests.
+# The vectors' paths that run here, none where only scalar does.
 own_isas := $(patsubst avx512_bf16,avx512;avx512_vnni;avx512_bf16,$(widest_isa))
-sanitized_isas := scalar$(addprefix ;,$(own_isas))
+sanitized_isas := $(or $(own_isas),scalar)
 emulated_isas := $(if $(filter avx512_bf16,$(widest_isa)),;avx512_amx)
 CPP_SOURCES = $(shell find csrc tests/cpp bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -111,7 +111,7 @@ with_asan = $(with_python) -DCMAKE_BUILD_TYPE=None -DRNNFUSED_CUDA=OFF -DRNNFUSE
 ctest-asan: $(environment)
 	tools/run_ctest asan $(with_asan)
 
-# The tests that reach the native code in many ways, each ISA on its own; the walk and the mutations at length.
+# The tests that reach the native code in many ways, the walk and the mutations at length.
 # Without those in which a compiler of torch's or much memory takes long, and ours little.
 asan_tests := walk varied layouts states fuzz recompute native_checks sequence stack functional autograd tangents modules memory frozen stepper quantized attend
 pytest-asan: $(test_environment)
@@ -119,7 +119,6 @@ pytest-asan: $(test_environment)
 	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=1500 RNNFUSED_FUZZ_CALLS=20000 \
 	  tools/pytest_asan $(python) $(asan_tests:%=tests/test_%.py) --deselect=tests/test_quantized.py::test_compiled_by_inductor \
 	  --deselect=tests/test_memory.py::test_no_more_is_kept_than_the_limit
-	RNNFUSED_ISA=scalar RNNFUSED_WALK_CASES=600 tools/pytest_asan $(python) tests/test_walk.py
 
 # Who waits for whom is the same on every path: one will do.
 ctest-tsan: $(environment)

@@ -103,9 +103,9 @@ ctest-rest: $(environment)
 	tools/run_ctest $(tree) $(with_python) -DRNNFUSED_TEST_ISAS=scalar "-DRNNFUSED_TEST_ARCHS=80;86;100;120"
 
 # std::thread here, OpenMP in plain ctest: both backends are tested. One ISA of vectors will do: their sources
-# are the same, and sanitizers take minutes to compile each: nothing but the kernels is optimised. The C++ tests
-# and the extension share a folder. Tile registers are emulated, since few processors have them.
-with_asan = $(with_python) -DCMAKE_BUILD_TYPE=None -DRNNFUSED_CUDA=OFF -DRNNFUSED_SANITIZE=address,undefined -DRNNFUSED_STD_THREADS=ON \
+# are the same, and sanitizers take minutes to compile each. The C++ tests and the extension share a folder. Tile
+# registers are emulated, since few processors have them.
+with_asan = $(with_python) -DRNNFUSED_CUDA=OFF -DRNNFUSED_SANITIZE=address,undefined -DRNNFUSED_STD_THREADS=ON \
   "-DRNNFUSED_ISAS=$(sanitized_isas)$(emulated_isas)" "-DRNNFUSED_TEST_ISAS=$(or $(own_isas),scalar)$(emulated_isas)" -DRNNFUSED_AMX_EMULATED=ON
 
 ctest-asan: $(environment)

@@ -139,8 +139,12 @@ TECHNIQUES = {
         "every other step walks the weights backwards",
         "always forwards",
         (
-            Edit(_FORWARD, "for_groups(blocks_, group_, s % 2 == 1,", "for_groups(blocks_, group_, false,"),
-            Edit(_BACKWARD, "for_groups(outputs_, s % 2 != 0,", "for_groups(outputs_, false,"),
+            Edit(_FORWARD, "for_groups(m.blocks, group_, s % 2 == 1,", "for_groups(m.blocks, group_, false,"),
+            Edit(
+                _BACKWARD,
+                "for_groups(outputs_, s % 2 != 0, [&](Index first, Index n) {\n      add_recurrence",
+                "for_groups(outputs_, false, [&](Index first, Index n) {\n      add_recurrence",
+            ),
         ),
         (
             "inference lstm 128 1 256",

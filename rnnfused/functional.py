@@ -20,7 +20,7 @@ from rnnfused._layer import PADDED, LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
 from rnnfused._options import CellOptions, layer_fields
-from rnnfused._varied import check, in_float32, is_native
+from rnnfused._varied import in_float32, is_native
 
 __all__ = ["CellOptions", "Options", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -267,34 +267,21 @@ def stack(
     dropout: float = 0.0,
 ) -> list[Tensor]:
     """Layer over layer, with dropout between them as in torch: what the operator returns of all of them."""
+    run: Run = recurrent
     if layer.varied:
         device = input.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return stack(layer, *in_float32(input, hx, params), layout, dropout)
         if not is_native(layer, input):
-            return _step_by_step(layer, input, hx, params, layout, dropout)
-    if dropout == 0 or layer.num_layers == 1:
+            run = _decomposed.recurrent  # step by step
+    if run is recurrent and (dropout == 0 or layer.num_layers == 1):
         return recurrent(layer, input, hx, params, *layout)
     if not torch.compiler.is_compiling():
         _C.check(layer.text, input, hx, params, *layout)  # what no layer sees by itself
-    return layers(recurrent, layer, input, hx, params, layout, dropout)
-
-
-def _step_by_step(
-    layer: LayerConfig,
-    input: Tensor,
-    hx: Sequence[Tensor],
-    params: Sequence[Tensor],
-    layout: Layout,
-    dropout: float,
-) -> list[Tensor]:
-    """In torch's operations."""
-    if not torch.compiler.is_compiling():
-        check(layer, input, hx, params, layout)
     if layer.num_layers == 1:
-        return _decomposed.recurrent(layer, input, hx, params, *layout)
-    return layers(_decomposed.recurrent, layer, input, hx, params, layout, dropout)
+        return run(layer, input, hx, params, *layout)
+    return layers(run, layer, input, hx, params, layout, dropout)
 
 
 def layers(

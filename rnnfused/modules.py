@@ -24,7 +24,7 @@ from rnnfused._ops import leading_sizes, recurrent
 from rnnfused._options import DEFAULTS, asked, layer_fields
 from rnnfused._sequences import Sequences
 from rnnfused._weights import Weights
-from rnnfused.cells import CELLS, EVERY_CELL
+from rnnfused.cells import CELLS
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -279,15 +279,13 @@ class _Sequence(_Described, Weights):
 
     def _describe(self) -> LayerConfig:
         cell = self._cell
-        # What would be rebuilt are sums of products with W_hh.
-        recompute = bool(self.recompute) and EVERY_CELL[cell].recurrent == "matrix"
         return LayerConfig(
             cell,
             self.num_layers,
             bool(self.bidirectional),
             bool(self.batch_first),
             projected=self.proj_size > 0,
-            recompute=recompute,
+            recompute=bool(self.recompute),
             cells=bool(self.return_cells),
             **self._fields(cell),
         )

@@ -46,7 +46,9 @@ def gradients(layer: torch.nn.Module, x: torch.Tensor, lengths: list[int] | None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name, options", LAYERS)
-@pytest.mark.parametrize("steps, batch, ragged", [(7, 3, False), (40, 30, False), (33, 12, True)])
+@pytest.mark.parametrize(
+    "steps, batch, ragged", [(1, 2, False), (7, 3, False), (40, 30, False), (33, 12, True)]
+)
 def test_same_bits(
     name: str, options: dict[str, object], steps: int, batch: int, ragged: bool, dtype: torch.dtype
 ) -> None:
@@ -54,13 +56,6 @@ def test_same_bits(
     lengths = [max(1, steps - 2 * b) for b in range(batch)] if ragged else None
     want, got = (gradients(layer, x, lengths) for layer in pair(name, dtype, **options))
     assert all(torch.equal(w, g) for w, g in zip(want, got, strict=True))
-
-
-def test_a_few_rows_agree_to_rounding() -> None:
-    # Forward sums them in another order: weights are not packed for them.
-    want, got = (gradients(layer, torch.ones(2, 3, 9), None) for layer in pair("LSTM"))
-    for w, g in zip(want, got, strict=True):
-        torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-6)
 
 
 def tape_bytes(cell: str, gates: int, recompute: bool) -> int:

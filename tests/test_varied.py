@@ -41,6 +41,7 @@ FORMS = ("padded", "unbatched", "packed", "lengths", "concatenated", "step", "un
 MOST_PRODUCTS = 1_500_000  # rows x gates, so that no step takes long
 # Where a gradient is on on one side and off on the other, one rounding decides which: float64 alone tells.
 ON_OFF = ("gate_clip", "cell_clip")
+TRIES = 8  # of torch's operations on inputs that differ by a rounding, where one try does not tell
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,15 @@ class Made:
     layout: Layout
     outer: list[Tensor | None]  # of the outputs, None for those that are not differentiated
 
-    def to(self, dtype: torch.dtype) -> Made:
-        """A copy, whose leaves want a gradient or not as before."""
+    def to(self, dtype: torch.dtype, rounded: int | None = None) -> Made:
+        """A copy, whose leaves want a gradient or not as before; each value moved by a rounding, if a seed says how."""
+        values = torch.Generator().manual_seed(rounded or 0)
 
         def cast(t: Tensor) -> Tensor:
-            return t.detach().to(dtype, copy=True).requires_grad_(t.requires_grad)
+            moved = t.detach().to(dtype, copy=True)
+            if rounded is not None:
+                moved *= 1 + torch.finfo(dtype).eps * (torch.rand(t.shape, generator=values) - 0.5)
+            return moved.requires_grad_(t.requires_grad)
 
         return dataclasses.replace(
             self,
@@ -233,10 +238,14 @@ def differentiated(
     names = ["x", *layer.spec.states[: len(made.hx)], *(f"param {k}" for k in range(len(made.params)))]
     leaves = dict(zip(names, (made.x, *made.hx, *made.params), strict=True))
     leaves = {name: t for name, t in leaves.items() if t.requires_grad}
-    pairs = [(t, d) for t, d in zip(outputs, made.outer, strict=True) if d is not None and t.requires_grad]
+    pairs = [(t, d) for t, d in zip(outputs, made.outer, strict=True) if d is not None]
     if pairs and leaves:
-        of, outer = zip(*pairs, strict=True)
-        found = torch.autograd.grad(of, list(leaves.values()), outer, materialize_grads=True)
+        # Where states pass unchanged, torch's operations tie an output to no leaf: its gradients are zero.
+        tied = [(t, d) for t, d in pairs if t.requires_grad]
+        found: Sequence[Tensor] = [torch.zeros_like(t) for t in leaves.values()]
+        if tied:
+            of, outer = zip(*tied, strict=True)
+            found = torch.autograd.grad(of, list(leaves.values()), outer, materialize_grads=True)
         results |= {f"d {name}": d for name, d in zip(leaves, found, strict=True)}
     return {name: t.detach() for name, t in results.items()}
 
@@ -273,13 +282,22 @@ def test_step(index: int) -> None:
         floor = FLOOR_ULPS * terms**0.5 * torch.finfo(case.dtype).eps
         bounds = {name: max(floor, TORCH_ERRORS * error) for name, error in theirs.items()}
     decides = layer.cell == "rnn_relu" or any(name in layer.text for name in ON_OFF)
-    for name, error in errors(got, want).items():
+    ours = errors(got, want)
+    if case.dtype != torch.float64 and any(error > bounds[name] for name, error in ours.items()):
+        # Chance may spare a single run: a mean of two units cancels what its inputs' roundings leave, or not.
+        for seed in range(TRIES):
+            theirs = errors(differentiated(twin, layer, made.to(case.dtype, rounded=seed)), want)
+            bounds = {name: max(bound, TORCH_ERRORS * theirs[name]) for name, bound in bounds.items()}
+    for name, error in ours.items():
         if case.dtype == torch.float64 or name.startswith("output") or not decides:
             assert error <= bounds[name], f"{name}: {error:.2e} > {bounds[name]:.2e} of {words}"
 
     torch.set_num_threads(2)
     again = differentiated(native, layer, made)
     assert all(torch.equal(again[name], t) for name, t in got.items()), f"not the same bits: {words}"
+    other = dataclasses.replace(layer, recompute=not layer.recompute and not layer.step)
+    again = differentiated(native, other, made)
+    assert all(torch.equal(again[name], t) for name, t in got.items()), f"recompute changes bits: {words}"
     with torch.no_grad():
         outputs = native(layer, made)
     for k, output in enumerate(outputs):

@@ -53,4 +53,9 @@ using Stored = std::conditional_t<kQuantized<S>, Compute<S>, S>;
 template <class S>
 constexpr bool kNarrow = !std::is_same_v<Stored<S>, Compute<S>>;
 
+// Whether they are computed in as they are stored. Layers of no other type attend or have options, and of no
+// other are there tangents.
+template <class S>
+constexpr bool kAsComputed = !kNarrow<S> && !kQuantized<S>;
+
 }  // namespace rnnfused

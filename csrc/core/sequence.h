@@ -65,7 +65,7 @@ struct AttentionGradient;
 template <class T>
 struct Variation;
 template <class T>
-struct VariationGradient;
+struct VariationParameters;
 
 // Sequences, the matrices they are multiplied with and the tape are stored in S; states, sums over the
 // sequence and their gradients are what they are computed in.
@@ -110,7 +110,7 @@ struct BackwardArgs {
   // Gives the gradients of the last columns of x, which dx then goes without.
   const AttentionGradient<T>* attention = nullptr;
   const Variation<T>* variation = nullptr;  // as in forward
-  const VariationGradient<T>* dvariation = nullptr;
+  const VariationParameters<T>* dvariation = nullptr;
 };
 
 }  // namespace rnnfused

@@ -293,4 +293,23 @@ RNNFUSED_HD void store(ScalarOf<V>* p, V v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+// The first n lanes, zero in the others.
+template <class V>
+RNNFUSED_HD V first_lanes(V v, int64_t n) {
+  if (n >= Lanes<V>::count) return v;
+  alignas(V) ScalarOf<V> lanes[Lanes<V>::count];
+  store(lanes, v);
+  return load<V>(lanes, n);
+}
+
+template <class V>
+RNNFUSED_HD ScalarOf<V> sum_of_lanes(V v) {
+  alignas(V) ScalarOf<V> lanes[Lanes<V>::count];
+  store(lanes, v);
+  for (int64_t half = Lanes<V>::count / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
 }  // namespace rnnfused::RNNFUSED_ISA

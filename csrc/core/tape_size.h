@@ -3,23 +3,28 @@
 // graph is traced the number of rows may be a symbol.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "core/sequence.h"
 
 namespace rnnfused {
 
+// Sequences of no more rows are run without packed weights where units are many (cpu/plan.h): in another
+// order of terms, which no large product repeats.
+constexpr Index kUnpackedRows = 8;
+
 // Where backward recomputes the gates, those of the last steps are kept all the same, since it begins with
-// them: at most this many rows and a quarter of all.
+// them: at most this many rows and a quarter of all; but never fewer than could have been run unpacked.
 constexpr Index kKeptRows = 512;
 
 template <class Int>
 Int most_kept_rows(const Int& rows) {
   const Int quarter = rows / 4;
   if constexpr (std::is_same_v<Int, Index>) {
-    return quarter < kKeptRows ? quarter : kKeptRows;
+    return std::max(std::min(quarter, kKeptRows), std::min(rows, kUnpackedRows));
   } else {
-    return quarter.min(kKeptRows);
+    return quarter.min(kKeptRows).max(rows.min(kUnpackedRows));
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/sequence.h"
+#include "core/tape_size.h"
 
 namespace rnnfused {
 
@@ -27,6 +28,9 @@ enum class Maths : int {
 // Whether h enters the gates by a product with a matrix.
 RNNFUSED_HD bool multiplies(Maths maths) { return maths < Maths::indrnn || maths == Maths::ligru; }
 
+// Whether each row's weight follows the input's features, and says how much of h it changes.
+RNNFUSED_HD bool attends(Maths maths) { return maths == Maths::augru || maths == Maths::agru; }
+
 // Of the sums of all gates: none; one for those that x feeds and one for those that h feeds; one for both;
 // one for those that x feeds alone.
 enum class GateNorm : int { none, separate, joint, input };
@@ -36,10 +40,22 @@ enum class CellNorm : int { none, carried, output };
 // Vectors that a cell carries from step to step. Beside h all are parts of what callers have for c.
 constexpr int kMaxStateVectors = 4;
 
-// One layer in one direction. Parameters are torch's: [rows, H], contiguous; null where the option is not
-// there.
+// How many scalars of a row hold the mean and scale of each norm, of what x feeds, of what h feeds, and of c.
+constexpr Index kNormScalars = 8;
+
+// What a variation brings, or its gradients: torch's parameters, [rows, H], contiguous; null where one is not
+// there, or not wanted.
 template <class T>
-struct Variation {
+struct VariationParameters {
+  T* unit;                           // of the IndRNN, in place of W_hh
+  T* peephole;                       // i, f, o; coupled i, o
+  T *norm_ih_weight, *norm_ih_bias;  // or those of the joint norm
+  T *norm_hh_weight, *norm_hh_bias;
+  T *norm_c_weight, *norm_c_bias;
+};
+// One layer in one direction.
+template <class T>
+struct Variation : VariationParameters<const T> {
   Maths maths;
   int gates, states;   // states: vectors, h among them
   Index hidden;        // H
@@ -47,41 +63,29 @@ struct Variation {
   GateNorm gate_norm;
   CellNorm cell_norm;
   T update_bias;
-  T gate_clip, cell_clip, grad_clip;  // infinite for none
-  T zoneout[kMaxStates];              // probabilities
-  T recurrent_dropout;
+  T gate_clip, cell_clip, grad_clip;              // infinite for none
+  double zoneout[kMaxStates], recurrent_dropout;  // probabilities
   bool drawn;  // as in training; otherwise zoneout has its mean, and dropout does nothing
   uint64_t seed;
   int direction;
   const Index* numbers;  // of every row, in the caller's order: t B + b; null means that rows are in it
   Index batch;           // B
-  const T* unit;         // of the IndRNN, in place of W_hh
-  const T* peephole;     // i, f, o; coupled i, o
-  const T *norm_ih_weight, *norm_ih_bias;  // or those of the joint norm
-  const T *norm_hh_weight, *norm_hh_bias;
-  const T *norm_c_weight, *norm_c_bias;
 
   // Whether h is multiplied with the reset gate before the product of the last gate, which so comes after the
   // others.
   RNNFUSED_HD bool resets() const { return maths == Maths::reset_gru; }
-  // Whether each row's weight follows the input's features, and says how much of h it changes.
-  RNNFUSED_HD bool attends() const { return maths == Maths::augru || maths == Maths::agru; }
+  RNNFUSED_HD bool attends() const { return rnnfused::attends(maths); }
   RNNFUSED_HD bool multiplies() const { return rnnfused::multiplies(maths); }
   RNNFUSED_HD bool drops() const { return drawn && recurrent_dropout > 0; }
-  RNNFUSED_HD T zoneout_of(int state) const { return state < kMaxStates ? zoneout[state] : T(0); }
+  RNNFUSED_HD bool norms() const { return gate_norm != GateNorm::none || cell_norm != CellNorm::none; }
+  RNNFUSED_HD T zoneout_of(int state) const { return state < kMaxStates ? T(zoneout[state]) : T(0); }
   RNNFUSED_HD int peepholes() const { return maths == Maths::coupled_lstm ? 2 : 3; }
   RNNFUSED_HD Index number_of(Index row) const { return numbers ? numbers[row] : row; }
+  // Of a row beside the sums: states after h, h as it enters the product where dropout changes it, r h, and
+  // the norms (VariedTape in cpu/varied.h).
+  RNNFUSED_HD TapeSize tape_size() const {
+    return {states - 1 + drops() + resets(), 2 * gates, norms() ? int(kNormScalars) : 0};
+  }
 };
-
-// Gradients of what a variation brings, as it is laid out; null where not wanted.
-template <class T>
-struct VariationGradient {
-  T *unit, *peephole;
-  T *norm_ih_weight, *norm_ih_bias, *norm_hh_weight, *norm_hh_bias, *norm_c_weight, *norm_c_bias;
-};
-
-// How much forward keeps of a row beside the sums: states after the first, h as it enters the product where
-// dropout changes it, and the mean and scale of each norm.
-constexpr Index kNormScalars = 8;
 
 }  // namespace rnnfused

@@ -12,10 +12,6 @@
 
 namespace rnnfused::RNNFUSED_ISA {
 
-// Types whose layers can attend: those that are computed in as they are stored.
-template <class S>
-constexpr bool kAttends = std::is_same_v<S, Compute<S>> && !kQuantized<S>;
-
 template <class T>
 class AttentionStep {
  protected:
@@ -52,12 +48,6 @@ class AttentionStep {
 
   Range own_rows(Index rows) const { return share(rows, members_, member_); }
   bool is_there(Index sequence, Index s) const { return !of_.mask || of_.mask[sequence * of_.source + s]; }
-  static T sum_of_lanes(V v) {
-    T lanes[L], total = 0;
-    store(lanes, v);
-    for (Index i = 0; i < L; ++i) total += lanes[i];
-    return total;
-  }
 
   Attention<T> of_{};
   Index columns_ = 0;
@@ -147,7 +137,7 @@ class AttentionForward : AttentionStep<T> {
       store(scores_ + s, e);
       sum = sum + e;
     }
-    const T total = Base::sum_of_lanes(sum);
+    const T total = sum_of_lanes(sum);
     const T scale = total == T(0) ? T(0) : T(1) / total;
     for (Index s = 0; s < of_.source; s += L)
       store(weights + s, load<V>(scores_ + s) * scale, lanes_in<T>(s / L, of_.source));
@@ -254,7 +244,7 @@ class AttentionBackward : AttentionStep<T> {
       store(scores_ + s, dweight);
       sum = fma(load<V>(weights + s, lanes), dweight, sum);
     }
-    const T total = Base::sum_of_lanes(sum);
+    const T total = sum_of_lanes(sum);
     for (Index s = 0; s < of_.source; s += L)
       store(scores_ + s,
             load<V>(weights + s, lanes_in<T>(s / L, of_.source)) * (load<V>(scores_ + s) - total));

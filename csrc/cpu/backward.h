@@ -42,7 +42,7 @@ class BackwardStream {
       blocks_ = blocks, outputs_ = outputs, contexts_ = contexts, context_panels_ = of_contexts;
       partial_ = partial, recurrent_panels_ = recurrent, projection_panels_ = projection;
     }
-    if constexpr (kAttends<S>) {
+    if constexpr (kAsComputed<S>) {
       if (args.attention) attention_ = {*args.attention, stream_, member, members, arena};
     }
     if constexpr (kStaged<Cell>) stage_ = {args_, stream_, tape_.cell, carry_h_, member, members, arena};
@@ -55,7 +55,7 @@ class BackwardStream {
       pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, shape.output,
                                   Cell::h_first, first, n, recurrent_panel(first));
     });
-    if constexpr (kAttends<S>) {
+    if constexpr (kAsComputed<S>) {
       for_groups(contexts_, false, [&](Index first, Index n) {
         pack_gates_transposed<Cell>(args_.weights.input + shape.input - context(), shape.hidden, context(),
                                     shape.input, Cell::x_first, first, n, context_panel(first));
@@ -266,13 +266,13 @@ class BackwardStream {
 
   // Columns of the input that an attention writes.
   Index context() const {
-    if constexpr (kAttends<S>) return args_.attention ? args_.attention->of.context : 0;
+    if constexpr (kAsComputed<S>) return args_.attention ? args_.attention->of.context : 0;
     return 0;
   }
 
   // The gradients of position s's contexts, and what comes of them to the states before it.
   void unattend([[maybe_unused]] Index s, [[maybe_unused]] Barrier& barrier) {
-    if constexpr (kAttends<S>) {
+    if constexpr (kAsComputed<S>) {
       if (!args_.attention) return;
       for_groups(contexts_, s % 2 != 0, [&](Index first, Index n) {
         product<S>(
@@ -338,13 +338,6 @@ class BackwardStream {
     }
   }
 
-  static RNNFUSED_HD V first_lanes(V v, Index lanes) {
-    T all[L];
-    if (lanes >= L) return v;
-    store(all, v);
-    return load<V>(all, lanes);
-  }
-
   RNNFUSED_HD void store_initial_output(Index b, Index first, Index n, const T* acc) const {
     T* const out = args_.dinitial[0].find(stream_.sequence(b));
     for (Index i = 0; out && i < n; ++i) {
@@ -383,7 +376,7 @@ class BackwardStream {
   T *carry_h_ = nullptr, *carry_c_ = nullptr;  // shared by the members, each its own lanes
   T* partial_ = nullptr;
   O *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *context_panels_ = nullptr;
-  std::conditional_t<kAttends<S>, AttentionBackward<T>, std::nullptr_t> attention_{};
+  std::conditional_t<kAsComputed<S>, AttentionBackward<T>, std::nullptr_t> attention_{};
   std::conditional_t<kStaged<Cell>, VariedBackward<T>, std::nullptr_t> stage_{};
 };
 

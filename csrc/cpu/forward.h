@@ -83,7 +83,7 @@ class ForwardStream {
     if (keeps_output()) output_ = arena.take<T>(shard.count * units);
     if (keeps_cell()) cell_ = arena.take<T>(shard.count * units);
     if (!args.tape && projects<Cell>(stream_.shape)) unprojected_ = arena.take<Q>(shard.count * units);
-    if constexpr (kAttends<S>) {
+    if constexpr (kAsComputed<S>) {
       if (args.attention) attention_ = {*args.attention, stream_, member, members, arena};
     }
     if constexpr (kStaged<Cell>)
@@ -105,7 +105,7 @@ class ForwardStream {
   // This member's weights and biases, as it reads them.
   void pack() {
     if (!direct_) pack_weights();
-    if constexpr (kAttends<S>) {
+    if constexpr (kAsComputed<S>) {
       if (args_.attention) attention_.pack();
     }
     for (Index block = blocks_.first; block < blocks_.last; ++block)
@@ -199,7 +199,7 @@ class ForwardStream {
     if (!direct_) {
       input_.take(packed, packs_by_chunk() ? kNarrowGroup<Cell> * G : input_.vectors());
       recurrent_.take(packed, recurrent_.vectors());
-      if (late_.size() > 0) candidate_.take(packed, candidate_.vectors());
+      candidate_.take(packed, candidate_.vectors());
       if (context > 0) context_.take(packed, context_.vectors());
       if (projects<Cell>(stream_.shape)) projection_.take(packed, projection_.vectors());
     }
@@ -258,7 +258,6 @@ class ForwardStream {
     for (const Matrix* m : {&recurrent_, &candidate_}) {
       for_groups(m->blocks, group_, false,
                  [&](Index block, Index n) { pack_panel(*m, block, n, m->panel(block)); });
-      if (late_.size() == 0) break;
     }
     if (args_.attention) {
       for_groups(blocks_, kNarrowGroup<Cell>, false,
@@ -443,7 +442,7 @@ class ForwardStream {
 
   // What the step is given beside its input: contexts of the states before it, and their products.
   void attend([[maybe_unused]] Index s, [[maybe_unused]] Index local, [[maybe_unused]] Barrier& barrier) {
-    if constexpr (kAttends<S>) {
+    if constexpr (kAsComputed<S>) {
       if (!args_.attention) return;
       attention_.run(stream_, s, [&](Index b) { return previous_output(s, b); });
       barrier.wait();
@@ -619,7 +618,7 @@ class ForwardStream {
   T *output_ = nullptr, *cell_ = nullptr;  // [batch, units]
   Q* unprojected_ = nullptr;               // [batch, units]
   Matrix input_{}, context_{}, recurrent_{}, candidate_{}, projection_{};
-  std::conditional_t<kAttends<S>, AttentionForward<T>, std::nullptr_t> attention_{};
+  std::conditional_t<kAsComputed<S>, AttentionForward<T>, std::nullptr_t> attention_{};
   std::conditional_t<kStaged<Cell>, VariedForward<T>, std::nullptr_t> stage_{};
   T* bias_ = nullptr;
   Sum<S>* partial_ = nullptr;

@@ -529,7 +529,7 @@ class ParameterGradients {
 
   // Columns of dx: all but those that an attention has written.
   Index given_columns() const {
-    if constexpr (kAttends<S>) {
+    if constexpr (kAsComputed<S>) {
       if (args_.attention) return args_.shape.input - args_.attention->of.context;
     }
     return args_.shape.input;

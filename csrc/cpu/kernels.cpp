@@ -21,16 +21,16 @@ RNNFUSED_CELLS(RNNFUSED_CHECK)
 
 template <class Cell, class S>
 constexpr TangentKernels<S> tangent_kernels_or_none() {
-  if constexpr (kNarrow<S> || kQuantized<S>) {
-    return {};
-  } else {
+  if constexpr (kAsComputed<S>) {
     return tangent_kernels_of<Cell, S>();
+  } else {
+    return {};
   }
 }
 
 template <class S>
 constexpr CellKernels<S> staged_kernels_or_none() {
-  if constexpr (kVaries<S>) {
+  if constexpr (kAsComputed<S>) {
     return kernels_of<Staged, S>();
   } else {
     return {};

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/platform.h"
-#include "core/sequence.h"
+#include "core/tape_size.h"
 
 namespace rnnfused {
 
@@ -45,7 +45,7 @@ RNNFUSED_HD bool few_rows(const Plan& plan, Index batch) {
 // And an unpacked sum of each row ends in one over a vector's lanes, which only many units hide.
 RNNFUSED_HD bool runs_unpacked(Index steps, Index batch, Index hidden) {
   const Index rows = steps * batch;
-  return rows <= 8 && rows * 8 <= hidden;
+  return rows <= kUnpackedRows && rows * 8 <= hidden;
 }
 
 Plan make_plan(const PlanInput& input);

@@ -19,10 +19,6 @@ struct Staged {
 template <class Cell>
 constexpr bool kStaged = std::is_same_v<Cell, Staged>;
 
-// Types that have it: those that are computed in as they are stored.
-template <class S>
-constexpr bool kVaries = std::is_same_v<S, Compute<S>> && !kQuantized<S>;
-
 // Whether h is projected. A staged layer has more units than outputs, too.
 template <class Cell>
 RNNFUSED_HD bool projects(const SequenceShape& shape) {

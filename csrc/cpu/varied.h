@@ -59,8 +59,8 @@ void draw_factors(const Variation<T>& v, const Stream& stream, Index b, Range bl
     number = v.number_of(stream.row(s, b)) % v.batch;
     break;
   }
-  draw(v, Draw::recurrent_dropout, number, blocks, double(v.recurrent_dropout), out);
-  const T scale = v.recurrent_dropout < 1 ? T(1) / (T(1) - v.recurrent_dropout) : T(0);
+  draw(v, Draw::recurrent_dropout, number, blocks, v.recurrent_dropout, out);
+  const T scale = v.recurrent_dropout < 1 ? T(1 / (1 - v.recurrent_dropout)) : T(0);
   for (Index u = blocks.first * kLanes<T>; u < blocks.last * kLanes<T>; ++u) out[u] = (T(1) - out[u]) * scale;
 }
 
@@ -82,12 +82,11 @@ class VariedStage {
         mine_(share(blocks_, members, member)) {
     const Index batch = stream.batch();
     factors_ = v.drops() ? arena.take<T>(batch * units_) : nullptr;
-    partials_ = norms() || v.attends() ? arena.take<T>(batch * blocks_ * kQuantities * kPartials) : nullptr;
+    partials_ = v.norms() || v.attends() ? arena.take<T>(batch * blocks_ * kQuantities * kPartials) : nullptr;
     for (int state = 0; state < kMaxStates; ++state) kept_[state] = v.drawn ? arena.take<T>(units_) : nullptr;
   }
 
  protected:
-  bool norms() const { return v_->gate_norm != GateNorm::none || v_->cell_norm != CellNorm::none; }
   bool is_lstm() const { return v_->maths == Maths::lstm || v_->maths == Maths::coupled_lstm; }
   // A sequence's part of what callers have for state vectors.
   template <class Row>
@@ -113,8 +112,8 @@ class VariedStage {
     if (!v_->drawn) return;
     for (int state = 0; state < kMaxStates; ++state) {
       if (!(v_->zoneout[state] > 0)) continue;
-      draw(*v_, state == 0 ? Draw::zoneout_h : Draw::zoneout_c, v_->number_of(row), mine_,
-           double(v_->zoneout[state]), kept_[state]);
+      draw(*v_, state == 0 ? Draw::zoneout_h : Draw::zoneout_c, v_->number_of(row), mine_, v_->zoneout[state],
+           kept_[state]);
     }
   }
   V mixed(int state, Index block, V before, V next) const {
@@ -137,23 +136,15 @@ class VariedStage {
     return flags > T(0) ? all : V{};
   }
 
+  // What an h of a sequence is multiplied with on its way into the product.
+  V factor_of(Index b, Index block) const {
+    return factors_ ? load<V>(factors_ + b * units_ + block * L) : broadcast<V>(1);
+  }
+
   // ---- Norms
 
-  static T sum_of_lanes(V v) {
-    T all[L];
-    store(all, v);
-    for (Index n = L / 2; n > 0; n /= 2) {
-      for (Index i = 0; i < n; ++i) all[i] += all[i + n];
-    }
-    return all[0];
-  }
-  V first_lanes(V v, Index block) const {
-    const Index n = lanes(block);
-    if (n >= L) return v;
-    T all[L];
-    store(all, v);
-    return load<V>(all, n);
-  }
+  // Zero beyond the last unit.
+  V own_lanes(V v, Index block) const { return first_lanes(v, lanes(block)); }
   T* partial(Index b, Index block, int quantity) const {
     return partials_ + ((b * blocks_ + block) * kQuantities + quantity) * kPartials;
   }
@@ -162,10 +153,10 @@ class VariedStage {
     V sum{}, squares{};
     for (int g = 0; g < count; ++g) sum = sum + v[g];
     T* const out = partial(b, block, quantity);
-    out[0] = sum_of_lanes(first_lanes(sum, block));
+    out[0] = sum_of_lanes(own_lanes(sum, block));
     const T mean = out[0] / T(count * lanes(block));
     for (int g = 0; g < count; ++g) {
-      const V difference = first_lanes(v[g] - mean, block);
+      const V difference = own_lanes(v[g] - mean, block);
       squares = fma(difference, difference, squares);
     }
     out[1] = sum_of_lanes(squares);

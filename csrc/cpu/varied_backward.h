@@ -53,8 +53,7 @@ class VariedBackward : VariedStage<T> {
   // What one step hands back to an h: by the product, and directly.
   V handed_back(Index b, Index block, V by_product) const {
     const Index at = b * units_ + block * L;
-    const V through = v_->drops() ? by_product * factor_of(b, block) : by_product;
-    return clamp(through + load<V>(carry_h_ + at), v_->grad_clip);
+    return clamp(by_product * this->factor_of(b, block) + load<V>(carry_h_ + at), v_->grad_clip);
   }
   T* output_gradient_of(Index b) const { return dh_ + b * units_; }
 
@@ -83,12 +82,12 @@ class VariedBackward : VariedStage<T> {
   template <class SumsOf, class OutOf>
   void unreset(Index s, Index b, Index block, V dproduct, SumsOf sums, OutOf out) const {
     const T* const of = sums(b, block);
-    const V sum = load<V>(of) + load<V>(of + L), factor = factor_of(b, block);
+    const V sum = load<V>(of) + load<V>(of + L), factor = this->factor_of(b, block);
     const V d =
-        this->first_lanes(reset_gradient(*v_, sum, state_before(0, s, b, block) * factor, dproduct), block);
+        this->own_lanes(reset_gradient(*v_, sum, state_before(0, s, b, block) * factor, dproduct), block);
     T* const to = out(b, block);
     T* const carry = carry_h_ + b * units_ + block * L;
-    const V through = this->first_lanes(dproduct * reset_gate(*v_, sum) * factor, block);
+    const V through = this->own_lanes(dproduct * reset_gate(*v_, sum) * factor, block);
     store(to, d), store(to + L, d), store(carry, load<V>(carry) + through);
   }
 
@@ -104,7 +103,7 @@ class VariedBackward : VariedStage<T> {
   // After all positions.
   void store_parameters() const {
     if (!args_->dvariation) return;
-    const VariationGradient<T>& d = *args_->dvariation;
+    const VariationParameters<T>& d = *args_->dvariation;
     const Index G = v_->gates;
     const auto give = [&](T* to, Index first, Index rows) {
       for (Index row = 0; to && row < rows; ++row) {
@@ -130,15 +129,12 @@ class VariedBackward : VariedStage<T> {
   void add(Index sum, Index block, V x) const {
     T* const at = sum_of(sum, block);
     ExactSum<V> s{load<V>(at), load<V>(at + L)};
-    s.add(this->first_lanes(x, block));
+    s.add(this->own_lanes(x, block));
     store(at, s.total), store(at + L, s.lost);
   }
 
-  V factor_of(Index b, Index block) const {
-    return v_->drops() ? load<V>(this->factors_ + b * units_ + block * L) : broadcast<V>(1);
-  }
   RowNorms norms_of(Index row) const {
-    return this->norms() ? Base::load_norms(tape_.norms + row * kNormScalars) : RowNorms{};
+    return v_->norms() ? Base::load_norms(tape_.norms + row * kNormScalars) : RowNorms{};
   }
   V state_before(int state, Index s, Index b, Index block) const {
     const Index row = stream_->previous(s, b);
@@ -206,8 +202,8 @@ class VariedBackward : VariedStage<T> {
       add(bias_sum + g, block, d[g]);
     }
     T* const out = this->partial(b, block, quantity);
-    out[0] = Base::sum_of_lanes(this->first_lanes(sum, block));
-    out[1] = Base::sum_of_lanes(this->first_lanes(along, block));
+    out[0] = sum_of_lanes(this->own_lanes(sum, block));
+    out[1] = sum_of_lanes(this->own_lanes(along, block));
   }
   struct NormSums {
     T mean, along;
@@ -244,7 +240,7 @@ class VariedBackward : VariedStage<T> {
       } else {
         carry = carry + unstep_output(gates, state_before(0, s, b, block), s, b, block, dh, d);
       }
-      store(carry_h_ + at, this->first_lanes(carry, block));
+      store(carry_h_ + at, this->own_lanes(carry, block));
       if (v_->gate_norm == GateNorm::none) {
         store_gradients(d, block, out);
       } else {
@@ -265,14 +261,14 @@ class VariedBackward : VariedStage<T> {
       const AttendedStep<V> step(*v_, gates);
       const V direct =
           step.gradient(*v_, h, args_->x[stream_->row(s, b)][stream_->shape.input], dh, d, dweight);
-      this->partial(b, block, 0)[0] = Base::sum_of_lanes(this->first_lanes(dweight, block));
+      this->partial(b, block, 0)[0] = sum_of_lanes(this->own_lanes(dweight, block));
       return direct;
     }
-    const V entered = h * factor_of(b, block);
+    const V entered = h * this->factor_of(b, block);
     const V direct = output_gradient(*v_, this->with_unit(gates, entered, block), h, dh, d);
     if (!v_->unit) return direct;
     add(kUnit, block, d.h[0] * entered);
-    return fma(d.h[0] * factor_of(b, block), this->parameter(v_->unit, 0, block, 0), direct);
+    return fma(d.h[0] * this->factor_of(b, block), this->parameter(v_->unit, 0, block, 0), direct);
   }
 
   T* carry_of(int state, Index b, Index block) const { return carry_[state] + b * units_ + block * L; }
@@ -284,7 +280,7 @@ class VariedBackward : VariedStage<T> {
     for (int state = 1; state < v_->states; ++state) d[state] = load<V>(carry_of(state, b, block));
     ExponentialStep<V>(gates, c, n, state_before(3, s, b, block)).gradient(c, n, dh, d, da);
     for (int state = 1; state < v_->states; ++state)
-      store(carry_of(state, b, block), clamp(this->first_lanes(d[state], block), v_->grad_clip));
+      store(carry_of(state, b, block), clamp(this->own_lanes(d[state], block), v_->grad_clip));
   }
 
   void unstep_lstm(const Shown& of, const RowNorms& norms, const NormSums& of_c, Index at, Index block,
@@ -305,7 +301,7 @@ class VariedBackward : VariedStage<T> {
     const V dc = of.step.uncarry(*v_, of.p, ds, da);
     da[v_->gates - 1] = da_o;
     for (int g = 0; g < v_->gates; ++g) d.x[g] = d.h[g] = da[g];
-    store(carry_[1] + at, clamp(this->first_lanes(dc + of.kept_c, block), v_->grad_clip));
+    store(carry_[1] + at, clamp(this->own_lanes(dc + of.kept_c, block), v_->grad_clip));
     if (!v_->peephole) return;
     add(kPeephole, block, da[0] * of.step.c_prev);
     if (v_->peepholes() > 2) add(kPeephole + 1, block, da[1] * of.step.c_prev);
@@ -316,7 +312,7 @@ class VariedBackward : VariedStage<T> {
   void store_gradients(const GateSums<V>& d, Index block, OutOf out) const {
     for (int g = 0; g < v_->gates; ++g) {
       T* const to = out(g * blocks_ + block);
-      store(to, this->first_lanes(d.x[g], block)), store(to + L, this->first_lanes(d.h[g], block));
+      store(to, this->own_lanes(d.x[g], block)), store(to + L, this->own_lanes(d.h[g], block));
     }
   }
 

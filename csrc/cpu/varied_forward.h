@@ -40,7 +40,7 @@ class VariedForward : VariedStage<T> {
         for (Index block = mine_.first; block < mine_.last; ++block) {
           const V value = initial ? load<V>(initial + block * L, lanes(block)) : V{};
           store(state_of(state, b, block), value);
-          if (state == 0 && start_) store(start_ + b * units_ + block * L, value * factor(b, block));
+          if (state == 0 && start_) store(start_ + b * units_ + block * L, value * this->factor_of(b, block));
         }
       }
     }
@@ -62,7 +62,7 @@ class VariedForward : VariedStage<T> {
       for (Index block = mine_.first; block < mine_.last; ++block) {
         const T* const of = sums(b, block);
         const V h = load<V>(state_of(0, b, block)), r = reset_gate(*v_, load<V>(of) + load<V>(of + L));
-        store(out + block * L, r * (start_ ? h * factor(b, block) : h));
+        store(out + block * L, r * (h * this->factor_of(b, block)));
       }
     }
   }
@@ -100,7 +100,6 @@ class VariedForward : VariedStage<T> {
 
  private:
   T* state_of(int state, Index b, Index block) const { return states_[state] + b * units_ + block * L; }
-  V factor(Index b, Index block) const { return load<V>(this->factors_ + b * units_ + block * L); }
 
   RowNorms norms_of_gates(Index b) const {
     RowNorms norms{};
@@ -127,7 +126,7 @@ class VariedForward : VariedStage<T> {
     const Index row = stream_->row(s, b);
     RowNorms norms = norms_of_gates(b);
     if (v_->cell_norm != CellNorm::none) norms.c = this->combined(b, 2, 1);
-    if (taped_ && this->norms()) this->store_norms(norms, tape_.norms + row * kNormScalars);
+    if (taped_ && v_->norms()) this->store_norms(norms, tape_.norms + row * kNormScalars);
     this->draw_kept(row);
     const T weight = v_->attends() ? args_->x[row][stream_->shape.input] : T(0);
     for (Index block = mine_.first; block < mine_.last; ++block) {
@@ -141,7 +140,7 @@ class VariedForward : VariedStage<T> {
       }
       const Index at = block * L;
       store(args_->y[row] + at, next[0], lanes(block));
-      if (start_) store(tape_.operand + row * units_ + at, next[0] * factor(b, block));
+      if (start_) store(tape_.operand + row * units_ + at, next[0] * this->factor_of(b, block));
       if (args_->cells.data) store(args_->cells[row] + at, next[1], lanes(block));
     }
   }
@@ -159,12 +158,14 @@ class VariedForward : VariedStage<T> {
       const V h = load<V>(state_of(0, b, block));
       next[0] = v_->attends()
                     ? AttendedStep<V>(*v_, gates).next(h, weight)
-                    : next_output(*v_, this->with_unit(gates, start_ ? h * factor(b, block) : h, block), h);
+                    : next_output(*v_, this->with_unit(gates, h * this->factor_of(b, block), block), h);
       return;
     }
     LstmStep<V> step;
     const Peepholes<V> p = this->peepholes(block);
-    V carried = step.carry(*v_, gates, p, load<V>(state_of(1, b, block))), before_clip, shown;
+    const V carried = carried_ ? load<V>(carried_ + b * units_ + block * L)
+                               : step.carry(*v_, gates, p, load<V>(state_of(1, b, block)));
+    V before_clip, shown;
     this->settle(norms, carried, block, before_clip, next[1], shown);
     next[0] = step.show(*v_, gates, p, next[1], shown);
   }
@@ -174,7 +175,7 @@ class VariedForward : VariedStage<T> {
   bool taped_ = false;
   T* states_[kMaxStateVectors] = {};  // [batch, units]
   T* start_ = nullptr;                // the initial h as it enters the product [batch, units]
-  T* carried_ = nullptr;              // [batch, units]
+  T* carried_ = nullptr;              // f c + i g, where c is normalised [batch, units]
 };
 
 }  // namespace rnnfused::RNNFUSED_ISA

@@ -98,16 +98,14 @@ void read_weights(const Arguments& a, Form& form) {
     TORCH_CHECK(w_hh.dim() == 3 && size(w_hh, 0) == o.num_heads && size(w_hh, 1) % o.info.gates == 0,
                 kWeights[1], ": expected size [", o.num_heads, ", ", o.info.gates,
                 " * head_size, head_size], got ", w_hh.sym_sizes());
-    form.input = size(w_ih, 1) + o.attends();
-    form.output = form.hidden = o.num_heads * size(w_hh, 1) / o.info.gates;
-    return;
+  } else {
+    TORCH_CHECK(w_hh.dim() == 2 && size(w_hh, 0) % o.info.gates == 0, kWeights[1], ": expected size [",
+                o.info.gates, " * hidden_size, ", o.projected ? "proj_size" : "hidden_size", "], got ",
+                w_hh.sym_sizes());
   }
-  TORCH_CHECK(w_hh.dim() == 2 && size(w_hh, 0) % o.info.gates == 0, kWeights[1], ": expected size [",
-              o.info.gates, " * hidden_size, ", o.projected ? "proj_size" : "hidden_size", "], got ",
-              w_hh.sym_sizes());
   form.input = size(w_ih, 1) + o.attends();
-  form.hidden = size(w_hh, 0) / o.info.gates;
-  form.output = o.projected ? size(w_hh, 1) : form.hidden;
+  form.hidden = o.num_heads * size(w_hh, -2) / o.info.gates;
+  form.output = o.projected ? o.num_heads * size(w_hh, -1) : form.hidden;
   TORCH_CHECK(!o.projected || form.output < form.hidden, "weight_hr: expected a projection to fewer than ",
               form.hidden, " units (hidden_size), got ", form.output);
   for (const Index columns : {form.input, form.output, o.projected ? form.hidden : 0})
@@ -124,12 +122,6 @@ void check_types(const Arguments& a) {
     TORCH_CHECK(a.input.device().is_cpu() || a.input.device().is_meta(),
                 "input: expected a tensor on the CPU with weights of 8 bits, got ", a.input.device());
     return;
-  }
-  if (o.varied) {
-    TORCH_CHECK(type == at::kFloat || type == at::kDouble, "input: expected dtype float32 or float64 for '",
-                o.text, "', got ", torch_name(type));
-    TORCH_CHECK(a.input.device().is_cpu() || a.input.device().is_meta(),
-                "input: expected a tensor on the CPU for '", o.text, "', got ", a.input.device());
   }
   // torch leaves it to the product of cells, and of its LSTM on packed rows.
   if (type != weights && (o.step || (a.layout.batch_sizes && o.states() > 1))) {
@@ -276,7 +268,7 @@ void check_weights(const Arguments& a, const Form& form) {
               take(slot, {form.hidden});
             } else if (o.num_heads > 1) {
               const c10::SymInt heads = o.num_heads;
-              take(slot, {heads, gates / heads, form.hidden / heads});
+              take(slot, {heads, gates / heads, form.output / heads});
             } else {
               take(slot, {gates, form.output});
             }
@@ -328,6 +320,16 @@ Form check(const Arguments& a) {
 
 void check_gradients(const LayerOptions& o) {
   TORCH_CHECK(!o.int8, o.kind, ": weights of 8 bits are for inference, and have no derivative");
+}
+
+void check_kernels(const LayerOptions& o, const at::Tensor& x) {
+  if (!o.varied) return;
+  TORCH_CHECK_VALUE(!o.projected, "layer: a layer with options has no projection, got '", o.text, "'");
+  const at::ScalarType type = x.scalar_type();
+  TORCH_CHECK(type == at::kFloat || type == at::kDouble, "input: expected dtype float32 or float64 for '",
+              o.text, "', got ", torch_name(type));
+  TORCH_CHECK(x.device().is_cpu() || x.device().is_meta(), "input: expected a tensor on the CPU for '",
+              o.text, "', got ", x.device());
 }
 
 void check_input(const at::Tensor& x) {

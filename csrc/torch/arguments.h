@@ -76,6 +76,9 @@ Form check(const Arguments& arguments);
 // Throws RuntimeError for a layer whose weights have no gradients.
 void check_gradients(const LayerOptions& options);
 
+// Throws for a layer with options that no kernel runs on such input: it has those in torch's operations.
+void check_kernels(const LayerOptions& options, const at::Tensor& input);
+
 // Throws RuntimeError unless there are kernels for the tensor's device and dtype.
 void check_input(const at::Tensor& x);
 

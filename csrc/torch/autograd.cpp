@@ -433,8 +433,13 @@ Tensors by_layers(const Arguments& a, const Run& run) {
     for (const at::Tensor& state : a.hx)
       hx.push_back(state.narrow(0, l * single.directions, single.directions));
     const size_t each = single.params_each() * size_t(single.directions);
-    Tensors params = a.params.slice(size_t(l) * each, each).vec();
-    if (single.drawn) params.push_back(a.params.back().narrow(0, l, 1));
+    at::TensorList params = a.params.slice(size_t(l) * each, each);
+    Tensors with_seed;
+    if (single.drawn) {
+      with_seed = params.vec();
+      with_seed.push_back(a.params.back().narrow(0, l, 1));
+      params = with_seed;
+    }
     // Under autocast a layer may give its states' type, wider than the next one's weights.
     if (x.scalar_type() != a.input.scalar_type()) x = x.to(a.input.scalar_type());
     Tensors outputs = run(Arguments{single, x, hx, params, a.layout});

@@ -37,28 +37,20 @@ void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> 
                     cpu::PackedStack* packed = nullptr);
 template <class S>
 LayerGradient<S> backward_layer(const Inputs& in, const BackwardTensors& tensors, bool recompute);
-// Types that layers with options are computed in.
-template <class S>
-constexpr bool kHasOptions = std::is_same_v<S, float> || std::is_same_v<S, double>;
-
-// The drivers' arguments of layers with options, in place of those of layers without.
+// The drivers' arguments of a layer with options, made of those of one without; they refer to this.
 template <class S>
 class Varied {
  public:
-  Varied(Layer<S>& layer, const Inputs& in) { vary(layer.forward, in); }
-  // `gradients`: of the arguments, whose memory finish() completes.
-  Varied(LayerGradient<S>& layer, const Inputs& in, const BackwardTensors& gradients);
+  Varied(Layer<S>& layer, const Inputs& in);
+  Varied(LayerGradient<S>& layer, const Inputs& in, const BackwardTensors& tensors);
   Varied(const Varied&) = delete;
-  void finish() const;
 
  private:
   template <class Args>
-  void vary(Args* args, const Inputs& in);
+  void vary(Args& args, const Inputs& in, int direction);
 
   Variation<S> variation_[kMaxDirections];
-  VariationGradient<S> gradient_[kMaxDirections];
-  std::vector<at::Tensor> padded_;                               // matrices of whole vectors of units
-  std::vector<std::pair<at::Tensor, at::Tensor>> gradients_of_;  // padded, and what they are to be written to
+  VariationParameters<S> gradient_[kMaxDirections];
 };
 
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);

@@ -1,7 +1,4 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <cstring>
@@ -121,130 +118,54 @@ template Layer<Int8> forward_layer(const Inputs&, const ForwardTensors&, bool);
 
 namespace {
 
-// A matrix or bias of G H rows with G * units.
-at::Tensor with_rows(const at::Tensor& t, int64_t gates, Index units) {
-  if (!t.defined() || t.size(0) == gates * units) return t;
-  const Index hidden = t.size(0) / gates, columns = t.dim() > 1 ? t.size(1) : 1;
-  return at::constant_pad_nd(t.view({gates, hidden, columns}), {0, 0, 0, units - hidden});
-}
-
-// W_hh of heads [k, G H / k, H / k] as one matrix [G H, H], zero between heads; and back.
-at::Tensor joined_heads(const at::Tensor& heads, int64_t gates) {
-  const int64_t k = heads.size(0), each = heads.size(2);
-  const at::Tensor joined = at::zeros({gates, k, each, k, each}, heads.options());
-  joined.diagonal(0, 1, 3).copy_(heads.view({k, gates, each, each}).permute({1, 2, 3, 0}));
-  return joined.view({gates * k * each, k * each});
-}
-void part_heads(const at::Tensor& joined, int64_t gates, const at::Tensor& heads) {
-  const int64_t k = heads.size(0), each = heads.size(2);
-  heads.view({k, gates, each, each})
-      .copy_(joined.view({gates, k, each, k, each}).diagonal(0, 1, 3).permute({3, 0, 1, 2}));
-}
-
-template <class S>
-Variation<S> variation_of(const Inputs& in, int direction, Index units) {
-  const LayerOptions& o = in.options;
-  const auto data = [&](int slot) { return data_or_null<S>(in.weight(direction, slot)); };
-  const auto& numbers = in.sequences->numbers;
-  return {o.maths(),
-          o.info.gates,
-          o.state_vectors(),
-          in.shape.hidden,
-          units,
-          o.gate_norm,
-          o.cell_norm,
-          S(o.update_bias),
-          S(o.gate_clip),
-          S(o.cell_clip),
-          S(o.grad_clip),
-          {S(o.zoneout[0]), S(o.zoneout[1])},
-          S(o.recurrent_dropout),
-          o.drawn,
-          uint64_t(in.seed),
-          direction,
-          numbers.empty() ? nullptr : numbers.data(),
-          in.sequences->callers_batch,
-          o.maths() == Maths::indrnn ? data(kWeightHh) : nullptr,
-          data(kPeephole),
-          data(kNormIhWeight),
-          data(kNormIhBias),
-          data(kNormHhWeight),
-          data(kNormHhBias),
-          data(kNormCWeight),
-          data(kNormCBias)};
+// data(slot): where a direction's parameters, or their gradients, are.
+template <class DataOf>
+auto parameters_of(const LayerOptions& o, DataOf data) {
+  using T = std::remove_pointer_t<decltype(data(0))>;
+  return VariationParameters<T>{o.maths() == Maths::indrnn ? data(kWeightHh) : nullptr,
+                                data(kPeephole),
+                                data(kNormIhWeight),
+                                data(kNormIhBias),
+                                data(kNormHhWeight),
+                                data(kNormHhBias),
+                                data(kNormCWeight),
+                                data(kNormCBias)};
 }
 
 }  // namespace
 
 template <class S>
 template <class Args>
-void Varied<S>::vary(Args* args, const Inputs& in) {
-  const Index lanes = cpu::kernels().of<S>().lanes, hidden = in.shape.hidden;
-  const Index units = (hidden + lanes - 1) / lanes * lanes;
-  const int gates = in.options.info.gates;
-  padded_.reserve(size_t(4 * in.directions));
-  for (int d = 0; d < in.directions; ++d) {
-    variation_[d] = variation_of<S>(in, d, units);
-    const auto padded = [&](int slot) {
-      const at::Tensor& w = in.weight(d, slot);
-      const at::Tensor whole = slot == kWeightHh && in.options.num_heads > 1 ? joined_heads(w, gates) : w;
-      return data_or_null<S>(padded_.emplace_back(with_rows(whole, gates, units)));
-    };
-    args[d].weights = {padded(kWeightIh), variation_[d].unit ? nullptr : padded(kWeightHh), padded(kBiasIh),
-                       padded(kBiasHh), nullptr};
-    args[d].shape.hidden = gates * units;
-    args[d].shape.input -= in.options.attends();
-    args[d].variation = &variation_[d];
-  }
+void Varied<S>::vary(Args& args, const Inputs& in, int direction) {
+  const LayerOptions& o = in.options;
+  Variation<S>& v = variation_[direction] = o.variation<S>();
+  static_cast<VariationParameters<const S>&>(v) =
+      parameters_of(o, [&](int slot) { return data_or_null<S>(in.weight(direction, slot)); });
+  v.hidden = in.shape.hidden, v.unit_scalars = in.unit_scalars;
+  v.seed = uint64_t(in.seed), v.direction = direction;
+  v.numbers = in.sequences->numbers.empty() ? nullptr : in.sequences->numbers.data();
+  v.batch = in.sequences->callers_batch;
+  args.shape.hidden = o.info.gates * in.unit_scalars;
+  args.shape.input -= o.attends();
+  args.variation = &v;
+}
+
+template <class S>
+Varied<S>::Varied(Layer<S>& layer, const Inputs& in) {
+  for (int d = 0; d < in.directions; ++d) vary(layer.forward[d], in, d);
 }
 
 template <class S>
 Varied<S>::Varied(LayerGradient<S>& layer, const Inputs& in, const BackwardTensors& tensors) {
-  vary(layer.backward, in);
   for (int d = 0; d < in.directions; ++d) {
-    const auto data = [&](int slot) -> S* {
+    BackwardArgs<S>& args = layer.backward[d];
+    vary(args, in, d);
+    gradient_[d] = parameters_of(in.options, [&](int slot) -> S* {
       const at::Tensor* const found = tensors.gradient(size_t(3 + d * kSlots + slot));
       return found ? mutable_data_or_null<S>(*found) : nullptr;
-    };
-    const bool by_unit = variation_[d].unit;
-    gradient_[d] = {by_unit ? data(kWeightHh) : nullptr,
-                    data(kPeephole),
-                    data(kNormIhWeight),
-                    data(kNormIhBias),
-                    data(kNormHhWeight),
-                    data(kNormHhBias),
-                    data(kNormCWeight),
-                    data(kNormCBias)};
-    BackwardArgs<S>& args = layer.backward[d];
+    });
     args.dvariation = &gradient_[d];
-    if (by_unit) args.drecurrent = nullptr;
-    const bool is_padded = args.shape.hidden != in.options.info.gates * in.shape.hidden;
-    S** const places[] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias};
-    for (int slot = 0; slot < int(std::size(places)); ++slot) {
-      const bool is_parted = slot == kWeightHh && in.options.num_heads > 1;
-      if (!*places[slot] || !(is_padded || is_parted)) continue;
-      const at::Tensor& to = *tensors.gradient(size_t(3 + d * kSlots + slot));
-      at::DimVector sizes(to.sizes());
-      if (is_parted) sizes = {0, in.shape.hidden};
-      sizes[0] = args.shape.hidden;
-      const at::Tensor padded = at::empty(sizes, to.options());
-      *places[slot] = mutable_data_or_null<S>(padded);
-      gradients_of_.emplace_back(padded, to);
-    }
-  }
-}
-
-template <class S>
-void Varied<S>::finish() const {
-  for (const auto& [padded, to] : gradients_of_) {
-    const Index gates = variation_[0].gates, hidden = variation_[0].hidden,
-                columns = padded.dim() > 1 ? padded.size(1) : 1;
-    const at::Tensor own = padded.view({gates, -1, columns}).narrow(1, 0, hidden);
-    if (to.dim() == 3) {
-      part_heads(own.reshape({gates * hidden, columns}), gates, to);
-    } else {
-      to.view({gates, hidden, columns}).copy_(own);
-    }
+    if (!variation_[d].multiplies()) args.drecurrent = nullptr;
   }
 }
 template class Varied<float>;
@@ -258,7 +179,7 @@ void forward_on_cpu(c10::ArrayRef<Inputs> layers, c10::ArrayRef<ForwardTensors> 
     for (size_t i = 0; i < layers.size(); ++i)
       stack.push_back(forward_layer<S>(layers[i], out[i], recompute));
     [[maybe_unused]] std::deque<Varied<S>> varied;
-    if constexpr (kHasOptions<S>) {
+    if constexpr (kAsComputed<S>) {
       for (size_t i = 0; layers[0].options.varied && i < layers.size(); ++i)
         varied.emplace_back(stack[i], layers[i]);
     }
@@ -316,11 +237,10 @@ void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool reco
   for_dtype(in.x, [&](auto type) {
     using S = decltype(type);
     LayerGradient<S> layer = backward_layer<S>(in, tensors, recompute);
-    if constexpr (kHasOptions<S>) {
+    if constexpr (kAsComputed<S>) {
       if (in.options.varied) {
         const Varied<S> varied(layer, in, tensors);
-        cpu::backward(in.cell, layer, threads_allowed());
-        return varied.finish();
+        return cpu::backward(in.cell, layer, threads_allowed());
       }
     }
     cpu::backward(in.cell, layer, threads_allowed());

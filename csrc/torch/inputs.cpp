@@ -1,6 +1,7 @@
 #include "torch/inputs.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
@@ -9,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "cpu/dispatch.h"
 #include "torch/gpu.h"
 #include "torch/memory.h"
 
@@ -24,9 +26,8 @@ namespace {
 
 // A part of one of the caller's sequences, which the kernels run as one of theirs.
 struct Part {
-  Index sequence, before, place,
-      steps;         // before: steps of the sequence; place: of its first row among the caller's
-  bool first, last;  // whether its ends are the sequence's, and no reset is there
+  Index sequence, before, place, steps;  // before: steps of the sequence; place: of its first row
+  bool first, last;                      // whether its ends are the sequence's, and no reset is there
 };
 
 }  // namespace
@@ -166,6 +167,57 @@ at::Tensor dense_computed(const at::Tensor& t, const char* name) {
   return plain.scalar_type() == type ? plain : plain.to(type);
 }
 
+namespace {
+
+// ---- Weights as the drivers of layers with options read them (cpu/staged.h), and gradients back
+
+Index whole_vectors(at::ScalarType type, Index units) {
+  const Index lanes = type == at::kDouble ? cpu::kernels().f64->lanes : cpu::kernels().f32->lanes;
+  return (units + lanes - 1) / lanes * lanes;
+}
+
+// Those that have a row for every unit of every gate; the IndRNN's W_hh is a vector of the units.
+bool has_gates(const LayerOptions& o, int slot) {
+  return slot <= kBiasHh && !(slot == kWeightHh && !o.multiplies());
+}
+bool has_heads(const LayerOptions& o, int slot) { return slot == kWeightHh && o.num_heads > 1; }
+
+// The blocks [heads, gates, H / k, H / k] of a matrix of G H rows that is zero between heads.
+at::Tensor blocks_of_heads(const at::Tensor& matrix, const LayerOptions& o) {
+  const Index each = matrix.size(1) / o.num_heads;
+  return matrix.view({o.info.gates, o.num_heads, each, o.num_heads, each})
+      .diagonal(0, 1, 3)
+      .permute({3, 0, 1, 2});
+}
+
+// With rows of each gate in whole vectors; heads [k, G H / k, H / k] as one matrix.
+at::Tensor staged(const LayerOptions& o, int slot, const at::Tensor& weight, Index unit_scalars) {
+  if (!weight.defined() || !has_gates(o, slot)) return weight;
+  at::Tensor whole = weight;
+  if (has_heads(o, slot)) {
+    const Index each = weight.size(2);
+    whole = at::zeros({o.info.gates * o.num_heads * each, o.num_heads * each}, weight.options());
+    blocks_of_heads(whole, o).copy_(weight.view({o.num_heads, o.info.gates, each, each}));
+  }
+  const Index hidden = whole.size(0) / o.info.gates;
+  if (hidden == unit_scalars) return whole;
+  const at::Tensor by_gate = whole.view({o.info.gates, hidden, -1});
+  const at::Tensor padded = at::constant_pad_nd(by_gate, {0, 0, 0, unit_scalars - hidden});
+  return weight.dim() == 1 ? padded.flatten() : padded.flatten(0, 1);
+}
+
+// Of the gradient of what that made: that of the weight.
+at::Tensor unstaged(const LayerOptions& o, int slot, const at::Tensor& gradient, Index hidden) {
+  if (!has_gates(o, slot)) return gradient;
+  at::Tensor own = gradient;
+  if (own.size(0) != o.info.gates * hidden) {
+    own = own.unflatten(0, {o.info.gates, -1}).narrow(1, 0, hidden).contiguous().flatten(0, 1);
+  }
+  return has_heads(o, slot) ? blocks_of_heads(own, o).contiguous().flatten(1, 2) : own;
+}
+
+}  // namespace
+
 Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Sequences> of, int64_t index,
                const at::Tensor& input, bool computed)
     : options(a.options),
@@ -214,8 +266,17 @@ Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Seque
     if (!a.options.int8) continue;
     take_scale("scale_ih", true), take_scale("scale_hh", true), take_scale("scale_hr", a.options.projected);
   }
+  if (options.varied && !computed) {
+    unit_scalars = whole_vectors(x.scalar_type(), shape.hidden);
+    for (size_t i = 0; i < weights.size(); ++i)
+      weights[i] = staged(options, int(i % kSlots), weights[i], unit_scalars);
+  }
   if (!a.options.drawn) return;
   seed = on_host(a.params.back(), "seeds").const_data_ptr<int64_t>()[index];
+}
+
+at::Tensor as_given(const Inputs& in, size_t weight, const at::Tensor& gradient) {
+  return unstaged(in.options, int(weight % kSlots), gradient, in.shape.hidden);
 }
 
 at::Tensor Inputs::empty(at::IntArrayRef sizes) const {

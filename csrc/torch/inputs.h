@@ -68,7 +68,8 @@ struct Inputs {
   std::vector<at::Tensor> scales;   // of matrices of 8 bits [directions * kScaleSlots], or none
   std::shared_ptr<const Sequences> sequences;
   SequenceShape shape;
-  Index rows;  // the caller's
+  Index rows;              // the caller's
+  Index unit_scalars = 0;  // of a layer with options: a gate's rows in its matrices, whole vectors of them
   // On a GPU, where rows are masked in place: [B] int64 and [T, B], or undefined.
   at::Tensor lengths, resets;
 
@@ -90,5 +91,8 @@ struct Inputs {
  private:
   at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type) const;
 };
+
+// A gradient of weights[weight], which is as the kernels read it, as the caller has the weight.
+at::Tensor as_given(const Inputs& in, size_t weight, const at::Tensor& gradient);
 
 }  // namespace rnnfused

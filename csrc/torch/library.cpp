@@ -86,6 +86,7 @@ Tensors recurrent_meta(const at::Tensor& input, at::TensorList hx, at::TensorLis
                        const OptionalTensor& resets, std::string_view layer, bool save) {
   const Arguments a = bare_arguments(input, hx, params, {batch_sizes, lengths, resets}, layer);
   const Form form = check(a);
+  check_kernels(a.options, input);
   TORCH_CHECK_VALUE(!save || a.options.layers == 1, "save: expected one layer, got ", a.options.layers);
   if (save) check_gradients(a.options);
   TORCH_CHECK(
@@ -112,6 +113,7 @@ Tensors backward_meta(const OptionalList&, const at::Tensor& input, at::TensorLi
                       std::string_view layer, at::IntArrayRef wanted) {
   const Arguments a = bare_arguments(input, hx, params, {batch_sizes, lengths, resets}, layer);
   const Form form = check(a);
+  check_kernels(a.options, input);
   check_gradients(a.options);
   Tensors results;
   for (const int64_t index : wanted) {

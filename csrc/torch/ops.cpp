@@ -156,6 +156,7 @@ void pass_through(const Arguments& a, const Sequences& sequences, const at::Tens
 Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
   const LayerOptions& o = a.options;
   const Form form = check(a);
+  check_kernels(o, a.input);
   TORCH_CHECK_VALUE(!save || o.layers == 1, "save: expected one layer, got ", o.layers);
   if (save) check_gradients(o);
   const bool on_gpu = gpu::serves(a.input.device());
@@ -216,6 +217,7 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
   const LayerOptions& o = a.options;
   check_gradients(o);
   const Form form = check(a);
+  check_kernels(o, a.input);
   TORCH_CHECK_VALUE(o.layers == 1, "layer: expected one layer, got ", o.layers);
   TORCH_CHECK(outer.size() == o.outputs(), "grads: expected ", o.outputs(), " entries, got ", outer.size());
   const bool on_gpu = gpu::serves(a.input.device());
@@ -280,6 +282,7 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
     const at::Tensor found = is_again ? gradients[place]->clone() : *gradients[place];
     const bool is_state = place == 1 || place == 2;
     results.push_back(as(place == 0 ? order.back(found) : found, is_state ? type : a.input.scalar_type()));
+    if (o.varied && place > 2) results.back() = as_given(in, place - 3, results.back());
   }
   return results;
 }

@@ -106,7 +106,7 @@ void check_variation(const LayerOptions& o) {
   const auto check = [&](bool holds, const char* what) {
     TORCH_CHECK_VALUE(holds, "layer: ", what, ", got '", o.text, "'");
   };
-  check(!o.projected && !o.int8, "a layer with options has no projection and no weights of 8 bits");
+  check(!o.int8, "a layer with options has no weights of 8 bits");
   check(is_lstm || !(o.peephole || o.coupled_gates || o.cell_norm != CellNorm::none || o.zoneout[1] > 0),
         "peephole, coupled_gates, cell_norm and zoneout of c need an LSTM");
   check(is_lstm || !std::isfinite(o.cell_clip), "cell_clip needs an LSTM");
@@ -224,12 +224,6 @@ class Known {
 
 }  // namespace
 
-bool LayerOptions::has(int slot) const { return std::find(slots.begin(), slots.end(), slot) != slots.end(); }
-
-bool LayerOptions::multiplies() const { return rnnfused::multiplies(maths()); }
-
-bool LayerOptions::attends() const { return own_maths == Maths::augru || own_maths == Maths::agru; }
-
 Maths LayerOptions::maths() const {
   if (own_maths) return *own_maths;
   switch (cell) {
@@ -246,10 +240,7 @@ Maths LayerOptions::maths() const {
 }
 
 TapeSize LayerOptions::tape_size() const {
-  if (!varied) return cpu::tape_size(cell, projected);
-  const bool norms = gate_norm != GateNorm::none || cell_norm != CellNorm::none;
-  return {state_vectors() - 1 + (drawn && recurrent_dropout > 0) + reset_before, 2 * info.gates,
-          norms ? int(kNormScalars) : 0};
+  return varied ? variation<double>().tape_size() : cpu::tape_size(cell, projected);
 }
 
 CellId cell_id(const std::string& name) {

@@ -59,8 +59,7 @@ struct LayerOptions {
   bool peephole = false, coupled_gates = false;
   bool reset_before = false;  // of the GRU: before the product of its last gate
   int64_t num_heads = 1;      // W_hh is one matrix for each, [k, G H / k, H / k]
-  bool drawn =
-      false;  // zoneout and recurrent dropout are drawn: the last of all params has the layers' seeds
+  bool drawn = false;         // as in training: the last of all params has the layers' seeds
   GateNorm gate_norm = GateNorm::none;
   CellNorm cell_norm = CellNorm::none;
   double update_bias = 0, zoneout[kMaxStates] = {}, recurrent_dropout = 0;
@@ -76,14 +75,24 @@ struct LayerOptions {
   size_t matrices() const { return size_t(2 + projected); }
   size_t params_each() const { return slots.size() + (int8 ? matrices() : 0); }
   size_t params() const { return params_each() * size_t(layers) * size_t(directions) + drawn; }
-  // Whether it has weights of that kind.
-  bool has(int slot) const;
   Maths maths() const;
   // Vectors that are carried from step to step, and those of them that make up the state after h.
   int state_vectors() const { return own_maths == Maths::slstm ? 4 : info.states; }
   Index second_state(Index hidden) const { return own_maths == Maths::slstm ? 3 * hidden : hidden; }
-  bool multiplies() const;  // whether h enters the gates by a product with a matrix
-  bool attends() const;     // whether the last feature of the input is a weight of its row
+  bool multiplies() const { return rnnfused::multiplies(maths()); }
+  bool attends() const { return rnnfused::attends(maths()); }
+  // What the drivers are told of the options; what a call brings is left out.
+  template <class T>
+  Variation<T> variation() const {
+    Variation<T> v{};
+    v.maths = maths(), v.gates = info.gates, v.states = state_vectors();
+    v.gate_norm = gate_norm, v.cell_norm = cell_norm;
+    v.update_bias = T(update_bias);
+    v.gate_clip = T(gate_clip), v.cell_clip = T(cell_clip), v.grad_clip = T(grad_clip);
+    for (int state = 0; state < kMaxStates; ++state) v.zoneout[state] = zoneout[state];
+    v.recurrent_dropout = recurrent_dropout, v.drawn = drawn;
+    return v;
+  }
   TapeSize tape_size() const;
   // What the operator returns beside a tape: the output, the final states and c of every step.
   size_t outputs() const { return (step ? 0 : 1) + states() + cells; }

@@ -57,6 +57,7 @@ Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx, at::Scala
   at::Tensor x = at::empty({1, h.size(1), params[0].size(-1)}, at::dtype(stored));
   const Arguments arguments{o, x, hx, params, {}};
   const Form form = check(arguments);
+  check_kernels(o, x);
   TORCH_CHECK(compute_type(stored) == h.scalar_type(), "hx: expected dtype ", compute_type(stored), ", got ",
               h.scalar_type());
   TORCH_CHECK(type == stored || type == compute_type(stored), "type: expected dtype ", stored, " or ",
@@ -119,7 +120,7 @@ void Stepper::run(const at::Tensor& x, const at::Tensor& y, const std::vector<In
     stack.push_back(layer);
   }
   [[maybe_unused]] std::deque<Varied<S>> varied;
-  if constexpr (kHasOptions<S>) {
+  if constexpr (kAsComputed<S>) {
     for (size_t l = 0; options_.varied && l < layers_.size(); ++l) varied.emplace_back(stack[l], layers_[l]);
   }
   packed_.forward(layers_[0].cell, Stack<S>{int(stack.size()), stack.data()}, threads_allowed());

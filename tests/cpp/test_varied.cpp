@@ -25,14 +25,6 @@ struct Options {
   bool peephole = false, drawn = false;
   double update_bias = 0, zoneout_h = 0, zoneout_c = 0, dropout = 0;
   double gate_clip = kNoClip, cell_clip = kNoClip;
-
-  bool norms() const { return gate_norm != GateNorm::none || cell_norm != CellNorm::none; }
-  bool drops() const { return drawn && dropout > 0; }
-  bool resets() const { return maths == Maths::reset_gru; }
-  // As LayerOptions (csrc/torch/options.cpp) has it.
-  TapeSize tape_size() const {
-    return {states - 1 + drops() + resets(), 2 * gates, norms() ? int(kNormScalars) : 0};
-  }
 };
 
 const Options kOptions[] = {
@@ -103,10 +95,9 @@ class VariedRun {
     const Index lanes = cpu::kernels().of<T>().lanes, hidden = c.sizes.hidden;
     units_ = (hidden + lanes - 1) / lanes * lanes;
     for (int d = 0; d < c.variant.directions; ++d) {
-      const Index scalars =
-          c.options.tape_size().scalars(c.rows.rows(), hidden, c.variant.recompute, Index(sizeof(T)));
-      tape_.emplace_back(1, scalars);
       variation_.push_back(variation(d));
+      const TapeSize size = variation_.back().tape_size();
+      tape_.emplace_back(1, size.scalars(c.rows.rows(), hidden, c.variant.recompute, Index(sizeof(T))));
     }
   }
 
@@ -134,7 +125,7 @@ class VariedRun {
     const Index hidden = c_.sizes.hidden, rows = c_.rows.rows();
     LayerGradient<T> layer{};
     layer.directions = c_.variant.directions;
-    std::vector<VariationGradient<T>> gradients(size_t(layer.directions));
+    std::vector<VariationParameters<T>> gradients(size_t(layer.directions));
     const Poisoned<T>& dy = given(c_.outer, "y", layer.directions * hidden);
     const Poisoned<T>& dx = output("dx", rows, c_.sizes.input, kGap);
     for (int d = 0; d < layer.directions; ++d) {
@@ -158,7 +149,7 @@ class VariedRun {
                    ? nullptr
                    : output("d" + found->first, 1, Index(found->second.size()), 0).data();
       };
-      VariationGradient<T>& g = gradients[size_t(d)];
+      VariationParameters<T>& g = gradients[size_t(d)];
       g.peephole = own("peephole");
       g.norm_ih_weight = own("norm_ih_weight"), g.norm_ih_bias = own("norm_ih_bias");
       g.norm_hh_weight = own("norm_hh_weight"), g.norm_hh_bias = own("norm_hh_bias");
@@ -214,8 +205,8 @@ class VariedRun {
     v.gate_norm = o.gate_norm, v.cell_norm = o.cell_norm;
     v.update_bias = T(o.update_bias);
     v.gate_clip = T(o.gate_clip), v.cell_clip = T(o.cell_clip), v.grad_clip = T(c_.grad_clip);
-    v.zoneout[0] = T(o.zoneout_h), v.zoneout[1] = T(o.zoneout_c);
-    v.recurrent_dropout = T(o.dropout), v.drawn = o.drawn;
+    v.zoneout[0] = o.zoneout_h, v.zoneout[1] = o.zoneout_c;
+    v.recurrent_dropout = o.dropout, v.drawn = o.drawn;
     v.seed = 0x123456789abcdef, v.direction = d;
     v.numbers = c_.numbers.data(), v.batch = c_.sizes.batch;
     v.peephole = own("peephole");

@@ -53,7 +53,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp bench examples -name '*.h' -o -name '*
 
 .NOTPARALLEL:
 .PHONY: demo data test check build emulated lint format bench docs clean
-.PHONY: ctest ctest-rest ctest-asan ctest-tsan ctest-aarch64 cuda cuda-all pytest-asan
+.PHONY: ctest ctest-rest ctest-asan ctest-tsan ctest-aarch64 cuda cuda-all pytest-asan pytest-long
 
 # A newcomer need not wait for the paths of other processors, for GPUs that are not there, nor for what only tests need.
 demo: export RNNFUSED_ISAS ?= $(if $(shell grep -ls RNNFUSED_ISAS:STRING=ALL build/cpython-*/CMakeCache.txt),ALL,NATIVE)
@@ -68,13 +68,17 @@ data: $(environment)
 # pytest comes last, so that its summary is what the output ends with. Without a network the tests of the
 # examples skip; RNNFUSED_REQUIRE_DATA=1 makes that a failure.
 test: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
-test: $(test_environment) lint build emulated ctest
+test: $(test_environment) lint build ctest
 	$(python) examples/fetch_data.py $(if $(RNNFUSED_REQUIRE_DATA),,|| true)
-	tools/run_pytest $(python)
+	tools/run_pytest $(python) -m "not long"
 
 # What takes longer than a change should wait for: all that `make test` leaves out.
 check: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
-check: $(test_environment) docs ctest-rest ctest-aarch64 ctest-tsan cuda-all ctest-asan pytest-asan
+check: $(test_environment) docs ctest-rest ctest-aarch64 ctest-tsan cuda-all ctest-asan pytest-asan pytest-long
+
+# Tests that take minutes each: those of the layers on the emulated GPU, a cell added to a copy of the project, ...
+pytest-long: $(test_environment) build emulated
+	tools/run_pytest $(python) -m long
 
 build: $(environment)
 	@echo "Building rnnfused in build/$(tree): a minute or two on two cores, seconds where little has changed"

@@ -23,7 +23,7 @@ with imports("char_lm.py"):
     from _char_lm.checkpoint import Checkpoint, begin, load_checkpoint
     from _char_lm.corpus import Corpus
     from _char_lm.lines import line_rates
-    from _char_lm.model import RNNFUSED, RNNFUSED_BF16, TORCH, TORCH_BF16, is_ours, sample
+    from _char_lm.model import RNNFUSED, RNNFUSED_BF16, TORCH, TORCH_BF16, is_ours, refusal, sample
     from _char_lm.options import Recipe, parse
     from _char_lm.report import (
         epoch_line,
@@ -60,6 +60,10 @@ def _demo(options: argparse.Namespace) -> int:
     runs = []
     with Interrupt() as interrupt:
         for backend in _backends(options):
+            reason = refusal(backend, checkpoint.recipe, options.device)
+            if reason:
+                print(f"{backend}: left out, torch cannot run it here: {reason}")
+                continue
             runs.append(_train(backend, checkpoint, corpus, options, path, interrupt))
             if interrupt.requested():
                 checkpoint.save(path)

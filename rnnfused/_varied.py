@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from rnnfused._layer import LayerConfig
+from rnnfused._load import build_info
 
 __all__ = ["in_float32", "is_native"]
 
 
 def is_native(layer: LayerConfig, input: Tensor) -> bool:
     """Whether native code runs such a layer; otherwise torch's operations do, step by step."""
-    wide = input.dtype in (torch.float32, torch.float64)
-    return wide and input.device.type in ("cpu", "meta") and not layer.projected
+    device = input.device.type
+    if layer.projected or not (device in ("cpu", "meta") or (device == "cuda" and build_info.cuda)):
+        return False
+    return device == "cuda" or input.dtype in (torch.float32, torch.float64)
 
 
 def in_float32(

@@ -38,7 +38,9 @@ def one_thread() -> Iterator[None]:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU, an emulated one will not do")
     config.addinivalue_line("markers", "xdist_group: runs in the same process as the others of its name")
-    config.addinivalue_line("markers", "long: begins first, so that no process ends long after the other")
+    config.addinivalue_line(
+        "markers", "long: left to `make check`; begins first, so that no process ends long after the other"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

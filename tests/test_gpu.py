@@ -4,6 +4,7 @@ than the emulation has.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import pytest
 import torch
 from one_layer import layer
 from test_sequence import SIZES, VARIANTS, Problem, check_errors
+from test_varied import Made, check_against_twin, differentiated, draw, make, native
 from tolerances import FLOAT64, FLOOR_ULPS, TORCH_ERRORS
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfused
+from rnnfused._layer import Layout
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 KINDS = ("RNN", "GRU", "LSTM")
@@ -56,6 +59,28 @@ def test_every_output_and_gradient(
         terms = max(8, size[0] * size[1] + size[3])
         bound = FLOAT64 if dtype == torch.float64 else FLOOR_ULPS * np.sqrt(terms) * torch.finfo(dtype).eps
         check_errors(problem.native(gpu, dtype), problem.exact(), bound, size)
+
+
+def on_device(made: Made, gpu: str) -> Made:
+    """A copy there, of which batch sizes and seeds stay on the CPU."""
+
+    def moved(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.detach().to(gpu).requires_grad_(t.requires_grad)
+
+    layout = Layout(made.layout.batch_sizes, moved(made.layout.lengths), moved(made.layout.resets))
+    own = {name: [moved(t) for t in getattr(made, name)] for name in ("hx", "params", "outer")}
+    return dataclasses.replace(made, x=moved(made.x), layout=layout, **own)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("index", range(40))
+def test_options_and_other_cells(index: int, dtype: torch.dtype, gpu: str) -> None:
+    """Steps of test_varied.py's walk, in every dtype."""
+    case = draw(index)
+    made = make(case).to(dtype)
+    there = on_device(made, gpu)
+    got = {name: t.cpu() for name, t in differentiated(native, case.layer, there).items()}
+    check_against_twin(case, made, got, f"{case} in {dtype}")
 
 
 def run(module: Any, x: Tensor, lengths: list[int] | None = None) -> dict[str, Tensor]:

@@ -157,7 +157,7 @@ class Made:
     outer: list[Tensor | None]  # of the outputs, None for those that are not differentiated
 
     def to(self, dtype: torch.dtype, rounded: int | None = None) -> Made:
-        """A copy, whose leaves want a gradient or not as before; each value moved by a rounding, if a seed says how."""
+        """A copy, whose leaves want a gradient or not as before; `rounded` seeds a rounding of each value."""
         values = torch.Generator().manual_seed(rounded or 0)
 
         def cast(t: Tensor) -> Tensor:
@@ -266,31 +266,36 @@ def reproduction(index: int) -> str:
     return f"RNNFUSED_WALK_CASES={index + 1} python -m pytest 'tests/test_varied.py::test_step[{index}]'"
 
 
+def check_against_twin(case: Walk, made: Made, got: dict[str, Tensor], words: str) -> None:
+    """What the layer gave, against torch's operations in float64; other types within torch's own errors."""
+    layer, dtype = case.layer, made.x.dtype
+    want = differentiated(twin, layer, made.to(torch.float64))
+    terms = max(8, case.steps * case.batch + case.hidden) * layer.num_layers * layer.directions
+    ours = errors(got, want)
+    bounds = dict.fromkeys(want, FLOAT64)
+    if dtype != torch.float64:
+        theirs = errors(differentiated(twin, layer, made), want)
+        floor = FLOOR_ULPS * terms**0.5 * torch.finfo(dtype).eps
+        bounds = {name: max(floor, TORCH_ERRORS * error) for name, error in theirs.items()}
+    if dtype != torch.float64 and any(error > bounds[name] for name, error in ours.items()):
+        # Chance may spare a single run: a mean of two units cancels what its inputs' roundings leave, or not.
+        for seed in range(TRIES):
+            theirs = errors(differentiated(twin, layer, made.to(dtype, rounded=seed)), want)
+            bounds = {name: max(bound, TORCH_ERRORS * theirs[name]) for name, bound in bounds.items()}
+    decides = layer.cell == "rnn_relu" or any(name in layer.text for name in ON_OFF)
+    for name, error in ours.items():
+        if dtype == torch.float64 or name.startswith("output") or not decides:
+            assert error <= bounds[name], f"{name}: {error:.2e} > {bounds[name]:.2e} of {words}"
+
+
 @pytest.mark.parametrize("index", range(CASES))
 def test_step(index: int) -> None:
     """Values and gradients, and the same bits however the layer runs."""
     case = draw(index)
     layer, made = case.layer, make(case)
     words = f"{case}\n{reproduction(index)}"
-    exact = made.to(torch.float64)
-    got, want = differentiated(native, layer, made), differentiated(twin, layer, exact)
-    terms = max(8, case.steps * case.batch + case.hidden) * layer.num_layers * layer.directions
-    if case.dtype == torch.float64:
-        bounds = dict.fromkeys(want, FLOAT64)
-    else:
-        theirs = errors(differentiated(twin, layer, made.to(case.dtype)), want)
-        floor = FLOOR_ULPS * terms**0.5 * torch.finfo(case.dtype).eps
-        bounds = {name: max(floor, TORCH_ERRORS * error) for name, error in theirs.items()}
-    decides = layer.cell == "rnn_relu" or any(name in layer.text for name in ON_OFF)
-    ours = errors(got, want)
-    if case.dtype != torch.float64 and any(error > bounds[name] for name, error in ours.items()):
-        # Chance may spare a single run: a mean of two units cancels what its inputs' roundings leave, or not.
-        for seed in range(TRIES):
-            theirs = errors(differentiated(twin, layer, made.to(case.dtype, rounded=seed)), want)
-            bounds = {name: max(bound, TORCH_ERRORS * theirs[name]) for name, bound in bounds.items()}
-    for name, error in ours.items():
-        if case.dtype == torch.float64 or name.startswith("output") or not decides:
-            assert error <= bounds[name], f"{name}: {error:.2e} > {bounds[name]:.2e} of {words}"
+    got = differentiated(native, layer, made)
+    check_against_twin(case, made, got, words)
 
     torch.set_num_threads(2)
     again = differentiated(native, layer, made)

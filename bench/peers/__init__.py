@@ -25,6 +25,7 @@ class Peer:
     package: str  # that must be installed
     modes: tuple[str, ...]
     cells: tuple[str, ...] = tuple(CELLS)
+    runs: Callable[[], bool] = lambda: True  # on this processor
 
     def takes(self, case: Case) -> bool:
         return case.mode in self.modes and case.cell in self.cells
@@ -41,6 +42,18 @@ class Prepared:
     context: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
 
+def _autocasts() -> bool:
+    """torch.nn's layers under autocast need a processor whose bfloat16 oneDNN knows."""
+    import torch
+
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+    except RuntimeError:
+        return False
+    return True
+
+
 PEERS = {
     "torch": Peer("torch_nn", "torch", MODES),
     "jax": Peer("jax_scan", "jax", ("inference", "training", "streaming", "stacked")),
@@ -51,7 +64,7 @@ PEERS = {
 # And rnnfused with an option, for a comparison of its own; and what 16 bits are held against, too.
 KNOWN = PEERS | {
     "recompute": Peer("rnnfused_recompute", "rnnfused", ("training", "ragged", "stacked")),
-    "autocast": Peer("torch_autocast", "torch", MODES_OF["bfloat16"]),
+    "autocast": Peer("torch_autocast", "torch", MODES_OF["bfloat16"], runs=_autocasts),
     "float32": Peer("rnnfused_float32", "rnnfused", MODES),
     # Of torch.nn's layers it quantises these.
     "torch.ao": Peer("torch_quantized", "torch", MODES_OF["int8"], ("lstm", "gru")),
@@ -74,8 +87,9 @@ def weighed_against(dtype: str) -> str:
 
 
 def available(dtype: str = "float32") -> list[str]:
-    """The peers whose package is installed."""
-    return [name for name, peer in peers_of(dtype).items() if importlib.util.find_spec(peer.package)]
+    """The peers whose package is installed, and runs here."""
+    peers = peers_of(dtype).items()
+    return [name for name, peer in peers if importlib.util.find_spec(peer.package) and peer.runs()]
 
 
 def prepare(peer: str, case: Case, threads: int) -> Prepared:

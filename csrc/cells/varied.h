@@ -2,8 +2,6 @@
 // are, to states, and back. rnnfused/reference has the same, and the sources.
 #pragma once
 
-#include <limits>
-
 #include "core/math.h"
 #include "core/variation.h"
 
@@ -18,7 +16,7 @@ RNNFUSED_HD V clamp(V x, ScalarOf<V> limit) {
 // Nothing from beyond the limit, nor from NaN, as of torch.clamp; without a limit everything.
 template <class V>
 RNNFUSED_HD V clamp_gradient(V dy, V x, ScalarOf<V> limit) {
-  if (!(limit < std::numeric_limits<ScalarOf<V>>::infinity())) return dy;
+  if (limit - limit != ScalarOf<V>(0)) return dy;  // infinite
   const V above_low = x >= -limit ? dy : V{};
   return x <= limit ? above_low : V{};
 }

@@ -2,10 +2,10 @@
 #pragma once
 
 #include "core/simd.h"
+#include "core/staged.h"
 #include "core/stream.h"
 #include "core/tape_size.h"
 #include "cpu/pack.h"
-#include "cpu/staged.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 

@@ -7,10 +7,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "cells/varied.h"
+#include "cells/varied_units.h"
 #include "core/philox.h"
+#include "core/staged.h"
 #include "core/stream.h"
-#include "cpu/staged.h"
 #include "cpu/threads.h"
 #include "cpu/tile.h"
 
@@ -60,8 +60,8 @@ void draw_factors(const Variation<T>& v, const Stream& stream, Index b, Range bl
     break;
   }
   draw(v, Draw::recurrent_dropout, number, blocks, v.recurrent_dropout, out);
-  const T scale = v.recurrent_dropout < 1 ? T(1 / (1 - v.recurrent_dropout)) : T(0);
-  for (Index u = blocks.first * kLanes<T>; u < blocks.last * kLanes<T>; ++u) out[u] = (T(1) - out[u]) * scale;
+  for (Index u = blocks.first * kLanes<T>; u < blocks.last * kLanes<T>; ++u)
+    out[u] = dropout_factor(v, out[u] > T(0));
 }
 
 template <class T>
@@ -70,7 +70,7 @@ class VariedStage {
   using V = Native<T>;
   static constexpr Index L = kLanes<T>;
   // A sum, and the sum of the squared differences from its mean, of each of three quantities.
-  static constexpr Index kPartials = 2, kQuantities = 3;
+  static constexpr Index kPartials = 2, kQuantities = kRowNorms;
 
  public:
   VariedStage() = default;
@@ -95,15 +95,17 @@ class VariedStage {
     return found && state > 1 ? found + (state - 1) * v_->hidden : found;
   }
   Index lanes(Index block) const { return lanes_in<T>(block, v_->hidden); }
-  V parameter(const T* rows, Index row, Index block, T otherwise) const {
-    return rows ? load<V>(rows + row * v_->hidden + block * L, lanes(block)) : broadcast<V>(otherwise);
-  }
-  Peepholes<V> peepholes(Index block) const {
-    if (!v_->peephole) return {V{}, V{}, V{}};
-    const bool coupled = v_->maths == Maths::coupled_lstm;
-    return {parameter(v_->peephole, 0, block, 0), coupled ? V{} : parameter(v_->peephole, 1, block, 0),
-            parameter(v_->peephole, v_->peepholes() - 1, block, 0)};
-  }
+  // What units of a block take of the variation.
+  struct OfBlock {
+    const VariedStage* stage;
+    Index block;
+    V operator()(const T* rows, Index row, T otherwise) const {
+      return rows ? load<V>(rows + row * stage->v_->hidden + block * L, stage->lanes(block))
+                  : broadcast<V>(otherwise);
+    }
+  };
+  using Units = VariedUnits<V, OfBlock>;
+  Units units(Index block) const { return {*v_, OfBlock{this, block}}; }
 
   // ---- What is drawn
 
@@ -116,24 +118,8 @@ class VariedStage {
            kept_[state]);
     }
   }
-  V mixed(int state, Index block, V before, V next) const {
-    const T p = v_->zoneout_of(state);
-    if (!(p > 0)) return next;
-    if (!v_->drawn) return fma(broadcast<V>(p), before, (T(1) - p) * next);
-    return load<V>(kept_[state] + block * L) > T(0) ? before : next;
-  }
-  // Of a gradient what goes to the value before, and leaves the rest.
-  V split(int state, Index block, V& d) const {
-    const T p = v_->zoneout_of(state);
-    if (!(p > 0)) return V{};
-    if (!v_->drawn) {
-      const V kept = p * d;
-      d = (T(1) - p) * d;
-      return kept;
-    }
-    const V flags = load<V>(kept_[state] + block * L), all = d;
-    d = flags > T(0) ? V{} : all;
-    return flags > T(0) ? all : V{};
+  V kept(int state, Index block) const {
+    return v_->drawn && v_->zoneout_of(state) > 0 ? load<V>(kept_[state] + block * L) : V{};
   }
 
   // What an h of a sequence is multiplied with on its way into the product.
@@ -161,12 +147,8 @@ class VariedStage {
     }
     out[1] = sum_of_lanes(squares);
   }
-  struct Norm {
-    T mean, scale;
-    RNNFUSED_HD V operator()(V x) const { return (x - mean) * scale; }
-  };
   // Chan, Golub and LeVeque (1983), block by block.
-  Norm combined(Index b, int quantity, int count) const {
+  Norm<T> combined(Index b, int quantity, int count) const {
     T n = 0, mean = 0, squares = 0;
     for (Index block = 0; block < blocks_; ++block) {
       const T* const of = partial(b, block, quantity);
@@ -175,17 +157,14 @@ class VariedStage {
       squares += of[1] + difference * difference * (n * (more / total));
       n = total;
     }
-    return {mean, T(1) / std::sqrt(squares / n + T(1e-5))};
+    return {mean, T(1) / std::sqrt(squares / n + T(kNormEps))};
   }
-  struct RowNorms {
-    Norm x, h, c;
-  };
-  void store_norms(const RowNorms& norms, T* out) const {
+  void store_norms(const RowNorms<T>& norms, T* out) const {
     if (mine_.first > 0) return;
     const T all[] = {norms.x.mean, norms.x.scale, norms.h.mean, norms.h.scale, norms.c.mean, norms.c.scale};
     memcpy(out, all, sizeof all);
   }
-  static RowNorms load_norms(const T* in) { return {{in[0], in[1]}, {in[2], in[3]}, {in[4], in[5]}}; }
+  static RowNorms<T> load_norms(const T* in) { return {{in[0], in[1]}, {in[2], in[3]}, {in[4], in[5]}}; }
 
   // The sums of a block's gates as they come from the products. sums(block of a gate) -> [2, lanes].
   template <class SumsOf>
@@ -194,27 +173,6 @@ class VariedStage {
     for (int g = 0; g < v_->gates; ++g) {
       const T* const of = sums(g * blocks_ + block);
       all.x[g] = load<V>(of), all.h[g] = load<V>(of + L);
-    }
-    return all;
-  }
-  // Of the IndRNN, whose h enters unit by unit.
-  GateSums<V> with_unit(GateSums<V> sums, V h, Index block) const {
-    if (v_->unit) sums.h[0] = fma(parameter(v_->unit, 0, block, 0), h, sums.h[0]);
-    return sums;
-  }
-  // As the maths takes them.
-  GateSums<V> normalised(const GateSums<V>& raw, const RowNorms& norms, Index block) const {
-    if (v_->gate_norm == GateNorm::none) return raw;
-    GateSums<V> all{};
-    const bool joint = v_->gate_norm == GateNorm::joint;
-    for (int g = 0; g < v_->gates; ++g) {
-      const V x = norms.x(joint ? raw.both(g) : raw.x[g]);
-      all.x[g] = fma(x, parameter(v_->norm_ih_weight, g, block, 1), parameter(v_->norm_ih_bias, g, block, 0));
-      if (joint) continue;
-      all.h[g] = raw.h[g];
-      if (v_->gate_norm == GateNorm::input) continue;
-      all.h[g] = fma(norms.h(raw.h[g]), parameter(v_->norm_hh_weight, g, block, 1),
-                     parameter(v_->norm_hh_bias, g, block, 0));
     }
     return all;
   }
@@ -227,16 +185,6 @@ class VariedStage {
       for (int g = 0; g < v_->gates; ++g) both[g] = raw.both(g);
       store_moments(b, block, 0, both, v_->gates);
     }
-  }
-  V norm_of_c(const RowNorms& norms, V c, Index block) const {
-    return fma(norms.c(c), parameter(v_->norm_c_weight, 0, block, 1),
-               parameter(v_->norm_c_bias, 0, block, 0));
-  }
-  // c' and what h' is made from, of f c + i g.
-  void settle(const RowNorms& norms, V carried, Index block, V& before_clip, V& c, V& shown) const {
-    before_clip = v_->cell_norm == CellNorm::carried ? norm_of_c(norms, carried, block) : carried;
-    c = clamp(before_clip, v_->cell_clip);
-    shown = v_->cell_norm == CellNorm::output ? norm_of_c(norms, c, block) : c;
   }
 
   const Variation<T>* v_ = nullptr;

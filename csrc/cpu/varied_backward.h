@@ -10,8 +10,7 @@ template <class T>
 class VariedBackward : VariedStage<T> {
   using Base = VariedStage<T>;
   using Base::L, Base::v_, Base::stream_, Base::units_, Base::blocks_, Base::mine_, Base::lanes;
-  using typename Base::Norm;
-  using typename Base::RowNorms;
+  using typename Base::Units;
   using typename Base::V;
 
  public:
@@ -133,8 +132,8 @@ class VariedBackward : VariedStage<T> {
     store(at, s.total), store(at + L, s.lost);
   }
 
-  RowNorms norms_of(Index row) const {
-    return v_->norms() ? Base::load_norms(tape_.norms + row * kNormScalars) : RowNorms{};
+  RowNorms<T> norms_of(Index row) const {
+    return v_->norms() ? Base::load_norms(tape_.norms + row * kNormScalars) : RowNorms<T>{};
   }
   V state_before(int state, Index s, Index b, Index block) const {
     const Index row = stream_->previous(s, b);
@@ -145,57 +144,44 @@ class VariedBackward : VariedStage<T> {
   }
 
   // A row's block of an LSTM, as forward had it, and the gradients of its new states.
-  struct Shown {
-    LstmStep<V> step;
-    Peepholes<V> p;
-    V carried, before_clip, dh, dc, kept_c;
+  struct Shown : Units::Shown {
+    V dh, dc, kept_c;
   };
-  Shown shown(Index s, Index b, Index row, Index block, const RowNorms& norms,
+  Shown shown(Index s, Index b, Index row, Index block, const RowNorms<T>& norms,
               const GateSums<V>& gates) const {
-    Shown of;
-    of.p = this->peepholes(block);
-    of.carried = of.step.carry(*v_, gates, of.p, state_before(1, s, b, block));
-    V c, as;
-    this->settle(norms, of.carried, block, of.before_clip, c, as);
-    of.step.show(*v_, gates, of.p, c, as);
-    const Index at = b * units_ + block * L;
-    of.dh = load<V>(dh_ + at);
-    this->split(0, block, of.dh);
+    Shown of{this->units(block).shown(norms, gates, state_before(1, s, b, block)), {}, {}, {}};
+    of.dh = load<V>(dh_ + b * units_ + block * L);
+    split(*v_, 0, this->kept(0, block), of.dh);
     of.dc = load<V>(carry_of(1, b, block));
     if (args_->dcells.data) of.dc = of.dc + load<V>(args_->dcells[row] + block * L, lanes(block));
-    of.kept_c = this->split(1, block, of.dc);
+    of.kept_c = split(*v_, 1, this->kept(1, block), of.dc);
     return of;
-  }
-  V clipped_cell_gradient(const Shown& of, V ds) const {
-    return clamp_gradient(ds, of.before_clip, v_->cell_clip);
   }
 
   // With a norm of c: the gradient of what it gave, and its two sums over a row.
   template <class SumsOf>
   void unshow_row(Index s, Index b, SumsOf sums) const {
     const Index row = stream_->row(s, b);
-    const RowNorms norms = norms_of(row);
+    const RowNorms<T> norms = norms_of(row);
     this->draw_kept(row);
     for (Index block = mine_.first; block < mine_.last; ++block) {
-      const Shown of =
-          shown(s, b, row, block, norms, this->normalised(this->raw_sums(sums, block), norms, block));
-      V da_o, d;
-      of.step.unshow(*v_, of.dh, da_o, d);
-      const bool carries = v_->cell_norm == CellNorm::carried;
-      if (carries) d = clipped_cell_gradient(of, fma(of.p.o, da_o, of.dc + d));
-      const V normal = norms.c(carries ? of.carried : of.step.c);
+      const Units units = this->units(block);
+      const Shown of = shown(s, b, row, block, norms, units.normalised(this->raw_sums(sums, block), norms));
+      V da_o;
+      const V d = units.unshow(of, of.dh, of.dc, da_o), normal = units.normal_c(of, norms);
       store(da_o_ + b * units_ + block * L, da_o);
       store(dnormed_ + b * units_ + block * L, d);
-      store_norm_sums(b, block, 2, &d, &normal, v_->norm_c_weight, 1, kNormC, kNormC + 1);
+      const V weight = units.norm_c_weight();
+      store_norm_sums(b, block, 2, &d, &normal, &weight, 1, kNormC, kNormC + 1);
     }
   }
 
   // From the gradients d of `count` vectors that a norm gave, and their normal form.
-  void store_norm_sums(Index b, Index block, int quantity, const V* d, const V* normal, const T* weight,
+  void store_norm_sums(Index b, Index block, int quantity, const V* d, const V* normal, const V* weight,
                        int count, Index weight_sum, Index bias_sum) const {
     V sum{}, along{};
     for (int g = 0; g < count; ++g) {
-      const V scaled = d[g] * this->parameter(weight, g, block, 1);
+      const V scaled = d[g] * weight[g];
       sum = sum + scaled;
       along = fma(scaled, normal[g], along);
       add(weight_sum + g, block, d[g] * normal[g]);
@@ -205,11 +191,8 @@ class VariedBackward : VariedStage<T> {
     out[0] = sum_of_lanes(this->own_lanes(sum, block));
     out[1] = sum_of_lanes(this->own_lanes(along, block));
   }
-  struct NormSums {
-    T mean, along;
-  };
-  NormSums norm_sums(Index b, int quantity, int count) const {
-    NormSums all{0, 0};
+  NormSums<T> norm_sums(Index b, int quantity, int count) const {
+    NormSums<T> all{0, 0};
     for (Index block = 0; block < blocks_; ++block) {
       const T* const of = this->partial(b, block, quantity);
       all.mean += of[0], all.along += of[1];
@@ -217,22 +200,19 @@ class VariedBackward : VariedStage<T> {
     const T n = T(count * v_->hidden);
     return {all.mean / n, all.along / n};
   }
-  static V unnormed(const Norm& norm, const NormSums& sums, V d, V weight, V normal) {
-    return norm.scale * (fma(d, weight, -normal * sums.along) - sums.mean);
-  }
 
   template <class SumsOf, class OutOf>
   void unstep_row(Index s, Index b, SumsOf sums, OutOf out) const {
     const Index row = stream_->row(s, b);
-    const RowNorms norms = norms_of(row);
-    const NormSums of_c = v_->cell_norm == CellNorm::none ? NormSums{0, 0} : norm_sums(b, 2, 1);
+    const RowNorms<T> norms = norms_of(row);
+    const NormSums<T> of_c = v_->cell_norm == CellNorm::none ? NormSums<T>{0, 0} : norm_sums(b, 2, 1);
     this->draw_kept(row);
     for (Index block = mine_.first; block < mine_.last; ++block) {
-      const GateSums<V> raw = this->raw_sums(sums, block), gates = this->normalised(raw, norms, block);
+      const GateSums<V> raw = this->raw_sums(sums, block), gates = this->units(block).normalised(raw, norms);
       const Index at = b * units_ + block * L;
       GateSums<V> d{};
       V dh = load<V>(dh_ + at);
-      V carry = this->split(0, block, dh);
+      V carry = split(*v_, 0, this->kept(0, block), dh);
       if (v_->maths == Maths::slstm) {
         unstep_exponential(gates, s, b, block, dh, d);
       } else if (this->is_lstm()) {
@@ -265,10 +245,11 @@ class VariedBackward : VariedStage<T> {
       return direct;
     }
     const V entered = h * this->factor_of(b, block);
-    const V direct = output_gradient(*v_, this->with_unit(gates, entered, block), h, dh, d);
+    const V direct = output_gradient(*v_, this->units(block).with_unit(gates, entered), h, dh, d);
     if (!v_->unit) return direct;
     add(kUnit, block, d.h[0] * entered);
-    return fma(d.h[0] * this->factor_of(b, block), this->parameter(v_->unit, 0, block, 0), direct);
+    return fma(d.h[0] * this->factor_of(b, block), typename Base::OfBlock{this, block}(v_->unit, 0, 0),
+               direct);
   }
 
   T* carry_of(int state, Index b, Index block) const { return carry_[state] + b * units_ + block * L; }
@@ -283,28 +264,21 @@ class VariedBackward : VariedStage<T> {
       store(carry_of(state, b, block), clamp(this->own_lanes(d[state], block), v_->grad_clip));
   }
 
-  void unstep_lstm(const Shown& of, const RowNorms& norms, const NormSums& of_c, Index at, Index block,
+  void unstep_lstm(const Shown& of, const RowNorms<T>& norms, const NormSums<T>& of_c, Index at, Index block,
                    GateSums<V>& d) const {
+    const Units units = this->units(block);
     V da_o, ds;
     if (v_->cell_norm == CellNorm::none) {
-      V dshown;
-      of.step.unshow(*v_, of.dh, da_o, dshown);
-      ds = clipped_cell_gradient(of, fma(of.p.o, da_o, of.dc + dshown));
+      ds = units.unshow(of, of.dh, of.dc, da_o);
     } else {
-      const bool carries = v_->cell_norm == CellNorm::carried;
       da_o = load<V>(da_o_ + at);
-      ds = unnormed(norms.c, of_c, load<V>(dnormed_ + at), this->parameter(v_->norm_c_weight, 0, block, 1),
-                    norms.c(carries ? of.carried : of.step.c));
-      if (!carries) ds = clipped_cell_gradient(of, fma(of.p.o, da_o, of.dc + ds));
+      ds = units.unnormed_c(of, norms, of_c, of.dc, da_o, load<V>(dnormed_ + at));
     }
-    V da[kMaxGates]{};
-    const V dc = of.step.uncarry(*v_, of.p, ds, da);
-    da[v_->gates - 1] = da_o;
-    for (int g = 0; g < v_->gates; ++g) d.x[g] = d.h[g] = da[g];
+    const V dc = units.uncarry(of, ds, da_o, d);
     store(carry_[1] + at, clamp(this->own_lanes(dc + of.kept_c, block), v_->grad_clip));
     if (!v_->peephole) return;
-    add(kPeephole, block, da[0] * of.step.c_prev);
-    if (v_->peepholes() > 2) add(kPeephole + 1, block, da[1] * of.step.c_prev);
+    add(kPeephole, block, d.h[0] * of.step.c_prev);
+    if (v_->peepholes() > 2) add(kPeephole + 1, block, d.h[1] * of.step.c_prev);
     add(kPeephole + v_->peepholes() - 1, block, da_o * of.step.c);
   }
 
@@ -318,22 +292,17 @@ class VariedBackward : VariedStage<T> {
 
   T* inner_of(Index b, Index block) const { return inner_ + (b * blocks_ + block) * 2 * v_->gates * L; }
 
-  GateSums<V> normal_sums(const GateSums<V>& raw, const RowNorms& norms) const {
-    GateSums<V> normal{};
-    const bool joint = v_->gate_norm == GateNorm::joint;
-    for (int g = 0; g < v_->gates; ++g) {
-      normal.x[g] = norms.x(joint ? raw.both(g) : raw.x[g]);
-      if (v_->gate_norm == GateNorm::separate) normal.h[g] = norms.h(raw.h[g]);
-    }
-    return normal;
-  }
-
-  void keep_gradients(Index b, Index block, const RowNorms& norms, const GateSums<V>& raw,
+  void keep_gradients(Index b, Index block, const RowNorms<T>& norms, const GateSums<V>& raw,
                       const GateSums<V>& d) const {
-    const GateSums<V> normal = normal_sums(raw, norms);
-    store_norm_sums(b, block, 0, d.x, normal.x, v_->norm_ih_weight, v_->gates, kNormX, kNormX + kMaxGates);
-    if (v_->gate_norm == GateNorm::separate)
-      store_norm_sums(b, block, 1, d.h, normal.h, v_->norm_hh_weight, v_->gates, kNormH, kNormH + kMaxGates);
+    const Units units = this->units(block);
+    const GateSums<V> normal = units.normal(raw, norms);
+    V weight[kMaxGates];
+    for (int g = 0; g < v_->gates; ++g) weight[g] = units.norm_ih_weight(g);
+    store_norm_sums(b, block, 0, d.x, normal.x, weight, v_->gates, kNormX, kNormX + kMaxGates);
+    if (v_->gate_norm == GateNorm::separate) {
+      for (int g = 0; g < v_->gates; ++g) weight[g] = units.norm_hh_weight(g);
+      store_norm_sums(b, block, 1, d.h, normal.h, weight, v_->gates, kNormH, kNormH + kMaxGates);
+    }
     T* const inner = inner_of(b, block);
     for (int g = 0; g < v_->gates; ++g)
       store(inner + 2 * g * L, d.x[g]), store(inner + (2 * g + 1) * L, d.h[g]);
@@ -341,21 +310,19 @@ class VariedBackward : VariedStage<T> {
 
   template <class SumsOf, class OutOf>
   void unnorm_row(Index s, Index b, SumsOf sums, OutOf out) const {
-    const RowNorms norms = norms_of(stream_->row(s, b));
+    const RowNorms<T> norms = norms_of(stream_->row(s, b));
     const bool joint = v_->gate_norm == GateNorm::joint;
     const bool separate = v_->gate_norm == GateNorm::separate;
-    const NormSums of_x = norm_sums(b, 0, v_->gates), of_h = separate ? norm_sums(b, 1, v_->gates) : of_x;
+    const NormSums<T> of_x = norm_sums(b, 0, v_->gates), of_h = separate ? norm_sums(b, 1, v_->gates) : of_x;
     for (Index block = mine_.first; block < mine_.last; ++block) {
-      const GateSums<V> normal = normal_sums(this->raw_sums(sums, block), norms);
+      const Units units = this->units(block);
+      const GateSums<V> normal = units.normal(this->raw_sums(sums, block), norms);
       const T* const inner = inner_of(b, block);
       GateSums<V> d{};
       for (int g = 0; g < v_->gates; ++g) {
-        d.x[g] = unnormed(norms.x, of_x, load<V>(inner + 2 * g * L),
-                          this->parameter(v_->norm_ih_weight, g, block, 1), normal.x[g]);
+        d.x[g] = unnormed(norms.x, of_x, load<V>(inner + 2 * g * L), units.norm_ih_weight(g), normal.x[g]);
         d.h[g] = joint ? d.x[g] : load<V>(inner + (2 * g + 1) * L);
-        if (separate)
-          d.h[g] =
-              unnormed(norms.h, of_h, d.h[g], this->parameter(v_->norm_hh_weight, g, block, 1), normal.h[g]);
+        if (separate) d.h[g] = unnormed(norms.h, of_h, d.h[g], units.norm_hh_weight(g), normal.h[g]);
       }
       store_gradients(d, block, out);
     }

@@ -9,7 +9,6 @@ template <class T>
 class VariedForward : VariedStage<T> {
   using Base = VariedStage<T>;
   using Base::L, Base::v_, Base::stream_, Base::units_, Base::mine_, Base::lanes;
-  using typename Base::RowNorms;
   using typename Base::V;
 
  public:
@@ -101,8 +100,8 @@ class VariedForward : VariedStage<T> {
  private:
   T* state_of(int state, Index b, Index block) const { return states_[state] + b * units_ + block * L; }
 
-  RowNorms norms_of_gates(Index b) const {
-    RowNorms norms{};
+  RowNorms<T> norms_of_gates(Index b) const {
+    RowNorms<T> norms{};
     if (v_->gate_norm != GateNorm::none) norms.x = this->combined(b, 0, v_->gates);
     if (v_->gate_norm == GateNorm::separate) norms.h = this->combined(b, 1, v_->gates);
     return norms;
@@ -110,13 +109,13 @@ class VariedForward : VariedStage<T> {
 
   // f c + i g of a row, and its moments.
   template <class SumsOf>
-  void carry_row(Index b, const RowNorms& norms, SumsOf sums) const {
+  void carry_row(Index b, const RowNorms<T>& norms, SumsOf sums) const {
     for (Index block = mine_.first; block < mine_.last; ++block) {
       LstmStep<V> step;
-      const V carried = step.carry(*v_, this->normalised(this->raw_sums(sums, block), norms, block),
-                                   this->peepholes(block), load<V>(state_of(1, b, block)));
+      const V carried = step.carry(*v_, this->units(block).normalised(this->raw_sums(sums, block), norms),
+                                   this->units(block).peepholes(), load<V>(state_of(1, b, block)));
       store(carried_ + b * units_ + block * L, carried);
-      const V normed = v_->cell_norm == CellNorm::carried ? carried : clamp(carried, v_->cell_clip);
+      const V normed = this->units(block).to_norm(carried);
       this->store_moments(b, block, 2, &normed, 1);
     }
   }
@@ -124,17 +123,17 @@ class VariedForward : VariedStage<T> {
   template <class SumsOf>
   void finish_row(Index s, Index b, SumsOf sums) const {
     const Index row = stream_->row(s, b);
-    RowNorms norms = norms_of_gates(b);
+    RowNorms<T> norms = norms_of_gates(b);
     if (v_->cell_norm != CellNorm::none) norms.c = this->combined(b, 2, 1);
     if (taped_ && v_->norms()) this->store_norms(norms, tape_.norms + row * kNormScalars);
     this->draw_kept(row);
     const T weight = v_->attends() ? args_->x[row][stream_->shape.input] : T(0);
     for (Index block = mine_.first; block < mine_.last; ++block) {
       V next[kMaxStateVectors];
-      step(norms, this->normalised(this->raw_sums(sums, block), norms, block), b, block, weight, next);
+      step(norms, this->units(block).normalised(this->raw_sums(sums, block), norms), b, block, weight, next);
       for (int state = 0; state < v_->states; ++state) {
         T* const at = state_of(state, b, block);
-        next[state] = this->mixed(state, block, load<V>(at), next[state]);
+        next[state] = mixed(*v_, state, this->kept(state, block), load<V>(at), next[state]);
         store(at, next[state]);
         if (taped_ && state > 0) store(tape_.cell_of(state, row) + block * L, next[state]);
       }
@@ -146,7 +145,7 @@ class VariedForward : VariedStage<T> {
   }
 
   // weight: of the row, where the cell has one.
-  void step(const RowNorms& norms, const GateSums<V>& gates, Index b, Index block, T weight,
+  void step(const RowNorms<T>& norms, const GateSums<V>& gates, Index b, Index block, T weight,
             V (&next)[kMaxStateVectors]) const {
     if (v_->maths == Maths::slstm) {
       const ExponentialStep<V> step(gates, load<V>(state_of(1, b, block)), load<V>(state_of(2, b, block)),
@@ -158,15 +157,15 @@ class VariedForward : VariedStage<T> {
       const V h = load<V>(state_of(0, b, block));
       next[0] = v_->attends()
                     ? AttendedStep<V>(*v_, gates).next(h, weight)
-                    : next_output(*v_, this->with_unit(gates, h * this->factor_of(b, block), block), h);
+                    : next_output(*v_, this->units(block).with_unit(gates, h * this->factor_of(b, block)), h);
       return;
     }
     LstmStep<V> step;
-    const Peepholes<V> p = this->peepholes(block);
+    const Peepholes<V> p = this->units(block).peepholes();
     const V carried = carried_ ? load<V>(carried_ + b * units_ + block * L)
                                : step.carry(*v_, gates, p, load<V>(state_of(1, b, block)));
     V before_clip, shown;
-    this->settle(norms, carried, block, before_clip, next[1], shown);
+    this->units(block).settle(norms, carried, before_clip, next[1], shown);
     next[0] = step.show(*v_, gates, p, next[1], shown);
   }
 

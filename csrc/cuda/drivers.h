@@ -19,7 +19,7 @@ struct Work {
 // The drivers of one cell and type. Their work is asked for with a layer that lacks nothing but its scratch.
 struct CellDrivers {
   const int* input_gates;  // the gates [G] that the input feeds, in the order of the accumulators
-  Index (*tape_bytes)(const SequenceShape& shape, int directions, bool recompute);
+  Index (*tape_bytes)(const Layer& layer);
   Work (*forward_work)(const ForwardLayer& layer);
   void (*forward)(const ForwardLayer& layer, Matmul& matmul, StreamHandle stream);
   Work (*backward_work)(const BackwardLayer& layer);
@@ -27,6 +27,9 @@ struct CellDrivers {
 };
 
 const CellDrivers& drivers(CellId cell, Type type);
+
+// Those of layers with options, whichever cell they are of.
+const CellDrivers& varied_drivers(Type type);
 
 // The elementwise part of one step, of float or double.
 template <class T>
@@ -36,14 +39,9 @@ void tangent_backward(CellId cell, const TangentBackward<T>& step, StreamHandle 
 
 // Those of the stepwise driver, which is compiled for each type on its own.
 template <Type type>
-const CellDrivers& stepwise(CellId cell);
-template <>
-const CellDrivers& stepwise<Type::f32>(CellId cell);
-template <>
-const CellDrivers& stepwise<Type::f64>(CellId cell);
-template <>
-const CellDrivers& stepwise<Type::f16>(CellId cell);
-template <>
-const CellDrivers& stepwise<Type::bf16>(CellId cell);
+struct Stepwisely {
+  static const CellDrivers& drivers(CellId cell);
+  static const CellDrivers& varied_drivers();
+};
 
 }  // namespace rnnfused::cuda

@@ -22,7 +22,8 @@ struct Layer {
   int directions;
   SequenceShape shape;  // offsets are on the host; `reverse` is not read: direction 1 runs backwards
 
-  const void* x;  // [rows, I]
+  const void* x;   // [rows, x_stride], of which I columns are features
+  Index x_stride;  // I, and one more where each row has a weight
   // [D, G * H, I]: blocks of H rows in the order of the cell's accumulators, not of torch's gates
   const void* input_weights;
   const void* recurrent_weights;           // [D, G * H, P]
@@ -33,8 +34,12 @@ struct Layer {
   const Index* lengths;  // [B] or null: all steps
   const bool* resets;    // [T, B] or null: none
   bool recompute;        // whether backward rebuilds the gates
-  Index chunk_bytes;     // of gates not taped that are held at once, where one step does not take more
-  void* scratch;         // as many bytes as the driver asks for
+  // Of a layer with options: a Variation of the compute type for each direction, on the host, whose
+  // parameters are on the device. shape.hidden is then G H, and c stands for all vectors beside h [D, B,
+  // states - 1, H].
+  const void* variation[kMaxDirections];
+  Index chunk_bytes;  // of gates not taped that are held at once, where one step does not take more
+  void* scratch;      // as many bytes as the driver asks for
 };
 
 struct ForwardLayer : Layer {
@@ -46,20 +51,21 @@ struct ForwardLayer : Layer {
 };
 
 struct BackwardLayer : Layer {
-  const void* h0;                     // [D, B, P]
-  const void* c0;                     // compute [D, B, H]
-  const void* y;                      // [rows, D * P]
-  void* tape;                         // is only read
-  const void* dy;                     // [rows, D * P] or null
-  const void* dcells;                 // gradient of c of every row [rows, D * H], or null
-  void* dh;                           // compute [D, B, P]: gradient of h_n before, of h_0 after
-  void* dc;                           // compute [D, B, H]: likewise of c
-  void* dx;                           // [rows, I]; this and all below: null where not wanted
-  void* dinput[kMaxDirections];       // dW_ih [G * H, I], in torch's order of gates
-  void* drecurrent[kMaxDirections];   // dW_hh [G * H, P]
-  void* dinput_bias[kMaxDirections];  // db_ih [G * H]
-  void* dbias[kMaxDirections];        // db_hh [G * H]
-  void* dprojection[kMaxDirections];  // dW_hr [P, H]
+  const void* h0;                          // [D, B, P]
+  const void* c0;                          // compute [D, B, H]
+  const void* y;                           // [rows, D * P]
+  void* tape;                              // is only read
+  const void* dy;                          // [rows, D * P] or null
+  const void* dcells;                      // gradient of c of every row [rows, D * H], or null
+  void* dh;                                // compute [D, B, P]: gradient of h_n before, of h_0 after
+  void* dc;                                // compute [D, B, H]: likewise of c
+  void* dx;                                // [rows, x_stride]; this and all below: null where not wanted
+  void* dinput[kMaxDirections];            // dW_ih [G * H, I], in torch's order of gates
+  void* drecurrent[kMaxDirections];        // dW_hh [G * H, P]
+  void* dinput_bias[kMaxDirections];       // db_ih [G * H]
+  void* dbias[kMaxDirections];             // db_hh [G * H]
+  void* dprojection[kMaxDirections];       // dW_hr [P, H]
+  const void* dvariation[kMaxDirections];  // VariationParameters of the compute type, on the host
 };
 
 }  // namespace rnnfused::cuda

@@ -1,6 +1,6 @@
 // Compiled once per type: RNNFUSED_TYPE is float, double, Half or BFloat16.
 #include "cells/all.h"
-#include "cuda/stepwise.cuh"
+#include "cuda/varied_stepwise.cuh"
 
 namespace rnnfused::cuda {
 
@@ -11,12 +11,23 @@ namespace rnnfused::cuda {
 RNNFUSED_CELLS(RNNFUSED_CHECK)
 #undef RNNFUSED_CHECK
 
+constexpr Type kType = TypeOf<RNNFUSED_TYPE>::value;
+
 template <>
-const CellDrivers& stepwise<TypeOf<RNNFUSED_TYPE>::value>(CellId cell) {
-#define RNNFUSED_DRIVERS(name, Cell) stepwise_drivers<Cell, RNNFUSED_TYPE>(),
+const CellDrivers& Stepwisely<kType>::drivers(CellId cell) {
+#define RNNFUSED_DRIVERS(name, Cell)                                    \
+  drivers_of<Cell, RNNFUSED_TYPE, StepwiseForward<Cell, RNNFUSED_TYPE>, \
+             StepwiseBackward<Cell, RNNFUSED_TYPE>>(),
   static const CellDrivers all[] = {RNNFUSED_CELLS(RNNFUSED_DRIVERS)};
 #undef RNNFUSED_DRIVERS
   return all[int(cell)];
+}
+
+template <>
+const CellDrivers& Stepwisely<kType>::varied_drivers() {
+  static const CellDrivers all = drivers_of<Staged, RNNFUSED_TYPE, VariedStepwiseForward<RNNFUSED_TYPE>,
+                                            VariedStepwiseBackward<RNNFUSED_TYPE>>();
+  return all;
 }
 
 }  // namespace rnnfused::cuda

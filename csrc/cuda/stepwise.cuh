@@ -3,7 +3,9 @@
 // runs on every GPU, with every size and type.
 #pragma once
 
+#include "core/staged.h"
 #include "core/stream.h"
+#include "core/variation.h"
 #include "cuda/backward.cuh"
 #include "cuda/drivers.h"
 #include "cuda/forward.cuh"
@@ -40,23 +42,40 @@ Matrix matrix(const T* data, Index row_stride, Index batch_stride = 0) {
 }
 inline Matrix transposed(Matrix m) { return {m.data, m.type, m.batch_stride, m.column_stride, m.row_stride}; }
 
-// Training's memory, of both directions: for every row what the cell tapes, c, and with a projection the
-// cell's output before it.
+template <class T>
+const Variation<Compute<T>>& variation_of(const Layer& layer, int direction = 0) {
+  return *static_cast<const Variation<Compute<T>>*>(layer.variation[direction]);
+}
+
+// Training's memory, of both directions: for every row what the cell tapes, c (or all vectors beside h), with
+// a projection the cell's output before it, and mean and scale of norms.
 template <class Cell, class T>
 struct DeviceTape {
   using C = Compute<T>;
   Index gates_stride, cell_stride;  // of a direction; also of `unprojected`
-  C *gates = nullptr, *cell = nullptr;
+  C *gates = nullptr, *cell = nullptr, *norms = nullptr;
   T* unprojected = nullptr;
   Index bytes;
 
-  DeviceTape(const SequenceShape& shape, int directions, bool recompute, void* base)
-      : gates_stride(shape.rows() * Cell::accumulators * shape.hidden),
-        cell_stride(shape.rows() * shape.hidden) {
+  DeviceTape(const Layer& layer, int directions, void* base)
+      : gates_stride(layer.shape.rows() * Cell::accumulators * layer.shape.hidden),
+        cell_stride(layer.shape.rows() * layer.shape.hidden) {
     Arena arena(base);
-    if (Cell::taped > 0 && !recompute) gates = arena.take<C>(directions * gates_stride);
+    if (Cell::taped > 0 && !layer.recompute) gates = arena.take<C>(directions * gates_stride);
+    if constexpr (kStaged<Cell>) {
+      const Variation<C>& v = variation_of<T>(layer);
+      cell_stride = layer.shape.rows() * (v.states - 1) * v.hidden;
+      cell = arena.take<C>(directions * cell_stride);
+      bytes = arena.used();
+      if (!v.norms()) return;
+      // The last, and the only one whose rows are no whole lines: it ends where it ends.
+      const Index scalars = directions * layer.shape.rows() * kNormScalars;
+      norms = arena.take<C>(scalars);
+      bytes += scalars * Index(sizeof(C));
+      return;
+    }
     if (Cell::states > 1) cell = arena.take<C>(directions * cell_stride);
-    if (shape.projected()) unprojected = arena.take<T>(directions * cell_stride);
+    if (layer.shape.projected()) unprojected = arena.take<T>(directions * cell_stride);
     bytes = arena.used();
   }
 };
@@ -140,7 +159,7 @@ class Stepwise {
   void project_input(int direction, Range rows, C* gates) const {
     const Index I = shape_.input, H = shape_.hidden;
     (*matmul_)({1, rows.size(), G * H, I, matrix(gates + Cell::x_first * H, A * H),
-                matrix(typed(layer_.x) + rows.first * I, I),
+                matrix(typed(layer_.x) + rows.first * layer_.x_stride, layer_.x_stride),
                 transposed(matrix(typed(layer_.input_weights) + direction * G * H * I, I))});
   }
 
@@ -179,7 +198,8 @@ class Stepwise {
 };
 
 template <class Cell, class T>
-class StepwiseForward : Stepwise<Cell, T> {
+class StepwiseForward : protected Stepwise<Cell, T> {
+ protected:
   using Base = Stepwise<Cell, T>;
   using Base::A, Base::G, Base::kWide, Base::layer_, Base::shape_, Base::typed;
   using Base::gates_, Base::gates_stride_, Base::plan_, Base::recurrent_, Base::scratch_bytes_;
@@ -189,7 +209,7 @@ class StepwiseForward : Stepwise<Cell, T> {
   StepwiseForward(const ForwardLayer& layer, Matmul* matmul, StreamHandle stream)
       : Base(layer, matmul, stream),
         layer_forward_(layer),
-        tape_(layer.shape, layer.tape ? layer.directions : 0, layer.recompute, layer.tape) {
+        tape_(layer, layer.tape ? layer.directions : 0, layer.tape) {
     const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
     this->choose_plan(tape_.gates ? Gates::taped : Gates::passing, layer.input_bias[0], layer.input_bias[1],
                       layer.bias[0], layer.bias[1], layer.cells);
@@ -201,11 +221,11 @@ class StepwiseForward : Stepwise<Cell, T> {
       gates_ = arena.take<C>(D * gates_stride_);
     }
     recurrent_ = arena.take<C>(D * B * G * H);
-    if (shape_.projected()) {
+    if (projects<Cell>(shape_)) {
       output_ = arena.take<T>(D * B * H);
       projected_ = arena.take<C>(D * B * P);
     } else if (sizeof(T) != sizeof(C)) {
-      h_wide_ = arena.take<C>(D * B * H);
+      h_wide_ = arena.take<C>(D * B * P);
     }
     scratch_bytes_ = arena.used();
   }
@@ -225,25 +245,31 @@ class StepwiseForward : Stepwise<Cell, T> {
     // Of a step to the next only the rows differ.
     ForwardStep<T> step = step_arguments();
     ProjectedStep<T> store = store_arguments();
+    for_steps([&](Index s, const Range(&chunk)[kMaxDirections]) {
+      const Index rows = this->most_active(s);
+      recur(rows);
+      fill_rows(s, chunk, step.at);
+      this->launch_over(rows, H, layer_.directions, plan_.units, &forward_step<Cell, T, kWide>,
+                        &forward_step<Cell, T, 1>, step);
+      if (!projects<Cell>(shape_)) return;
+      project(rows);
+      fill_rows(s, chunk, store.at);
+      this->launch_over(rows, P, layer_.directions, plan_.units, &store_projected<T, kWide>,
+                        &store_projected<T, 1>, store);
+    });
+  }
+
+ protected:
+  // body(position, the chunk of rows of each direction whose input is projected).
+  template <class Body>
+  void for_steps(Body body) const {
     for (Index s = 0; s < shape_.steps;) {
       Range chunk[kMaxDirections];
       const Index end = start_chunk(s, chunk);
-      for (; s < end; ++s) {
-        const Index rows = this->most_active(s);
-        recur(rows);
-        fill_rows(s, chunk, step.at);
-        this->launch_over(rows, H, layer_.directions, plan_.units, &forward_step<Cell, T, kWide>,
-                          &forward_step<Cell, T, 1>, step);
-        if (!shape_.projected()) continue;
-        project(rows);
-        fill_rows(s, chunk, store.at);
-        this->launch_over(rows, P, layer_.directions, plan_.units, &store_projected<T, kWide>,
-                          &store_projected<T, 1>, store);
-      }
+      for (; s < end; ++s) body(s, chunk);
     }
   }
 
- private:
   // Projects the input of the positions from s on that the gates have room for; returns the first after them.
   Index start_chunk(Index s, Range (&chunk)[kMaxDirections]) const {
     Index end = s + 1;
@@ -307,7 +333,8 @@ class StepwiseForward : Stepwise<Cell, T> {
 };
 
 template <class Cell, class T>
-class StepwiseBackward : Stepwise<Cell, T> {
+class StepwiseBackward : protected Stepwise<Cell, T> {
+ protected:
   using Base = Stepwise<Cell, T>;
   using Base::A, Base::G, Base::kWide, Base::layer_, Base::shape_, Base::typed;
   using Base::gates_, Base::gates_stride_, Base::plan_, Base::recurrent_, Base::scratch_bytes_;
@@ -317,7 +344,7 @@ class StepwiseBackward : Stepwise<Cell, T> {
   StepwiseBackward(const BackwardLayer& layer, Matmul* matmul, StreamHandle stream)
       : Base(layer, matmul, stream),
         layer_backward_(layer),
-        tape_(layer.shape, layer.directions, layer.recompute, layer.tape),
+        tape_(layer, layer.directions, layer.tape),
         rebuilds_(Cell::taped > 0 && layer.recompute) {
     const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
     const Index rows = shape_.rows();
@@ -327,10 +354,10 @@ class StepwiseBackward : Stepwise<Cell, T> {
     gates_ = tape_.gates;
     recurrent_ = arena.take<C>(D * B * P);
     gradients_ = arena.take<T>(D * rows * A * H);
-    now_ = arena.take<T>(D * B * A * H);
+    now_ = arena.take<T>(now_scalars());
     h_before_ = arena.take<T>(D * rows * P);
     partial_ = arena.take<C>(D * shares_of(rows) * 2 * A * H);
-    if (shape_.projected()) {
+    if (projects<Cell>(shape_)) {
       output_ = arena.take<C>(D * B * H);
       projected_ = arena.take<T>(D * rows * P);
       projected_now_ = arena.take<T>(D * B * P);
@@ -339,7 +366,7 @@ class StepwiseBackward : Stepwise<Cell, T> {
     if (rebuilds_) {
       gates_stride_ = plan_.chunk_rows * A * H;
       gates_ = arena.take<C>(D * gates_stride_);
-      rebuilt_products_ = arena.take<C>(plan_.chunk_rows * G * H);
+      if (!kStaged<Cell>) rebuilt_products_ = arena.take<C>(plan_.chunk_rows * G * H);
       if (Cell::states > 1) c_before_ = arena.take<C>(plan_.chunk_rows * H);
     }
     scratch_bytes_ = arena.used();
@@ -348,27 +375,39 @@ class StepwiseBackward : Stepwise<Cell, T> {
   using Base::work;
 
   void run() const {
-    const Index D = layer_.directions, B = shape_.batch;
+    start();
+    recurrence();
+    for (int d = 0; d < layer_.directions; ++d) weight_gradients(d);
+    finish();
+  }
+
+ protected:
+  // Of what the step's product reads; of a staged layer what h feeds alone.
+  Index now_scalars() const {
+    return layer_.directions * shape_.batch * (kStaged<Cell> ? G : A) * shape_.hidden;
+  }
+  void start() const {
     for (int d = 0; d < layer_.directions; ++d) {
-      if (rebuilds_ || layer_backward_.drecurrent[d]) {
+      if (reads_h_before(d)) {
         gather(d, {0, shape_.steps}, 0, shape_.output, typed(layer_backward_.y) + d * shape_.output,
                this->output_stride(), typed(layer_backward_.h0) + d * shape_.batch * shape_.output,
                h_before(d));
       }
     }
     if (this->uneven()) {
-      clear(now_, D * B * A * shape_.hidden, this->stream_handle_);
-      if (projected_now_) clear(projected_now_, D * B * shape_.output, this->stream_handle_);
+      clear(now_, now_scalars(), this->stream_handle_);
+      if (projected_now_)
+        clear(projected_now_, layer_.directions * shape_.batch * shape_.output, this->stream_handle_);
     }
-    recurrence();
-    for (int d = 0; d < layer_.directions; ++d) weight_gradients(d);
+  }
+  void finish() const {
     bias_gradients();
     if (layer_backward_.dx) {
       for (int d = 0; d < layer_.directions; ++d) input_gradient(d);
     }
   }
 
- private:
+  bool reads_h_before(int direction) const { return rebuilds_ || layer_backward_.drecurrent[direction]; }
   T* h_before(int direction) const { return h_before_ + direction * shape_.rows() * shape_.output; }
   T* gradients_of(int direction) const { return gradients_ + direction * tape_.gates_stride; }
 
@@ -420,13 +459,17 @@ class StepwiseBackward : Stepwise<Cell, T> {
     }
     C* const gates = gates_ + d * gates_stride_;
     this->project_input(d, rows, gates);
-    (*this->matmul_)({1, rows.size(), G * H, P, matrix(rebuilt_products_, G * H), matrix(h, P),
+    const Matrix out =
+        kStaged<Cell> ? matrix(gates + Cell::h_first * H, A * H) : matrix(rebuilt_products_, G * H);
+    (*this->matmul_)({1, rows.size(), G * H, P, out, matrix(h, P),
                       transposed(matrix(typed(layer_.recurrent_weights) + d * G * H * P, P))});
-    const Rebuild<T> args{
-        rows.size(), H, this->biases(d), gates, rebuilt_products_, shape_.projected() ? nullptr : h,
-        c_before_};
-    this->launch_over(rows.size(), H, 1, plan_.units, &rebuild_gates<Cell, T, kWide>,
-                      &rebuild_gates<Cell, T, 1>, args);
+    if constexpr (!kStaged<Cell>) {
+      const Rebuild<T> args{
+          rows.size(), H, this->biases(d), gates, rebuilt_products_, projects<Cell>(shape_) ? nullptr : h,
+          c_before_};
+      this->launch_over(rows.size(), H, 1, plan_.units, &rebuild_gates<Cell, T, kWide>,
+                        &rebuild_gates<Cell, T, 1>, args);
+    }
   }
 
   // Every position, last first, and what is before the first: the gradients of the initial states.
@@ -448,13 +491,13 @@ class StepwiseBackward : Stepwise<Cell, T> {
       const Index rows = active > after ? active : after;
       recur(after);
       fill_rows(s, chunk, step.at);
-      if (shape_.projected()) {
+      if (projects<Cell>(shape_)) {
         for (int d = 0; d < layer_.directions; ++d) output.at[d] = step.at[d];
         this->launch_over(rows, P, layer_.directions, plan_.units, &projected_gradient<T, kWide>,
                           &projected_gradient<T, 1>, output);
         unproject(active);
       }
-      if (s >= 0 || !shape_.projected()) {
+      if (s >= 0 || !projects<Cell>(shape_)) {
         this->launch_over(rows, H, layer_.directions, plan_.units, &backward_step<Cell, T, kWide>,
                           &backward_step<Cell, T, 1>, step);
       }
@@ -522,19 +565,23 @@ class StepwiseBackward : Stepwise<Cell, T> {
   }
 
   // dW [G * H, columns] = (gate gradients)^T right, for the accumulators from `first` on.
-  void outer(int direction, int first, const T* right, Index columns, void* out) const {
+  void outer(int direction, int first, const Matrix& right, Index columns, void* out) const {
     if (!out) return;
     const Index H = shape_.hidden;
     for_runs(first, [&](int a, int gate, int n) {
       (*this->matmul_)({1, n * H, columns, shape_.rows(), matrix(typed(out) + gate * H * columns, columns),
-                        transposed(matrix(gradients_of(direction) + a * H, A * H)), matrix(right, columns)});
+                        transposed(matrix(gradients_of(direction) + a * H, A * H)), right});
     });
+  }
+  void input_weight_gradients(int d) const {
+    outer(d, Cell::x_first, matrix(typed(layer_.x), layer_.x_stride), shape_.input,
+          layer_backward_.dinput[d]);
   }
 
   void weight_gradients(int d) const {
     const Index H = shape_.hidden, P = shape_.output, rows = shape_.rows();
-    outer(d, Cell::x_first, typed(layer_.x), shape_.input, layer_backward_.dinput[d]);
-    outer(d, Cell::h_first, h_before(d), P, layer_backward_.drecurrent[d]);
+    input_weight_gradients(d);
+    outer(d, Cell::h_first, matrix(h_before(d), P), P, layer_backward_.drecurrent[d]);
     if (!layer_backward_.dprojection[d]) return;
     (*this->matmul_)({1, P, H, rows, matrix(typed(layer_backward_.dprojection[d]), H),
                       transposed(matrix(projected_ + d * rows * P, P)),
@@ -569,7 +616,7 @@ class StepwiseBackward : Stepwise<Cell, T> {
 
   void input_gradient(int d) const {
     const Index H = shape_.hidden, I = shape_.input;
-    (*this->matmul_)({1, shape_.rows(), I, G * H, matrix(typed(layer_backward_.dx), I),
+    (*this->matmul_)({1, shape_.rows(), I, G * H, matrix(typed(layer_backward_.dx), layer_.x_stride),
                       matrix(gradients_of(d) + Cell::x_first * H, A * H),
                       matrix(typed(layer_.input_weights) + d * G * H * I, I), d > 0});
   }
@@ -586,21 +633,19 @@ class StepwiseBackward : Stepwise<Cell, T> {
     *c_before_ = nullptr;  // of a chunk and one direction: [rows, G, H], [rows, H]
 };
 
-template <class Cell, class T>
-constexpr CellDrivers stepwise_drivers() {
-  return {
-      Cell::gate_of + Cell::x_first,
-      [](const SequenceShape& shape, int directions, bool recompute) {
-        return DeviceTape<Cell, T>(shape, directions, recompute, nullptr).bytes;
-      },
-      [](const ForwardLayer& layer) { return StepwiseForward<Cell, T>(layer, nullptr, nullptr).work(); },
-      [](const ForwardLayer& layer, Matmul& matmul, StreamHandle stream) {
-        StepwiseForward<Cell, T>(layer, &matmul, stream).run();
-      },
-      [](const BackwardLayer& layer) { return StepwiseBackward<Cell, T>(layer, nullptr, nullptr).work(); },
-      [](const BackwardLayer& layer, Matmul& matmul, StreamHandle stream) {
-        StepwiseBackward<Cell, T>(layer, &matmul, stream).run();
-      }};
+// Forward and Backward are the driver's classes.
+template <class Cell, class T, class Forward, class Backward>
+constexpr CellDrivers drivers_of() {
+  return {Cell::gate_of + Cell::x_first,
+          [](const Layer& layer) { return DeviceTape<Cell, T>(layer, layer.directions, nullptr).bytes; },
+          [](const ForwardLayer& layer) { return Forward(layer, nullptr, nullptr).work(); },
+          [](const ForwardLayer& layer, Matmul& matmul, StreamHandle stream) {
+            Forward(layer, &matmul, stream).run();
+          },
+          [](const BackwardLayer& layer) { return Backward(layer, nullptr, nullptr).work(); },
+          [](const BackwardLayer& layer, Matmul& matmul, StreamHandle stream) {
+            Backward(layer, &matmul, stream).run();
+          }};
 }
 
 }  // namespace rnnfused::cuda

@@ -11,6 +11,11 @@
 namespace rnnfused {
 namespace {
 
+// Of a tensor without memory the keys say for which device it stands.
+bool is_on_gpu(const at::Tensor& t) {
+  return gpu::serves(t.device()) || t.key_set().has_backend(c10::BackendComponent::CUDABit);
+}
+
 using Symbols = std::initializer_list<c10::SymInt>;
 
 const char* const kStates[] = {"h", "c"};
@@ -326,10 +331,9 @@ void check_kernels(const LayerOptions& o, const at::Tensor& x) {
   if (!o.varied) return;
   TORCH_CHECK_VALUE(!o.projected, "layer: a layer with options has no projection, got '", o.text, "'");
   const at::ScalarType type = x.scalar_type();
-  TORCH_CHECK(type == at::kFloat || type == at::kDouble, "input: expected dtype float32 or float64 for '",
-              o.text, "', got ", torch_name(type));
-  TORCH_CHECK(x.device().is_cpu() || x.device().is_meta(), "input: expected a tensor on the CPU for '",
-              o.text, "', got ", x.device());
+  const bool wide = type == at::kFloat || type == at::kDouble;
+  TORCH_CHECK(wide || is_on_gpu(x), "input: expected dtype float32 or float64 for '", o.text, "', got ",
+              torch_name(type));
 }
 
 void check_input(const at::Tensor& x) {
@@ -388,10 +392,7 @@ c10::SymDimVector tape_sizes(const LayerOptions& o, const Form& form, at::Scalar
 at::ScalarType compute_type(at::ScalarType type) { return is_narrow(type) ? at::kFloat : type; }
 
 at::ScalarType tape_type(const at::Tensor& input) {
-  // Of a tensor without memory the keys say for which device it stands.
-  const bool on_gpu =
-      gpu::serves(input.device()) || input.key_set().has_backend(c10::BackendComponent::CUDABit);
-  return on_gpu ? compute_type(input.scalar_type()) : input.scalar_type();
+  return is_on_gpu(input) ? compute_type(input.scalar_type()) : input.scalar_type();
 }
 
 at::ScalarType state_type(const Arguments& a) {

@@ -13,6 +13,8 @@
 
 namespace rnnfused {
 
+struct Sequences;
+
 using OptionalTensor = std::optional<at::Tensor>;
 
 // Where the sequences are in the input; without any of these each has all steps of a padded input.
@@ -43,6 +45,7 @@ struct Arguments {
   const at::Tensor& input;
   at::TensorList hx, params;
   Layout layout;
+  const Sequences* numbered = nullptr;  // of packed rows that were placed so: what their masks are drawn by
 };
 
 // How the rows of the input are laid out.

@@ -53,6 +53,20 @@ class Varied {
   VariationParameters<S> gradient_[kMaxDirections];
 };
 
+// data(slot): where a direction's parameters, or their gradients, are.
+template <class DataOf>
+auto parameters_of(const LayerOptions& o, DataOf data) {
+  using T = std::remove_pointer_t<decltype(data(0))>;
+  return VariationParameters<T>{o.maths() == Maths::indrnn ? data(kWeightHh) : nullptr,
+                                data(kPeephole),
+                                data(kNormIhWeight),
+                                data(kNormIhBias),
+                                data(kNormHhWeight),
+                                data(kNormHhBias),
+                                data(kNormCWeight),
+                                data(kNormCBias)};
+}
+
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
 ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute);

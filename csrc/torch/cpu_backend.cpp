@@ -116,24 +116,6 @@ template Layer<BFloat16> forward_layer(const Inputs&, const ForwardTensors&, boo
 template Layer<Half> forward_layer(const Inputs&, const ForwardTensors&, bool);
 template Layer<Int8> forward_layer(const Inputs&, const ForwardTensors&, bool);
 
-namespace {
-
-// data(slot): where a direction's parameters, or their gradients, are.
-template <class DataOf>
-auto parameters_of(const LayerOptions& o, DataOf data) {
-  using T = std::remove_pointer_t<decltype(data(0))>;
-  return VariationParameters<T>{o.maths() == Maths::indrnn ? data(kWeightHh) : nullptr,
-                                data(kPeephole),
-                                data(kNormIhWeight),
-                                data(kNormIhBias),
-                                data(kNormHhWeight),
-                                data(kNormHhBias),
-                                data(kNormCWeight),
-                                data(kNormCBias)};
-}
-
-}  // namespace
-
 template <class S>
 template <class Args>
 void Varied<S>::vary(Args& args, const Inputs& in, int direction) {
@@ -144,7 +126,7 @@ void Varied<S>::vary(Args& args, const Inputs& in, int direction) {
   v.hidden = in.shape.hidden, v.unit_scalars = in.unit_scalars;
   v.seed = uint64_t(in.seed), v.direction = direction;
   v.numbers = in.sequences->numbers.empty() ? nullptr : in.sequences->numbers.data();
-  v.batch = in.sequences->callers_batch;
+  v.batch = in.sequences->numbered_batch;
   args.shape.hidden = o.info.gates * in.unit_scalars;
   args.shape.input -= o.attends();
   args.variation = &v;

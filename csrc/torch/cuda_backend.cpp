@@ -10,6 +10,7 @@
 #include <c10/util/Exception.h>
 
 #include <cstdio>
+#include <variant>
 
 #include "core/log.h"
 #include "core/stream.h"
@@ -32,6 +33,62 @@ struct Plainly {
   c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
 };
 
+const cuda::CellDrivers& drivers_of(const Inputs& in) {
+  const cuda::Type type = cuda_type(in.x.scalar_type());
+  return in.options.varied ? cuda::varied_drivers(type) : cuda::drivers(in.cell, type);
+}
+
+// What the drivers are told of a layer's options in each direction, and where the gradients go that they
+// bring; in the type that is computed in.
+template <class C>
+class Variations {
+ public:
+  explicit Variations(const Inputs& in) : in_(in) {
+    for (int d = 0; d < in.directions; ++d) {
+      Variation<C>& v = variation_[d] = in.options.variation<C>();
+      static_cast<VariationParameters<const C>&>(v) = parameters_of(in.options, [&](int slot) -> const C* {
+        const at::Tensor& own = in.weight(d, slot);
+        if (!own.defined()) return nullptr;
+        kept_.push_back(own.to(kType));
+        return kept_.back().const_data_ptr<C>();
+      });
+      v.hidden = v.unit_scalars = in.shape.hidden;
+      v.seed = uint64_t(in.seed), v.direction = d;
+      v.numbers = in.numbers.defined() ? in.numbers.const_data_ptr<Index>() : nullptr;
+      v.batch = in.sequences->numbered_batch;
+    }
+  }
+
+  void fill(cuda::Layer& layer) const {
+    for (int d = 0; d < in_.directions; ++d) layer.variation[d] = &variation_[d];
+  }
+  void fill(cuda::BackwardLayer& layer, const BackwardTensors& tensors) {
+    for (int d = 0; d < in_.directions; ++d) {
+      gradients_[d] = parameters_of(in_.options, [&](int slot) -> C* {
+        const at::Tensor* const wanted = tensors.gradient(size_t(3 + d * kSlots + slot));
+        if (!wanted) return nullptr;
+        if (wanted->scalar_type() != kType)
+          narrowed_.emplace_back(*wanted, at::empty(wanted->sizes(), wanted->options().dtype(kType)));
+        return (wanted->scalar_type() == kType ? *wanted : narrowed_.back().second).mutable_data_ptr<C>();
+      });
+      layer.dvariation[d] = &gradients_[d];
+    }
+  }
+  // After the kernels.
+  void store_gradients() const {
+    for (const auto& [out, gradient] : narrowed_) out.copy_(gradient);
+  }
+
+ private:
+  static constexpr at::ScalarType kType = c10::CppTypeToScalarType<C>::value;
+
+  const Inputs& in_;
+  Variation<C> variation_[kMaxDirections];
+  VariationParameters<C> gradients_[kMaxDirections];
+  std::vector<at::Tensor> kept_;
+  std::vector<std::pair<at::Tensor, at::Tensor>> narrowed_;
+};
+
 // A call on the device: weights as the drivers read them, and everything they need beside tensors.
 struct Call {
   const Inputs& in;
@@ -41,11 +98,13 @@ struct Call {
   std::unique_ptr<cuda::Matmul> matmul;
   cuda::StreamHandle stream;
   at::Tensor input_weights, recurrent_weights, projection, scratch;
+  // Of a layer with options.
+  std::variant<std::monostate, Variations<float>, Variations<double>> variations;
 
   explicit Call(const Inputs& inputs)
       : in(inputs),
         guard(inputs.x.device()),
-        drivers(cuda::drivers(inputs.cell, cuda_type(inputs.x.scalar_type()))),
+        drivers(drivers_of(inputs)),
         matmul(gpu::matmul(inputs.x.device())),
         stream(gpu::current_stream(inputs.x.device())) {
     // Blocks of W_ih in the order in which accumulators are, those of both directions one after the other:
@@ -54,14 +113,20 @@ struct Call {
     bool in_order = in.directions == 1;
     for (int d = 0; d < in.directions; ++d) {
       for (int g = 0; g < in.info.gates; ++g) {
-        const int gate = drivers.input_gates[g];
+        const int gate = in.options.varied ? g : drivers.input_gates[g];
         in_order = in_order && gate == g;
         blocks.push_back(in.weight(d, 0).narrow(0, gate * in.shape.hidden, in.shape.hidden));
       }
     }
     input_weights = in_order ? in.weight(0, 0) : at::cat(blocks);
-    recurrent_weights = side_by_side(1);
-    projection = side_by_side(4);
+    recurrent_weights = side_by_side(kWeightHh);
+    projection = side_by_side(kWeightHr);
+    if (!in.options.varied) return;
+    if (compute_type(in.x.scalar_type()) == at::kDouble) {
+      variations.emplace<Variations<double>>(in);
+    } else {
+      variations.emplace<Variations<float>>(in);
+    }
   }
 
   at::Tensor side_by_side(int slot) const {
@@ -69,11 +134,26 @@ struct Call {
     return at::cat({in.weight(0, slot), in.weight(1, slot)});
   }
 
-  void fill(cuda::Layer& layer, bool recompute) const {
+  // Calls body with what there is of a layer's options.
+  template <class Body>
+  void with_variations(Body body) {
+    std::visit(
+        [&](auto& all) {
+          if constexpr (!std::is_same_v<decltype(all), std::monostate&>) body(all);
+        },
+        variations);
+  }
+
+  // What has a row for every unit of every gate.
+  Index gate_rows() const { return in.info.gates * in.shape.hidden; }
+
+  void fill(cuda::Layer& layer, bool recompute) {
     layer.type = cuda_type(in.x.scalar_type());
     layer.directions = in.directions;
     layer.shape = in.shape;
+    if (in.options.varied) layer.shape.hidden = gate_rows(), layer.shape.input -= in.options.attends();
     layer.x = data(in.x);
+    layer.x_stride = in.shape.input;
     layer.input_weights = data(input_weights);
     layer.recurrent_weights = data(recurrent_weights);
     layer.projection = data(projection);
@@ -84,6 +164,7 @@ struct Call {
       layer.bias[d] = data(in.weight(d, 3));
     }
     layer.recompute = recompute;
+    with_variations([&](auto& all) { all.fill(layer); });
   }
 
   // Memory for the call's work. It is freed when the call returns, before the kernels have run: torch gives
@@ -109,8 +190,8 @@ struct Call {
   }
 
   // Throws where the rule by which the tape was allocated and the drivers' layout of it part.
-  void* tape_data(const at::Tensor& tape, bool recompute) const {
-    TORCH_INTERNAL_ASSERT(Index(tape.nbytes()) >= drivers.tape_bytes(in.shape, in.directions, recompute));
+  void* tape_data(const at::Tensor& tape, const cuda::Layer& layer) const {
+    TORCH_INTERNAL_ASSERT(Index(tape.nbytes()) >= drivers.tape_bytes(layer));
     return mutable_data(tape);
   }
 };
@@ -140,7 +221,7 @@ ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute) {
   layer.c = mutable_data(out.cn);
   layer.y = mutable_data(out.y);
   layer.cells = mutable_data(out.cells);
-  layer.tape = save ? call.tape_data(out.tape, recompute) : nullptr;
+  layer.tape = save ? call.tape_data(out.tape, layer) : nullptr;
   layer.scratch = call.take_scratch("forward", call.drivers.forward_work(layer));
   call.drivers.forward(layer, *call.matmul, call.stream);
   if (out.cn.defined()) out.cn = out.cn.to(in.x.scalar_type());
@@ -168,7 +249,7 @@ void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool reco
   layer.h0 = data(in.h0);
   layer.c0 = data(c0);
   layer.y = data(tensors.y);
-  layer.tape = call.tape_data(tape, recompute);
+  layer.tape = call.tape_data(tape, layer);
   layer.dy = data(tensors.dy);
   layer.dcells = data(tensors.dcells);
   layer.dh = mutable_data(dh);
@@ -178,9 +259,12 @@ void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool reco
     void** const slots[] = {&layer.dinput[d], &layer.drecurrent[d], &layer.dinput_bias[d], &layer.dbias[d],
                             &layer.dprojection[d]};
     for (int slot = 0; slot < int(std::size(slots)); ++slot) *slots[slot] = gradient(3 + d * kSlots + slot);
+    if (in.options.varied && !in.options.multiplies()) layer.drecurrent[d] = nullptr;
   }
+  call.with_variations([&](auto& all) { all.fill(layer, tensors); });
   layer.scratch = call.take_scratch("backward", call.drivers.backward_work(layer));
   call.drivers.backward(layer, *call.matmul, call.stream);
+  call.with_variations([](auto& all) { all.store_gradients(); });
   // Without a batch dimension, or of one step, the caller counts fewer dimensions.
   if (const at::Tensor* dh0 = tensors.gradient(1)) dh0->copy_(dh.view(dh0->sizes()));
   if (const at::Tensor* dc0 = tensors.gradient(2)) dc0->copy_(dc.view(dc0->sizes()));

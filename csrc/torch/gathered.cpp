@@ -9,26 +9,16 @@
 #include <algorithm>
 
 namespace rnnfused {
-namespace {
-
-at::Tensor to_tensor(const std::vector<Index>& values, const c10::Device& device) {
-  const at::Tensor t = at::empty({Index(values.size())}, at::kLong);
-  std::copy(values.begin(), values.end(), t.mutable_data_ptr<Index>());
-  return t.to(device);
-}
-
-}  // namespace
-
 Gathered::Gathered(const Sequences& s, const c10::Device& device)
     : callers_batch_(s.callers_batch),
-      places_(to_tensor(s.places, device)),
-      empty_(to_tensor(s.empty, device)) {
+      places_(tensor_of(s.places, device)),
+      empty_(tensor_of(s.empty, device)) {
   std::vector<Index> sizes;
   for (Index t = 0; t < s.steps; ++t) sizes.push_back(s.offsets[size_t(t) + 1] - s.offsets[size_t(t)]);
-  batch_sizes_ = to_tensor(sizes, at::kCPU);
+  batch_sizes_ = tensor_of(sizes, at::kCPU);
   const auto indices = [&](std::vector<Index> of) {
     std::replace(of.begin(), of.end(), Index(-1), callers_batch_);
-    return to_tensor(of, device);
+    return tensor_of(of, device);
   };
   for (int d = 0; d < kMaxDirections; ++d)
     initial_[d] = indices(s.initial[d]), final_[d] = indices(s.final[d]);

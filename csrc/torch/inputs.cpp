@@ -16,6 +16,12 @@
 
 namespace rnnfused {
 
+at::Tensor tensor_of(const std::vector<Index>& values, const c10::Device& device) {
+  const at::Tensor t = at::empty({Index(values.size())}, at::kLong);
+  std::copy(values.begin(), values.end(), t.mutable_data_ptr<Index>());
+  return t.to(device);
+}
+
 at::Tensor on_host(const at::Tensor& t, const char* name) {
   if (!t.device().is_cpu()) return t.to(at::kCPU).contiguous();
   check_memory(t, name);
@@ -37,7 +43,7 @@ Sequences::Sequences(const Arguments& a, const Form& form, bool on_device) {
     read_batch_sizes(a, form);
     return;
   }
-  callers_batch = form.batch.expect_int();
+  callers_batch = numbered_batch = form.batch.expect_int();
   const bool masked = on_device && form.padded();
   if ((a.layout.lengths || a.layout.resets) && !masked) {
     place(a, form);
@@ -54,13 +60,15 @@ void Sequences::read_batch_sizes(const Arguments& a, const Form& form) {
   steps = sizes.numel();
   TORCH_CHECK(steps > 0, "batch_sizes: expected at least one step, got none");
   batch = callers_batch = n[0];
+  numbered_batch = a.numbered ? a.numbered->callers_batch : batch;
+  if (a.numbered) numbers = a.numbered->numbers;
   offsets.reserve(size_t(steps) + 1);
   offsets.push_back(0);
   for (Index t = 0; t < steps; ++t) {
     TORCH_CHECK(n[t] >= 0 && n[t] <= (t ? n[t - 1] : n[t]),
                 "batch_sizes: expected sizes that never grow, got ", n[t], " after ", t ? n[t - 1] : 0);
     offsets.push_back(offsets.back() + n[t]);
-    for (Index b = 0; a.options.drawn && b < n[t]; ++b) numbers.push_back(t * batch + b);
+    for (Index b = 0; a.options.drawn && !a.numbered && b < n[t]; ++b) numbers.push_back(t * batch + b);
   }
   TORCH_CHECK(offsets.back() == a.input.size(0), "batch_sizes: expected a sum of ", a.input.size(0),
               " (the rows of input), got ", offsets.back());
@@ -169,7 +177,7 @@ at::Tensor dense_computed(const at::Tensor& t, const char* name) {
 
 namespace {
 
-// ---- Weights as the drivers of layers with options read them (cpu/staged.h), and gradients back
+// ---- Weights as the drivers of layers with options read them (core/staged.h), and gradients back
 
 Index whole_vectors(at::ScalarType type, Index units) {
   const Index lanes = type == at::kDouble ? cpu::kernels().f64->lanes : cpu::kernels().f32->lanes;
@@ -243,6 +251,7 @@ Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Seque
     if (a.layout.lengths) lengths = a.layout.lengths->to(x.options().dtype(at::kLong)).contiguous();
     if (a.layout.resets) resets = (by_sequence ? a.layout.resets->t() : *a.layout.resets).contiguous();
   }
+  if (on_gpu && a.options.drawn && a.numbered) numbers = tensor_of(sequences->numbers, x.device());
   const auto state = [&](int s, const char* name) {
     if (a.hx.empty()) return on_gpu ? at::zeros(state_sizes(s), x.options()) : at::Tensor();
     const at::Tensor& all = a.hx[size_t(s)];
@@ -267,7 +276,7 @@ Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Seque
     take_scale("scale_ih", true), take_scale("scale_hh", true), take_scale("scale_hr", a.options.projected);
   }
   if (options.varied && !computed) {
-    unit_scalars = whole_vectors(x.scalar_type(), shape.hidden);
+    unit_scalars = on_gpu ? shape.hidden : whole_vectors(x.scalar_type(), shape.hidden);
     for (size_t i = 0; i < weights.size(); ++i)
       weights[i] = staged(options, int(i % kSlots), weights[i], unit_scalars);
   }

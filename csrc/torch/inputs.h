@@ -31,7 +31,7 @@ struct Sequences {
   // Where masks are drawn, of every row: its step times callers_batch, and its sequence, as the caller
   // counts.
   std::vector<Index> numbers;
-  Index callers_batch;
+  Index callers_batch, numbered_batch;
 
   // `on_device`: lengths and resets are the kernels' business, and are not read here. Throws RuntimeError for
   // batch_sizes and lengths that make no sequences.
@@ -48,6 +48,9 @@ struct Sequences {
 at::Tensor dense(const at::Tensor& t, const char* name);
 // The same in the type that it is computed in.
 at::Tensor dense_computed(const at::Tensor& t, const char* name);
+
+// int64, on the device.
+at::Tensor tensor_of(const std::vector<Index>& values, const c10::Device& device);
 
 // A tensor of numbers that say where something is, on the host and contiguous; a copy from a device waits for
 // it. Throws RuntimeError for one without memory.
@@ -72,6 +75,8 @@ struct Inputs {
   Index unit_scalars = 0;  // of a layer with options: a gate's rows in its matrices, whole vectors of them
   // On a GPU, where rows are masked in place: [B] int64 and [T, B], or undefined.
   at::Tensor lengths, resets;
+  // And where rows were placed, what their masks are drawn by [rows] int64.
+  at::Tensor numbers;
 
   // The layer `index` of the arguments, which were checked, on the input x: laid out by steps, or where
   // sequences are placed as the caller gave it. `computed`: everything in the type that is computed in.

@@ -78,7 +78,9 @@ class PackedCall {
     hx_ = initial(a.hx);
   }
 
-  Arguments arguments() const { return {a_.options, input_, hx_, a_.params, {gathered_.batch_sizes()}}; }
+  Arguments arguments() const {
+    return {a_.options, input_, hx_, a_.params, {gathered_.batch_sizes()}, &sequences_};
+  }
 
   at::Tensor rows(const at::Tensor& t) const { return gathered_.rows(t); }
   Tensors initial(at::TensorList states) const {

@@ -59,6 +59,21 @@ def is_bf16(backend: str) -> bool:
     return backend in (RNNFUSED_BF16, TORCH_BF16)
 
 
+def refusal(backend: str, recipe: Recipe, device: str) -> str | None:
+    """Why a backend cannot be trained here: torch.nn's layers under autocast need a processor whose bfloat16
+    oneDNN knows.
+    """
+    if backend != TORCH_BF16:
+        return None
+    layers = _RECURRENT[recipe.cell](1, 1, device=device)
+    try:
+        with torch.autocast(device, torch.bfloat16):
+            layers(torch.zeros(1, 1, 1, device=device))
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 def detach(state: State) -> State:
     """The same state, cut off from the graph: truncated backpropagation goes no further back."""
     return state.detach() if isinstance(state, Tensor) else tuple(part.detach() for part in state)

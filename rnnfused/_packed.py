@@ -13,7 +13,7 @@ from rnnfused._layer import LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
 from rnnfused._quantized import quantized_params
-from rnnfused._varied import is_native
+from rnnfused._varied import native_dtype
 from rnnfused.modules import GRU, LSTM, RNN, _Sequence, expanded
 
 __all__ = ["Frozen", "Stepper"]
@@ -42,7 +42,8 @@ class _Snapshot:
             options = ", ".join(variations)
             if weights is not None:
                 raise ValueError(f"weights: expected None for a layer with {options}, got {weights!r}")
-            if not is_native(module._config(), module._params()[0]):
+            weight = module._params()[0]
+            if native_dtype(module._config(), weight) != weight.dtype:
                 raise ValueError(
                     f"module: expected float32 or float64 on the CPU and no projection with {options}, "
                     "for what native code runs"

@@ -20,7 +20,7 @@ from rnnfused._layer import PADDED, LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
 from rnnfused._options import CellOptions, layer_fields
-from rnnfused._varied import in_float32, is_native
+from rnnfused._varied import in_float32, native_dtype
 
 __all__ = ["CellOptions", "Options", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -273,15 +273,27 @@ def stack(
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return stack(layer, *in_float32(input, hx, params), layout, dropout)
-        if not is_native(layer, input):
+        dtype = native_dtype(layer, input)
+        if dtype is None:
             run = _decomposed.recurrent  # step by step
+        elif dtype != input.dtype:
+            check(layer, input, hx, params, layout)
+            wide = stack(layer, *in_float32(input, hx, params), layout, dropout)
+            return [t.to((hx[0] if hx else input).dtype) for t in wide]
     if run is recurrent and (dropout == 0 or layer.num_layers == 1):
         return recurrent(layer, input, hx, params, *layout)
-    if not torch.compiler.is_compiling():
-        _C.check(layer.text, input, hx, params, *layout)  # what no layer sees by itself
+    check(layer, input, hx, params, layout)
     if layer.num_layers == 1:
         return run(layer, input, hx, params, *layout)
     return layers(run, layer, input, hx, params, layout, dropout)
+
+
+def check(
+    layer: LayerConfig, input: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], layout: Layout
+) -> None:
+    """Of all layers at once, what no layer sees by itself."""
+    if not torch.compiler.is_compiling():
+        _C.check(layer.text, input, hx, params, *layout)
 
 
 def layers(

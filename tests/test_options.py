@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
 import rnnfused
-from rnnfused import _flops, _masks, functional, reference
+from rnnfused import _decomposed, _flops, _masks, functional, reference
 from rnnfused._layer import LayerConfig
 from rnnfused._options import DEFAULTS
 from rnnfused.cells import CELLS
@@ -549,13 +549,24 @@ def test_autocast_computes_in_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_layers_of_16_bits_run(dtype: torch.dtype) -> None:
-    layer = made("LSTM", layer_norm="joint", zoneout=0.1).to(dtype).eval()
-    y, (h, c) = layer(batch(dtype))
-    assert {y.dtype, h.dtype, c.dtype} == {dtype}
-    exact = layer.float()(batch(dtype).float())[0]
-    # Each of a few steps rounds values of order 1 some ten times.
-    torch.testing.assert_close(y.float(), exact, rtol=0, atol=50 * torch.finfo(dtype).eps)
+def test_layers_of_16_bits_compute_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In native code: results and gradients are float32's, rounded once."""
+    monkeypatch.setattr(_decomposed, "recurrent", None)
+    layer = made("LSTM", layer_norm="joint", zoneout=0.1, num_layers=2).to(dtype)
+    wide, x = copy.deepcopy(layer).float(), batch(dtype).requires_grad_()
+    wide_x = x.detach().float().requires_grad_()
+    torch.manual_seed(3)
+    y, (h, c) = layer(x)
+    torch.manual_seed(3)
+    exact, states = wide(wide_x)
+    for got, want in zip((y, h, c), (exact, *states), strict=True):
+        assert torch.equal(got, want.to(dtype))
+    y.sum().backward()
+    exact.sum().backward()
+    for got, want in zip((x, *layer.parameters()), (wide_x, *wide.parameters()), strict=True):
+        assert torch.equal(got.grad, want.grad.to(dtype))
+    with pytest.raises((ValueError, RuntimeError), match="dtype"):
+        layer(batch(torch.float32))
 
 
 # ---- What is drawn

@@ -25,6 +25,9 @@ struct Options {
   bool peephole = false, drawn = false;
   double update_bias = 0, zoneout_h = 0, zoneout_c = 0, dropout = 0;
   double gate_clip = kNoClip, cell_clip = kNoClip;
+
+  bool resets() const { return maths == Maths::reset_gru; }
+  bool norms() const { return gate_norm != GateNorm::none; }
 };
 
 const Options kOptions[] = {

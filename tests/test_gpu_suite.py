@@ -414,6 +414,7 @@ def test_small_cases_cover_what_they_say() -> None:
     first = cases[: len(cases) // 4]
     assert {case.dtype for case in first} == set(gpu_small.DTYPES)
     assert {case.projection > 0 for case in first} == {False, True}
+    assert {case.varied for case in first} == {False, True}
     for attribute in ("ragged", "bidirectional", "recompute", "hidden"):
         assert len({getattr(case, attribute) for case in cases}) == 2
 

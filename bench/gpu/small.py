@@ -1,8 +1,9 @@
 """`python -m bench.gpu.small DEVICE [SECONDS]`: every kernel at small sizes, for a sanitizer to watch.
 
-Each cell and dtype, forward and backward, padded and ragged, in one and both directions, with a projection
-and with recomputed gates. Sizes are those at which kernels take units one by one, and several at once. The
-last line says how many cases were run; where the time is over, the rest is left out, and counted.
+Each cell and dtype, forward and backward, padded and ragged, in one and both directions, with a projection,
+with recomputed gates, and with options of the cells. Sizes are those at which kernels take units one by one,
+and several at once. The last line says how many cases were run; where the time is over, the rest is left out,
+and counted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import itertools
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
@@ -21,6 +23,17 @@ __all__ = ["Small", "run_case", "small_cases"]
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 VARIANTS = (("LSTM", 0), ("GRU", 0), ("RNN", 0), ("LSTM", 3))  # and units of the projection
+# Between them every kernel of layers with options, and every branch that sums over a row.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "LSTM": {
+        "layer_norm": True,
+        "cell_norm": "carried",
+        "peephole": True,
+        "zoneout": 0.3,
+        "recurrent_dropout": 0.4,
+    },
+    "GRU": {"reset_after": False, "recurrent_dropout": 0.4, "zoneout": 0.3},
+}
 
 
 @dataclass(frozen=True)
@@ -32,22 +45,25 @@ class Small:
     bidirectional: bool
     recompute: bool
     hidden: int
+    varied: bool = False  # with OPTIONS
 
     @property
     def name(self) -> str:
         words = [self.kind, self.dtype, f"H{self.hidden}", "ragged" if self.ragged else "padded"]
         words += ["both ways"] * self.bidirectional + ["projected"] * (self.projection > 0)
-        return " ".join(words + ["recomputed"] * self.recompute)
+        return " ".join(words + ["recomputed"] * self.recompute + ["with options"] * self.varied)
 
 
 def small_cases() -> list[Small]:
     """Those that differ most come first."""
     found = []
     for hidden, recompute, ragged in itertools.product((8, 5), (False, True), (True, False)):
+        both = ragged != (hidden == 5)
         for dtype, (kind, projection) in itertools.product(DTYPES, VARIANTS):
-            both = ragged != (hidden == 5)
             size = (4 if hidden == 8 else projection) if projection else 0
             found.append(Small(kind, size, dtype, ragged, both, recompute, hidden))
+        for dtype, kind in itertools.product(DTYPES, OPTIONS):
+            found.append(Small(kind, 0, dtype, ragged, both, recompute, hidden, varied=True))
     return found
 
 
@@ -55,9 +71,15 @@ def run_case(case: Small, device: str) -> None:
     """Raises RuntimeError if an output or a gradient is not finite."""
     import rnnfused
 
-    options = {"bidirectional": case.bidirectional, "recompute": case.recompute, "device": device}
+    options: dict[str, Any] = {
+        "bidirectional": case.bidirectional,
+        "recompute": case.recompute,
+        "device": device,
+    }
     if case.projection:
         options["proj_size"] = case.projection
+    if case.varied:
+        options |= OPTIONS[case.kind]
     layer = getattr(rnnfused, case.kind)(6, case.hidden, dtype=getattr(torch, case.dtype), **options)
     lengths = torch.tensor([3, 2, 2, 1] if case.ragged else [3, 3, 3])  # the batch at each step
     rows = int(lengths.sum())

@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_impls import register_op_impl
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.compiler import is_dynamo_compiling
+from torch.utils._pytree import tree_map_only
 
 from rnnfused import _decomposed
 from rnnfused._layer import LayerConfig, Layout
@@ -55,6 +58,18 @@ def recurrent(
         leading = leading_sizes(layer, input, Layout(batch_sizes, lengths, resets))
         hx = [input.new_zeros(*leading, size) for size in layer.state_sizes(params)]
     return torch.ops.rnnfused.recurrent(input, hx, params, batch_sizes, lengths, resets, layer.text, False)
+
+
+@register_op_impl(lambda op: op.namespace == "rnnfused" and op._schema.name.startswith("rnnfused::recurrent"))
+def _without_memory(mode: FakeTensorMode, op: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
+    """What FakeTensorMode makes of the operators: everything on the input's device, beside which batch sizes,
+    lengths and seeds may be on the CPU. By itself the mode refuses such a pair.
+    """
+    given = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)) | kwargs
+    with in_kernel_invocation_manager(mode):
+        results = op(*args, **kwargs)
+    device = given["input"].fake_device
+    return tree_map_only(Tensor, lambda t: FakeTensor(mode, t, device), results)
 
 
 def leading_sizes(layer: LayerConfig, input: Tensor, layout: Layout) -> list[Any]:

@@ -247,6 +247,15 @@ def drawn(
     if weight_drop:
         params = drop_weights(layer, params, weight_drop)
     if layer.varied and layer.is_random:
+        if (
+            params[0].is_cuda
+            and not torch.compiler.is_compiling()
+            and torch.cuda.is_current_stream_capturing()
+        ):
+            raise RuntimeError(
+                "zoneout and recurrent_dropout: expected no capture of a CUDA graph in training, since every "
+                "replay would have the masks of the capture"
+            )
         # From the CPU's generator, wherever the layer is, so that no GPU has to be waited for.
         limits = torch.iinfo(torch.int64)
         seeds = torch.randint(limits.min, limits.max, (layer.num_layers,), dtype=torch.int64, device="cpu")

@@ -4,6 +4,7 @@ than the emulation has.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_own_cells
 import torch
 from one_layer import layer
 from test_sequence import SIZES, VARIANTS, Problem, check_errors
@@ -22,6 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfused
+from rnnfused import functional
 from rnnfused._layer import Layout
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -74,13 +77,94 @@ def on_device(made: Made, gpu: str) -> Made:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("index", range(40))
-def test_options_and_other_cells(index: int, dtype: torch.dtype, gpu: str) -> None:
+def test_options(index: int, dtype: torch.dtype, gpu: str) -> None:
     """Steps of test_varied.py's walk, in every dtype."""
     case = draw(index)
     made = make(case).to(dtype)
     there = on_device(made, gpu)
     got = {name: t.cpu() for name, t in differentiated(native, case.layer, there).items()}
     check_against_twin(case, made, got, f"{case} in {dtype}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@test_own_cells.ALL
+def test_other_cells(
+    kind: str, options: dict[str, Any], dtype: torch.dtype, gpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With lengths, resets, all that is drawn, and both directions, against the CPU in float64."""
+    # Where the CPU plays the GPU, that has kernels of 16 bits.
+    monkeypatch.setattr(functional, "native_dtype", lambda layer, input: input.dtype)
+    own = test_own_cells
+    exact = own.made(kind, **options, **own.both_ways(kind)).to(dtype).double()
+    there = copy.deepcopy(exact).to(gpu, dtype)
+    given = [own.draw(own.T, own.B, own.I), *own.states(exact), *own.weights_of(kind, own.T, own.B).values()]
+    given = [t.detach().to(dtype) for t in given]
+    resets = torch.rand(own.T, own.B, generator=torch.Generator().manual_seed(1)) < 0.3
+    lengths = torch.tensor(own.LENGTHS)
+
+    def results(layer: Any) -> dict[str, Tensor]:
+        weight = next(layer.parameters())
+        leaves = [t.to(weight.device, weight.dtype).requires_grad_() for t in given]
+        attended = {"attention": leaves.pop()} if kind in own.ATTENDING else {}
+        torch.manual_seed(7)
+        y, final = layer(
+            leaves[0],
+            own.hx_of(leaves[1:]),
+            lengths=lengths.to(weight.device),
+            resets=resets.to(weight.device),
+            **attended,
+        )
+        outputs = [y, *own.tuple_of(final)]
+        loss = sum((k + 1) * t.double().sin().sum() for k, t in enumerate(outputs))
+        leaves += attended.values()
+        named = {f"given {k}": t for k, t in enumerate(leaves)} | dict(layer.named_parameters())
+        found = torch.autograd.grad(loss, list(named.values()))
+        all_found = dict(enumerate(outputs)) | {f"d {n}": d for n, d in zip(named, found, strict=True)}
+        return {str(name): t.detach().cpu().double() for name, t in all_found.items()}
+
+    got, want = results(there), results(exact)
+    terms = own.T * own.B + own.H
+    bound = FLOAT64 if dtype == torch.float64 else FLOOR_ULPS * terms**0.5 * torch.finfo(dtype).eps
+    # One rounding decides whether a relu or a clip lets a gradient through.
+    decides = kind in ("IndRNN", "LiGRU") or "gate_clip" in options or "grad_clip" in options
+    for name, value in want.items():
+        if dtype == torch.float64 or not (decides and name.startswith("d ")):
+            torch.testing.assert_close(
+                got[name], value, rtol=bound, atol=bound * (1 + float(value.abs().max()))
+            )
+
+
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_may_be_wider_than_the_input(kind: str, dtype: torch.dtype, gpu: str) -> None:
+    module = getattr(rnnfused, kind)(5, 8, bidirectional=True, dtype=dtype, device=gpu)
+    x = torch.randn(4, 3, 5, dtype=dtype, device=gpu)
+    given = [torch.randn(2, 3, 8, dtype=dtype, device=gpu) for _ in range(1 + (kind == "LSTM"))]
+
+    def results(state_type: torch.dtype) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_(), *(s.to(state_type).requires_grad_() for s in given)]
+        y, final = module(leaves[0], tuple(leaves[1:]) if len(leaves) > 2 else leaves[1])
+        outputs = [y, *(final if isinstance(final, tuple) else (final,))]
+        assert {t.dtype for t in outputs} == {state_type}
+        loss = sum((k + 1) * t.float().sin().sum() for k, t in enumerate(outputs))
+        gradients = torch.autograd.grad(loss, [*leaves, *module.parameters()])
+        return [t.detach().float() for t in (*outputs, *gradients)]
+
+    for wide, narrow in zip(results(torch.float32), results(dtype), strict=True):
+        bound = 20 * torch.finfo(dtype).eps
+        torch.testing.assert_close(wide, narrow, rtol=bound, atol=bound * (1 + float(narrow.abs().max())))
+
+
+@pytest.mark.gpu
+def test_a_graph_does_not_repeat_masks() -> None:
+    layer = rnnfused.GRU(4, 8, zoneout=0.5, device="cuda")
+    x = torch.randn(3, 2, 4, device="cuda")
+    layer(x)
+    with pytest.raises(RuntimeError, match="zoneout"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        layer(x)
+    layer.eval()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        layer(x)
 
 
 def run(module: Any, x: Tensor, lengths: list[int] | None = None) -> dict[str, Tensor]:

@@ -1155,3 +1155,37 @@ def test_out_of_memory_is_said_in_torchs_words(what: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == "done\n"
+
+
+@pytest.mark.parametrize(
+    "layer, seeds, layout",
+    [
+        ("gru zoneout=0.3,0.0 drawn", [1], {}),
+        ("gru", [], {"batch_sizes": torch.Size([3])}),
+        ("lstm", [], {"lengths": torch.Size([2])}),
+    ],
+)
+def test_tensors_on_the_cpu_beside_input_on_a_gpu(
+    layer: str, seeds: list[int], layout: dict[str, torch.Size]
+) -> None:
+    """Without memory: what compilers ask about seeds, batch sizes and lengths that are on the CPU."""
+    with torch._subclasses.FakeTensorMode():
+        gates = 4 if layer.startswith("lstm") else 3
+        x = torch.empty(3, 2, 4, device="cuda")
+        hx = [torch.empty(1, 2, 8, device="cuda") for _ in range(1 + (gates == 4))]
+        params = [torch.empty(gates * 8, n, device="cuda") for n in (4, 8)]
+        params += [torch.empty(gates * 8, device="cuda") for _ in range(2)]
+        params += [torch.empty(n, dtype=torch.int64) for n in seeds]
+        where = [
+            torch.empty(layout[name], dtype=torch.int64) if name in layout else None
+            for name in ("batch_sizes", "lengths", "resets")
+        ]
+        given = x.flatten(0, 1) if "batch_sizes" in layout else x
+        *outputs, tape = torch.ops.rnnfused.recurrent(given, hx, params, *where, layer, True)
+        assert outputs[0].shape == (*given.shape[:-1], 8)
+        wanted = range(1 + len(hx) + 4)
+        gradients = torch.ops.rnnfused.recurrent_backward(
+            outputs, given, hx, params, *where, outputs[0], tape, layer, [*wanted]
+        )
+        assert [d.shape for d in gradients] == [t.shape for t in (given, *hx, *params[:4])]
+        assert {t.device.type for t in (*outputs, tape, *gradients)} == {"cuda"}

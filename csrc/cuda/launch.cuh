@@ -67,6 +67,7 @@ inline void check(cudaError_t error) {
 // Zeroes `count` elements on `stream`.
 template <class T>
 void clear(T* data, int64_t count, Stream stream) {
+  if (count == 0) return;
   launch_detail::check(
       cudaMemsetAsync(data, 0, size_t(count) * sizeof(T), static_cast<cudaStream_t>(stream)));
 }

@@ -40,7 +40,7 @@ struct Part {
 
 Sequences::Sequences(const Arguments& a, const Form& form, bool on_device) {
   if (form.order == RowOrder::packed) {
-    read_batch_sizes(a, form);
+    read_batch_sizes(a, form, on_device);
     return;
   }
   callers_batch = numbered_batch = form.batch.expect_int();
@@ -52,7 +52,7 @@ Sequences::Sequences(const Arguments& a, const Form& form, bool on_device) {
   pad(form.steps.expect_int());
 }
 
-void Sequences::read_batch_sizes(const Arguments& a, const Form& form) {
+void Sequences::read_batch_sizes(const Arguments& a, const Form& form, bool on_device) {
   const at::Tensor& given = *a.layout.batch_sizes;
   TORCH_CHECK(given.device().is_cpu(), "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
   const at::Tensor sizes = on_host(given, "batch_sizes");
@@ -68,7 +68,8 @@ void Sequences::read_batch_sizes(const Arguments& a, const Form& form) {
     TORCH_CHECK(n[t] >= 0 && n[t] <= (t ? n[t - 1] : n[t]),
                 "batch_sizes: expected sizes that never grow, got ", n[t], " after ", t ? n[t - 1] : 0);
     offsets.push_back(offsets.back() + n[t]);
-    for (Index b = 0; a.options.drawn && !a.numbered && b < n[t]; ++b) numbers.push_back(t * batch + b);
+    for (Index b = 0; a.options.drawn && !a.numbered && !on_device && b < n[t]; ++b)
+      numbers.push_back(t * batch + b);
   }
   TORCH_CHECK(offsets.back() == a.input.size(0), "batch_sizes: expected a sum of ", a.input.size(0),
               " (the rows of input), got ", offsets.back());
@@ -256,7 +257,9 @@ Inputs::Inputs(const Arguments& a, const Form& form, std::shared_ptr<const Seque
     if (a.hx.empty()) return on_gpu ? at::zeros(state_sizes(s), x.options()) : at::Tensor();
     const at::Tensor& all = a.hx[size_t(s)];
     const bool whole = a.options.layers == 1;
-    return read_by_unit(whole ? all : all.narrow(0, index * directions, directions), name);
+    const at::Tensor own = read_by_unit(whole ? all : all.narrow(0, index * directions, directions), name);
+    // A GPU's products read h as they read x, whatever type the caller keeps it in.
+    return on_gpu && !computed && s == 0 ? own.to(x.scalar_type()) : own;
   };
   h0 = state(0, "h0");
   if (info.states > 1) c0 = state(1, "c0");

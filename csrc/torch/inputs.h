@@ -28,8 +28,8 @@ struct Sequences {
   // for none.
   std::vector<Index> initial[kMaxDirections], final[kMaxDirections];
   std::vector<Index> empty;  // the caller's sequences without a step
-  // Where masks are drawn, of every row: its step times callers_batch, and its sequence, as the caller
-  // counts.
+  // Where masks are drawn, of every row: its step times numbered_batch, and its sequence, as the caller
+  // counts; on a device, which counts by itself, only where rows were placed.
   std::vector<Index> numbers;
   Index callers_batch, numbered_batch;
 
@@ -38,7 +38,7 @@ struct Sequences {
   Sequences(const Arguments& arguments, const Form& form, bool on_device);
 
  private:
-  void read_batch_sizes(const Arguments& arguments, const Form& form);
+  void read_batch_sizes(const Arguments& arguments, const Form& form, bool on_device);
   void place(const Arguments& arguments, const Form& form);
   void pad(Index steps);
 };

@@ -242,7 +242,7 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
     if (!t.defined()) return t;
     check_tensor(t, name, a.input.device(), type, sizes[index]);
     const at::Tensor laid_out = is_sequence ? order(t) : t;
-    if (in.on_gpu) return dense(laid_out, name);
+    if (in.on_gpu) return is_sequence ? as(dense(laid_out, name), in.x.scalar_type()) : dense(laid_out, name);
     return as(dense(laid_out, name), is_stored ? in.x.scalar_type() : compute_type(in.x.scalar_type()));
   };
   const size_t first_state = o.step ? 0 : 1;

@@ -64,6 +64,19 @@ void clear_beyond(const at::Tensor& rows, const Inputs& in) {
   for (const Index row : in.sequences->beyond) std::memset(data + size_t(row) * bytes, 0, bytes);
 }
 
+// A tape has room for units in whole cache lines; where vectors are shorter the kernels leave a rest. It is
+// an output of the operator, and the same on every run.
+void clear_rest(const at::Tensor& tape, const Inputs& in, bool recompute) {
+  constexpr Index kLine = 64;
+  const KernelTable& table = cpu::kernels();
+  const Index lanes = compute_type(tape.scalar_type()) == at::kDouble ? table.f64->lanes : table.f32->lanes;
+  const Index used = in.options.tape_size().scalars(in.rows, in.shape.hidden, recompute, kLine / lanes);
+  const size_t bytes = tape.itemsize(), rest = size_t(tape.size(1) - used) * bytes;
+  char* const data = static_cast<char*>(tape.mutable_data_ptr());
+  for (Index d = 0; rest > 0 && d < tape.size(0); ++d)
+    std::memset(data + size_t(d * tape.size(1) + used) * bytes, 0, rest);
+}
+
 }  // namespace
 
 at::DimVector tape_sizes(const Inputs& in, bool recompute) {
@@ -80,7 +93,10 @@ ForwardTensors outputs_on_cpu(const Inputs& in, const at::Tensor& hn, const at::
     out.cells = in.empty_computed(in.output_sizes(in.shape.hidden));
     clear_beyond(out.cells, in);
   }
-  if (save) out.tape = in.empty(tape_sizes(in, recompute));
+  if (save) {
+    out.tape = in.empty(tape_sizes(in, recompute));
+    clear_rest(out.tape, in, recompute);
+  }
   return out;
 }
 

@@ -119,7 +119,7 @@ ctest-asan: $(environment)
 asan_tests := walk varied layouts states fuzz recompute native_checks sequence stack functional autograd tangents modules memory frozen stepper quantized attend
 pytest-asan: $(test_environment)
 	tools/build asan _C $(with_asan)
-	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=1500 RNNFUSED_FUZZ_CALLS=20000 \
+	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=1000 RNNFUSED_FUZZ_CALLS=20000 \
 	  tools/pytest_asan $(python) $(asan_tests:%=tests/test_%.py) --deselect=tests/test_quantized.py::test_compiled_by_inductor \
 	  --deselect=tests/test_memory.py::test_no_more_is_kept_than_the_limit
 

@@ -24,7 +24,6 @@ FILES = (
     "walk",
     "layouts",
     "varied",
-    "own_cells",
 )
 FEWER = {"RNNFUSED_WALK_CASES": "60", "RNNFUSED_LAYOUT_EXAMPLES": "60"}  # an emulator is slow
 

@@ -53,9 +53,10 @@ class VariedUnits {
 
   // Of the IndRNN, whose h enters unit by unit.
   RNNFUSED_HD GateSums<V> with_unit(GateSums<V> sums, V h) const {
-    if (v_.unit) sums.h[0] = fma(parameter_(v_.unit, 0, T(0)), h, sums.h[0]);
+    if (v_.unit) sums.h[0] = fma(unit(), h, sums.h[0]);
     return sums;
   }
+  RNNFUSED_HD V unit() const { return parameter_(v_.unit, 0, T(0)); }
 
   // ---- Norms
 

@@ -37,7 +37,12 @@ struct TapeSize {
   // Of one direction. Units are padded to whole cache lines, which no machine's vectors exceed.
   template <class Int>
   Int scalars(const Int& rows, Index hidden, bool recompute, Index scalar_bytes) const {
-    const Index line = 64 / scalar_bytes, units = (hidden + line - 1) / line * line;
+    const Index line = 64 / scalar_bytes;
+    return of_units(rows, (hidden + line - 1) / line * line, recompute);
+  }
+  // Of so many units with what pads them.
+  template <class Int>
+  Int of_units(const Int& rows, Index units, bool recompute) const {
     return (rows * each + (recompute ? most_kept_rows(rows) : rows) * gates) * units + rows * of_row;
   }
 };

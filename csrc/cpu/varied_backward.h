@@ -244,12 +244,12 @@ class VariedBackward : VariedStage<T> {
       this->partial(b, block, 0)[0] = sum_of_lanes(this->own_lanes(dweight, block));
       return direct;
     }
-    const V entered = h * this->factor_of(b, block);
-    const V direct = output_gradient(*v_, this->units(block).with_unit(gates, entered), h, dh, d);
+    const V factor = this->factor_of(b, block), entered = h * factor;
+    const Units units = this->units(block);
+    const V direct = output_gradient(*v_, units.with_unit(gates, entered), h, dh, d);
     if (!v_->unit) return direct;
     add(kUnit, block, d.h[0] * entered);
-    return fma(d.h[0] * this->factor_of(b, block), typename Base::OfBlock{this, block}(v_->unit, 0, 0),
-               direct);
+    return fma(d.h[0] * factor, units.unit(), direct);
   }
 
   T* carry_of(int state, Index b, Index block) const { return carry_[state] + b * units_ + block * L; }

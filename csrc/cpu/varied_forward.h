@@ -112,10 +112,11 @@ class VariedForward : VariedStage<T> {
   void carry_row(Index b, const RowNorms<T>& norms, SumsOf sums) const {
     for (Index block = mine_.first; block < mine_.last; ++block) {
       LstmStep<V> step;
-      const V carried = step.carry(*v_, this->units(block).normalised(this->raw_sums(sums, block), norms),
-                                   this->units(block).peepholes(), load<V>(state_of(1, b, block)));
+      const auto units = this->units(block);
+      const V carried = step.carry(*v_, units.normalised(this->raw_sums(sums, block), norms),
+                                   units.peepholes(), load<V>(state_of(1, b, block)));
       store(carried_ + b * units_ + block * L, carried);
-      const V normed = this->units(block).to_norm(carried);
+      const V normed = units.to_norm(carried);
       this->store_moments(b, block, 2, &normed, 1);
     }
   }

@@ -17,7 +17,7 @@ template <>
 const CellDrivers& Stepwisely<kType>::drivers(CellId cell) {
 #define RNNFUSED_DRIVERS(name, Cell)                                    \
   drivers_of<Cell, RNNFUSED_TYPE, StepwiseForward<Cell, RNNFUSED_TYPE>, \
-             StepwiseBackward<Cell, RNNFUSED_TYPE>>(),
+             StepwiseBackward<Cell, RNNFUSED_TYPE>>(Cell::gate_of + Cell::x_first),
   static const CellDrivers all[] = {RNNFUSED_CELLS(RNNFUSED_DRIVERS)};
 #undef RNNFUSED_DRIVERS
   return all[int(cell)];
@@ -25,8 +25,10 @@ const CellDrivers& Stepwisely<kType>::drivers(CellId cell) {
 
 template <>
 const CellDrivers& Stepwisely<kType>::varied_drivers() {
+  static constexpr int kInOrder[] = {0, 1, 2, 3};
+  static_assert(sizeof kInOrder / sizeof *kInOrder == kMaxGates, "a gate for each of any cell's");
   static const CellDrivers all = drivers_of<Staged, RNNFUSED_TYPE, VariedStepwiseForward<RNNFUSED_TYPE>,
-                                            VariedStepwiseBackward<RNNFUSED_TYPE>>();
+                                            VariedStepwiseBackward<RNNFUSED_TYPE>>(kInOrder);
   return all;
 }
 

@@ -483,10 +483,7 @@ class StepwiseBackward : protected Stepwise<Cell, T> {
                                matrix(typed(layer_.projection), H, P * H)});
     BackwardStep<T> step = step_arguments();
     ProjectedGradient<T> output = output_arguments();
-    Range chunk[kMaxDirections] = {};  // rows whose gates are there; all of them if they were taped
-    Index rebuilt = rebuilds_ ? shape_.steps : 0;
-    for (Index s = shape_.steps - 1; s >= -1; --s) {
-      if (s >= 0 && s < rebuilt) rebuilt = rebuild(s + 1, chunk);
+    for_steps([&](Index s, const Range(&chunk)[kMaxDirections]) {
       const Index after = this->most_active(s + 1), active = this->most_active(s);
       const Index rows = active > after ? active : after;
       recur(after);
@@ -501,6 +498,18 @@ class StepwiseBackward : protected Stepwise<Cell, T> {
         this->launch_over(rows, H, layer_.directions, plan_.units, &backward_step<Cell, T, kWide>,
                           &backward_step<Cell, T, 1>, step);
       }
+    });
+  }
+
+  // body(position, the rows of each direction whose gates are there; all of them if they were taped), the
+  // last position first, and what is before the first.
+  template <class Body>
+  void for_steps(Body body) const {
+    Range chunk[kMaxDirections] = {};
+    Index rebuilt = rebuilds_ ? shape_.steps : 0;
+    for (Index s = shape_.steps - 1; s >= -1; --s) {
+      if (s >= 0 && s < rebuilt) rebuilt = rebuild(s + 1, chunk);
+      body(s, chunk);
     }
   }
 
@@ -633,10 +642,10 @@ class StepwiseBackward : protected Stepwise<Cell, T> {
     *c_before_ = nullptr;  // of a chunk and one direction: [rows, G, H], [rows, H]
 };
 
-// Forward and Backward are the driver's classes.
+// Forward and Backward are the driver's classes; input_gates as in CellDrivers.
 template <class Cell, class T, class Forward, class Backward>
-constexpr CellDrivers drivers_of() {
-  return {Cell::gate_of + Cell::x_first,
+constexpr CellDrivers drivers_of(const int* input_gates) {
+  return {input_gates,
           [](const Layer& layer) { return DeviceTape<Cell, T>(layer, layer.directions, nullptr).bytes; },
           [](const ForwardLayer& layer) { return Forward(layer, nullptr, nullptr).work(); },
           [](const ForwardLayer& layer, Matmul& matmul, StreamHandle stream) {

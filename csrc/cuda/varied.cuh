@@ -30,10 +30,12 @@ struct VariedStep {
   Index x_stride;
   // Sums of what x feeds, and of what h feeds where they are taped [D, rows, 2, G, H]; without biases.
   Compute<T>* sums;
-  Index sums_stride;            // of a direction
-  const Compute<T>* recurrent;  // a step's product [D, B, G, H], or null where h enters by none
-  Compute<T>* norms;            // of every row [D, rows, kNormScalars], or null where nothing is normalised
-  Index rows;                   // of a direction
+  Index sums_stride;  // of a direction
+  // A step's product, or null where h enters by none: forward [D, B, G, H]; backward [D, B, H], of the next
+  // position's gate gradients.
+  const Compute<T>* recurrent;
+  Compute<T>* norms;  // of every row [D, rows, kNormScalars], or null where nothing is normalised
+  Index rows;         // of a direction
 };
 
 // Of the widest kernels on a multiprocessor at once: enough to hide latency, few enough for their registers.
@@ -217,7 +219,7 @@ struct VariedForwardStep : VariedStep<T> {
   T* y;                 // [rows, D * H]
   T* cells;             // [rows, D * H], or null
   Compute<T>* cell;     // as backward reads it [D, rows, states - 1, H], or null
-  Compute<T>* carried;  // [D, B, H], where c is normalised
+  Compute<T>* carried;  // f c + i g [D, B, H], where c is normalised
 };
 
 // A row's states before a step.
@@ -275,7 +277,8 @@ __device__ __forceinline__ void next_states(const VariedRow<T>& row, const State
   } else if (v.maths == Maths::lstm || v.maths == Maths::coupled_lstm) {
     LstmStep<C> step;
     const Peepholes<C> p = units.peepholes();
-    const C carried = step.carry(v, gates, p, before(1, unit));
+    const bool is_known = v.cell_norm != CellNorm::none;  // norms_of_row has put it there
+    const C carried = is_known ? before.s.carried[row.state(unit)] : step.carry(v, gates, p, before(1, unit));
     C before_clip, shown;
     units.settle(norms, carried, before_clip, next[1], shown);
     next[0] = step.show(v, gates, p, next[1], shown);
@@ -310,10 +313,12 @@ __device__ __forceinline__ RowNorms<Compute<T>> norms_of_row(const VariedForward
     const auto units = row.units(unit);
     const C carried =
         step.carry(v, units.normalised(row.raw(unit), norms), units.peepholes(), before(1, unit));
-    s.carried[row.state(unit)] = units.to_norm(carried);  // read again by this thread alone
+    s.carried[row.state(unit)] = carried;  // read again by this thread alone
   });
-  row.template moments<1>({1}, [&](Index unit, C(&x)[1][kMaxGates]) { x[0][0] = s.carried[row.state(unit)]; },
-                          {&norms.c});
+  row.template moments<1>(
+      {1},
+      [&](Index unit, C(&x)[1][kMaxGates]) { x[0][0] = row.units(unit).to_norm(s.carried[row.state(unit)]); },
+      {&norms.c});
   return norms;
 }
 
@@ -372,14 +377,13 @@ struct VariedBackwardStep : VariedStep<T> {
   SumRows places;
   const T* y;  // [rows, D * H]
   const T* h0;
-  const Compute<T>* c0;       // [D, B, states - 1, H]
-  const Compute<T>* cell;     // [D, rows, states - 1, H]
-  const T* dy;                // [rows, D * H] or null
-  const T* dcells;            // [rows, D * H] or null
-  const Compute<T>* product;  // of the next position's gate gradients [D, B, H], or null where there is none
-  Compute<T>* dh;             // [D, B, H]
-  Compute<T>* dc;             // [D, B, states - 1, H]
-  T* gradients;               // of the sums [D, rows, 2, G, H]
+  const Compute<T>* c0;    // [D, B, states - 1, H]
+  const Compute<T>* cell;  // [D, rows, states - 1, H]
+  const T* dy;             // [rows, D * H] or null
+  const T* dcells;         // [rows, D * H] or null
+  Compute<T>* dh;          // [D, B, H]
+  Compute<T>* dc;          // [D, B, states - 1, H]
+  T* gradients;            // of the sums [D, rows, 2, G, H]
   Index gradients_stride;
   T* now;              // of this position, those of what h feeds [D, B, G, H]
   Compute<T>* inner;   // of the normalised sums [D, B, 2, G, H], where gates are normalised
@@ -457,7 +461,7 @@ __global__ void __launch_bounds__(kBlockThreads, kVariedBlocks)
   const auto handed_back = [&](Index unit) {
     const C held = zeroed ? C(0) : s.dh[row.state(unit)];
     if (!went_on) return held;
-    const C product = s.product ? s.product[row.state(unit)] : C(0);
+    const C product = s.recurrent ? s.recurrent[row.state(unit)] : C(0);
     return clamp(fma(product, row.factor(unit), held), v.grad_clip);
   };
   if (!there) {
@@ -542,7 +546,7 @@ __global__ void __launch_bounds__(kBlockThreads, kVariedBlocks)
       carry = carry + output_gradient(v, units.with_unit(gates, entered), h, dh, da);
       if (v.unit) {
         add_to_total(s, row, s.places.unit, unit, da.h[0] * entered);
-        carry = fma(da.h[0] * factor, v.unit[unit], carry);
+        carry = fma(da.h[0] * factor, units.unit(), carry);
       }
       if (s.reset)
         s.reset[(d * s.rows + row.row) * H + unit] = narrow<T>(reset_gate(v, raw.both(0)) * entered);

@@ -221,20 +221,17 @@ class VariedStepwiseBackward : StepwiseBackward<Staged, T> {
     RepeatedProduct recur = product(recurrent_, 0, first);
     RepeatedProduct recur_last = product(dreset_, first, v.gates - first);
     VariedBackwardStep<T> step = step_arguments();
-    Range chunk[kMaxDirections] = {};
-    Index rebuilt = this->rebuilds_ ? shape_.steps : 0;
-    for (Index s = shape_.steps - 1; s >= -1; --s) {
-      if (s >= 0 && s < rebuilt) rebuilt = this->rebuild(s + 1, chunk);
+    this->for_steps([&](Index s, const Range(&chunk)[kMaxDirections]) {
       const Index after = this->most_active(s + 1), active = this->most_active(s);
       if (v.multiplies()) recur(after);
       this->fill_rows(s, chunk, step.at);
       for (int d = 0; d < layer_.directions; ++d)
         step.step_after[d] = s + 1 < shape_.steps ? this->positions(d).step(s + 1) : shape_.steps;
       call_.over_rows(active > after ? active : after, layer_.directions, &varied_backward<T>, step);
-      if (!reset_) continue;
+      if (!reset_) return;
       recur_last(active);
       call_.over_rows(active, layer_.directions, &varied_unreset<T>, step);
-    }
+    });
   }
 
   VariedBackwardStep<T> step_arguments() const {
@@ -249,7 +246,6 @@ class VariedStepwiseBackward : StepwiseBackward<Staged, T> {
     args.cell = tape_.cell;
     args.dy = typed(layer_backward_.dy);
     args.dcells = typed(layer_backward_.dcells);
-    args.product = args.recurrent;
     args.dh = static_cast<C*>(layer_backward_.dh);
     args.dc = static_cast<C*>(layer_backward_.dc);
     args.gradients = this->gradients_;

@@ -67,10 +67,8 @@ void clear_beyond(const at::Tensor& rows, const Inputs& in) {
 // A tape has room for units in whole cache lines; where vectors are shorter the kernels leave a rest. It is
 // an output of the operator, and the same on every run.
 void clear_rest(const at::Tensor& tape, const Inputs& in, bool recompute) {
-  constexpr Index kLine = 64;
-  const KernelTable& table = cpu::kernels();
-  const Index lanes = compute_type(tape.scalar_type()) == at::kDouble ? table.f64->lanes : table.f32->lanes;
-  const Index used = in.options.tape_size().scalars(in.rows, in.shape.hidden, recompute, kLine / lanes);
+  const Index units = whole_vectors(tape.scalar_type(), in.shape.hidden);
+  const Index used = in.options.tape_size().of_units(in.rows, units, recompute);
   const size_t bytes = tape.itemsize(), rest = size_t(tape.size(1) - used) * bytes;
   char* const data = static_cast<char*>(tape.mutable_data_ptr());
   for (Index d = 0; rest > 0 && d < tape.size(0); ++d)

@@ -113,7 +113,7 @@ struct Call {
     bool in_order = in.directions == 1;
     for (int d = 0; d < in.directions; ++d) {
       for (int g = 0; g < in.info.gates; ++g) {
-        const int gate = in.options.varied ? g : drivers.input_gates[g];
+        const int gate = drivers.input_gates[g];
         in_order = in_order && gate == g;
         blocks.push_back(in.weight(d, 0).narrow(0, gate * in.shape.hidden, in.shape.hidden));
       }

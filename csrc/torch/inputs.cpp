@@ -28,6 +28,11 @@ at::Tensor on_host(const at::Tensor& t, const char* name) {
   return t.contiguous();
 }
 
+Index whole_vectors(at::ScalarType type, Index units) {
+  const Index lanes = type == at::kDouble ? cpu::kernels().f64->lanes : cpu::kernels().f32->lanes;
+  return (units + lanes - 1) / lanes * lanes;
+}
+
 namespace {
 
 // A part of one of the caller's sequences, which the kernels run as one of theirs.
@@ -179,11 +184,6 @@ at::Tensor dense_computed(const at::Tensor& t, const char* name) {
 namespace {
 
 // ---- Weights as the drivers of layers with options read them (core/staged.h), and gradients back
-
-Index whole_vectors(at::ScalarType type, Index units) {
-  const Index lanes = type == at::kDouble ? cpu::kernels().f64->lanes : cpu::kernels().f32->lanes;
-  return (units + lanes - 1) / lanes * lanes;
-}
 
 // Those that have a row for every unit of every gate; the IndRNN's W_hh is a vector of the units.
 bool has_gates(const LayerOptions& o, int slot) {

@@ -49,6 +49,9 @@ at::Tensor dense(const at::Tensor& t, const char* name);
 // The same in the type that it is computed in.
 at::Tensor dense_computed(const at::Tensor& t, const char* name);
 
+// So many units, filled up to whole vectors of what the CPU computes in for scalars of the type.
+Index whole_vectors(at::ScalarType type, Index units);
+
 // int64, on the device.
 at::Tensor tensor_of(const std::vector<Index>& values, const c10::Device& device);
 

@@ -7,22 +7,16 @@
 #include <limits>
 
 #include "core/philox.h"
-#include "core/variation.h"
 #include "cpu/dispatch.h"
 #include "sequence_case.h"
+#include "varied_options.h"
 
 namespace rnnfused::test {
 namespace {
 
 constexpr double kNoClip = std::numeric_limits<double>::infinity();
 
-struct Options {
-  const char* name;
-  Maths maths;
-  int gates, states;
-  GateNorm gate_norm = GateNorm::none;
-  CellNorm cell_norm = CellNorm::none;
-  bool peephole = false, drawn = false;
+struct Options : VariedOptions {
   double update_bias = 0, zoneout_h = 0, zoneout_c = 0, dropout = 0;
   double gate_clip = kNoClip, cell_clip = kNoClip;
 

@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "core/variation.h"
+#include "../varied_options.h"
 #include "cuda/drivers.h"
 #include "plain_matmul.h"
 #include "testing.h"
@@ -52,15 +52,7 @@ void check_finite(const void* data, Type type, Index n) {
   CHECK(finite);
 }
 
-// Of a layer with options.
-struct Options {
-  const char* name;
-  Maths maths;
-  int gates, states;
-  GateNorm gate_norm = GateNorm::none;
-  CellNorm cell_norm = CellNorm::none;
-  bool peephole = false, drawn = false;
-};
+using Options = test::VariedOptions;
 
 const Options kOptions[] = {
     {"norms of a tanh", Maths::rnn_tanh, 1, 1, GateNorm::separate},

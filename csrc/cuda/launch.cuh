@@ -4,27 +4,18 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 
+#include "cuda/launch.h"
+
 namespace rnnfused {
 namespace cuda {
-
-struct Dim3 {
-  unsigned x = 1, y = 1, z = 1;
-};
-
-using Stream = void*;  // a cudaStream_t, for callers that see no CUDA header
-
-struct LaunchConfig {
-  Dim3 grid, block;
-  int shared_bytes = 0;
-  int cluster = 1;  // blocks, along x; more than 1 from sm_90
-  bool cooperative = false;
-};
 
 namespace launch_detail {
 
@@ -62,7 +53,98 @@ inline void check(cudaError_t error) {
   throw std::runtime_error("CUDA kernel launch: " + reason);
 }
 
+// A launch as the runtime takes it; allows the kernel what it needs beyond the ordinary.
+struct Native {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config = {};
+
+  Native(const LaunchConfig& from, Stream stream, const void* function) {
+    if (from.shared_bytes > kSharedBytesWithoutOptIn) {
+      check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, from.shared_bytes));
+    }
+    if (from.cluster > kPortableCluster) {
+      check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    }
+    if (from.cluster > 1) {
+      cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim.x = unsigned(from.cluster);
+      cluster.val.clusterDim.y = 1;
+      cluster.val.clusterDim.z = 1;
+    }
+    if (from.cooperative) {
+      cudaLaunchAttribute& cooperative = attributes[config.numAttrs++];
+      cooperative.id = cudaLaunchAttributeCooperative;
+      cooperative.val.cooperative = 1;
+    }
+    config.gridDim = dim3(from.grid.x, from.grid.y, from.grid.z);
+    config.blockDim = dim3(from.block.x, from.block.y, from.block.z);
+    config.dynamicSmemBytes = size_t(from.shared_bytes);
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = attributes;
+  }
+  Native(const Native&) = delete;
+};
+
+inline int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+inline int occupancy(const LaunchConfig& config, const void* function) {
+  if (config.shared_bytes > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) return 0;
+  const Native native(config, nullptr, function);
+  int count = 0;
+  if (config.cluster > 1) {
+    const cudaError_t error = cudaOccupancyMaxActiveClusters(&count, function, &native.config);
+    if (error == cudaErrorInvalidClusterSize || error == cudaErrorLaunchOutOfResources) {
+      cudaGetLastError();
+      return 0;
+    }
+    check(error);
+    return count;
+  }
+  const int threads = int(config.block.x * config.block.y * config.block.z);
+  check(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, threads, size_t(config.shared_bytes)));
+  return count * attribute(cudaDevAttrMultiProcessorCount);
+}
+
+// Asking takes longer than a launch, and the answer stays.
+struct Occupancies {
+  using Key = std::tuple<int, const void*, int, int>;  // device, kernel, cluster, shared bytes
+  std::mutex mutex;
+  std::map<Key, int> known;
+};
+inline Occupancies& occupancies() {
+  static Occupancies all;
+  return all;
+}
+
 }  // namespace launch_detail
+
+// Of the current device, as __CUDA_ARCH__ counts: 900 for sm_90.
+inline int device_arch() {
+  return 100 * launch_detail::attribute(cudaDevAttrComputeCapabilityMajor) +
+         10 * launch_detail::attribute(cudaDevAttrComputeCapabilityMinor);
+}
+
+// How many clusters of such a launch (blocks, where a cluster is one) the current device can hold at once; 0
+// where it has not the shared memory or the multiprocessors for one.
+template <class... P>
+int max_active_clusters(const LaunchConfig& config, void (*kernel)(P...)) {
+  using namespace launch_detail;
+  const void* function = reinterpret_cast<const void*>(kernel);
+  int device = 0;
+  check(cudaGetDevice(&device));
+  const Occupancies::Key key{device, function, config.cluster, config.shared_bytes};
+  const std::lock_guard<std::mutex> lock(occupancies().mutex);
+  const auto found = occupancies().known.find(key);
+  if (found != occupancies().known.end()) return found->second;
+  return occupancies().known[key] = occupancy(config, function);
+}
 
 // Zeroes `count` elements on `stream`.
 template <class T>
@@ -78,41 +160,14 @@ void launch(const LaunchConfig& config, Stream stream, void (*kernel)(P...), A&&
   static_assert(sizeof...(P) == sizeof...(A), "as many arguments as the kernel has parameters");
   using launch_detail::check;
   const void* function = reinterpret_cast<const void*>(kernel);
-  if (config.shared_bytes > launch_detail::kSharedBytesWithoutOptIn) {
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes));
-  }
-  if (config.cluster > launch_detail::kPortableCluster) {
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  }
-
-  cudaLaunchAttribute attributes[2];
-  unsigned count = 0;
-  if (config.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = unsigned(config.cluster);
-    attributes[count].val.clusterDim.y = 1;
-    attributes[count].val.clusterDim.z = 1;
-    ++count;
-  }
-  if (config.cooperative) {
-    attributes[count].id = cudaLaunchAttributeCooperative;
-    attributes[count].val.cooperative = 1;
-    ++count;
-  }
-  cudaLaunchConfig_t native = {};
-  native.gridDim = dim3(config.grid.x, config.grid.y, config.grid.z);
-  native.blockDim = dim3(config.block.x, config.block.y, config.block.z);
-  native.dynamicSmemBytes = size_t(config.shared_bytes);
-  native.stream = static_cast<cudaStream_t>(stream);
-  native.attrs = attributes;
-  native.numAttrs = count;
+  const launch_detail::Native native(config, stream, function);
 
   std::tuple<std::decay_t<P>...> values(std::forward<A>(arguments)...);
   std::apply(
       [&](auto&... value) {
         // A zero-sized array is no C++, and a kernel may have no parameters.
         void* pointers[sizeof...(P) + 1] = {const_cast<void*>(static_cast<const void*>(&value))..., nullptr};
-        check(cudaLaunchKernelExC(&native, function, pointers));
+        check(cudaLaunchKernelExC(&native.config, function, pointers));
       },
       values);
 }

@@ -12,6 +12,25 @@ enum class Type : int { f32, f64, f16, bf16 };
 constexpr Index bytes_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
 constexpr Type compute_type(Type type) { return type == Type::f64 ? Type::f64 : Type::f32; }
 
+template <class T>
+struct TypeOf;
+template <>
+struct TypeOf<float> {
+  static constexpr Type value = Type::f32;
+};
+template <>
+struct TypeOf<double> {
+  static constexpr Type value = Type::f64;
+};
+template <>
+struct TypeOf<Half> {
+  static constexpr Type value = Type::f16;
+};
+template <>
+struct TypeOf<BFloat16> {
+  static constexpr Type value = Type::bf16;
+};
+
 using StreamHandle = void*;  // a cudaStream_t
 
 // `directions` layers over the same input. Void pointers are of type `type`, those marked "compute" of
@@ -38,6 +57,8 @@ struct Layer {
   // parameters are on the device. shape.hidden is then G H, and c stands for all vectors beside h [D, B,
   // states - 1, H].
   const void* variation[kMaxDirections];
+  // Whether a driver may keep the weights on the chip where they fit, and multiply float32 as TF32 there.
+  bool allows_resident, allows_tf32;
   Index chunk_bytes;  // of gates not taped that are held at once, where one step does not take more
   void* scratch;      // as many bytes as the driver asks for
 };

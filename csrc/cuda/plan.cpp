@@ -1,6 +1,7 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace rnnfused::cuda {
 namespace {
@@ -8,12 +9,53 @@ namespace {
 constexpr Index kMaxGridRows = 65535;
 constexpr Index kRebuiltParts = 8;
 
+// Clusters that wait for others to end make a step take as often as long. Where it is more often than this, a
+// product of the whole batch is taken to be faster: an estimate, not measured.
+constexpr Index kMostWaves = 8;
+// A step of two eights of the batch takes longer than one of one, by estimate: 5 to 4.
+constexpr Index kStepCost[] = {0, 4, 5};
+
+Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+// The first depth that holds the units decides between block and cluster; the batch how many eights a cluster
+// takes.
+bool find_resident(const PlanInput& in, Resident& best) {
+  if (!in.allows_resident || in.shape.projected() || in.shape.rows() == 0 || in.shape.hidden == 0)
+    return false;
+  if (in.type == Type::f32 && !in.allows_tf32) return false;
+  // The kernels count in 32 bits.
+  const Index row = std::max(in.accumulators, in.directions) * in.shape.hidden;
+  if (std::max(in.shape.rows(), in.shape.batch * row) > std::numeric_limits<int>::max()) return false;
+  const ResidentKernels kernels = resident_kernels(in.unit_rows, in.type);
+  Index least = 0;
+  int depth = 0;
+  for (int k = 0; k < kernels.count; ++k) {
+    const ResidentKernel& kernel = kernels.all[k];
+    if (depth != 0 && kernel.depth != depth) break;
+    if (kernel.depth < in.shape.hidden || (kernel.exchange == Exchange::cluster && in.arch < 900)) continue;
+    Resident launch{k, 1, ceil_div(in.shape.batch, kEight * kernel.eights)};
+    if (kernel.exchange == Exchange::cluster)
+      launch.cluster = int(ceil_div(in.shape.hidden, kernel.block_units(in.unit_rows)));
+    const Index active = in.active_clusters(launch);
+    if (active <= 0) continue;
+    depth = kernel.depth;
+    const Index waves = ceil_div(launch.slices * in.directions, active);
+    const Index cost = waves * kStepCost[kernel.eights];
+    if (waves > kMostWaves || (least != 0 && cost >= least)) continue;
+    best = launch;
+    least = cost;
+  }
+  return least != 0;
+}
+
 }  // namespace
 
 const char* name_of(Driver driver) {
   switch (driver) {
     case Driver::stepwise:
       return "stepwise";
+    case Driver::resident:
+      return "resident";
   }
   return "unknown";
 }
@@ -29,7 +71,9 @@ Plan make_plan(const PlanInput& in) {
   // What rebuilds gates does it to save memory: a part of the rows at a time, also where all would fit.
   if (in.gates == Gates::rebuilt) chunk = std::min(chunk, (rows + kRebuiltParts - 1) / kRebuiltParts);
   chunk = std::min(rows, std::max(in.shape.batch, chunk));
-  return {Driver::stepwise, int(in.aligned && whole ? wide : 1), chunk};
+  Plan plan{Driver::stepwise, int(in.aligned && whole ? wide : 1), chunk, {}};
+  if (find_resident(in, plan.resident)) plan.driver = Driver::resident;
+  return plan;
 }
 
 Geometry geometry(Index rows, Index units, int per_thread) {

@@ -6,10 +6,64 @@
 
 namespace rnnfused::cuda {
 
-// stepwise: a product and a kernel per step; runs everywhere, with every size and type.
-enum class Driver : int { stepwise };
+// stepwise: a product and a kernel per step; runs everywhere, with every size and type. resident: all steps
+// in one launch, the recurrent weights in registers; where they fit.
+enum class Driver : int { stepwise, resident };
 
 const char* name_of(Driver driver);
+
+// How the blocks that share a sequence's units tell each other of h: not at all, since there is but one
+// block; or through the shared memory of a cluster of them (sm_90).
+enum class Exchange : int { block, cluster };
+
+// A block of a resident kernel is so many warps. A warp multiplies so many rows of the weights, a multiple of
+// what one instruction takes, with eights of the batch.
+constexpr int kResidentWarps = 8, kTileRows = 16, kEight = 8;
+
+// What there is a resident kernel of.
+struct ResidentKernel {
+  Exchange exchange;
+  int depth;      // hidden units that it holds at most
+  int row_tiles;  // of a warp
+  int eights;     // of the batch, that a block or a cluster works on
+
+  // `unit_rows`: how many rows of the weights a unit has in a tile.
+  constexpr int block_units(int unit_rows) const {
+    return kResidentWarps * row_tiles * kTileRows / unit_rows;
+  }
+};
+
+struct ResidentKernels {
+  int count;
+  ResidentKernel all[6];
+};
+
+// Smallest first: the weights of a warp take at most 128 registers of a thread. A unit's rows in a tile are
+// one for cells of one gate, four for the others, so that a thread gets all gates of a unit.
+constexpr ResidentKernels resident_kernels(int unit_rows, Type type) {
+  constexpr Exchange block = Exchange::block, cluster = Exchange::cluster;
+  if (type == Type::f64 || unit_rows == 0) return {0, {}};
+  if (type == Type::f32) {  // multiplied as TF32
+    return unit_rows == 1
+               ? ResidentKernels{2, {{block, 128, 1, 1}, {cluster, 256, 1, 1}}}
+               : ResidentKernels{3, {{block, 64, 2, 1}, {cluster, 256, 1, 1}, {cluster, 256, 1, 2}}};
+  }
+  return unit_rows == 1 ? ResidentKernels{3, {{block, 128, 1, 1}, {block, 256, 2, 1}, {cluster, 512, 1, 1}}}
+                        : ResidentKernels{6,
+                                          {{block, 64, 2, 1},
+                                           {block, 128, 4, 1},
+                                           {cluster, 256, 1, 1},
+                                           {cluster, 256, 1, 2},
+                                           {cluster, 512, 1, 1},
+                                           {cluster, 512, 1, 2}}};
+}
+
+// A launch of one.
+struct Resident {
+  int kernel;       // of resident_kernels()
+  int cluster = 1;  // blocks
+  Index slices;     // of the batch, each a cluster's
+};
 
 // What becomes of the gates: kept for every row, gone once their step is done, or rebuilt in backward.
 enum class Gates { taped, passing, rebuilt };
@@ -22,6 +76,13 @@ struct PlanInput {
   Gates gates;
   Index chunk_bytes;  // of gates that are held at once where they are not kept
   bool aligned;       // whether every pointer is a multiple of 16 bytes
+  // What resident kernels ask: a unit's rows in a tile (0: the cell has none of these kernels), the device's
+  // architecture, whether float32 may be multiplied as TF32, and how many clusters of a launch the device can
+  // hold.
+  int unit_rows;
+  int arch;
+  bool allows_resident, allows_tf32;
+  int (*active_clusters)(const Resident& launch);
 };
 
 // Neighbouring units that a thread loads and stores at once, and works on: 16 bytes of the compute type. More
@@ -30,8 +91,9 @@ constexpr int wide_units(Type type) { return int(16 / bytes_of(compute_type(type
 
 struct Plan {
   Driver driver;
-  int units;         // of a thread: wide_units() or 1
-  Index chunk_rows;  // at most so many rows are projected at once (but one step at least)
+  int units;          // of a thread: wide_units() or 1
+  Index chunk_rows;   // at most so many rows are projected at once (but one step at least)
+  Resident resident;  // of that driver
 };
 
 Plan make_plan(const PlanInput& input);

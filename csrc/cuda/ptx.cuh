@@ -161,17 +161,6 @@ namespace ptx_detail {
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return uint32_t(__cvta_generic_to_shared(pointer));
 }
-// The same for any block of the cluster. cvta.to.shared::cluster, sm_90
-__device__ __forceinline__ uint32_t cluster_address(const void* pointer) {
-#if RNNFUSED_ARCH == 0 || RNNFUSED_ARCH >= 900
-  uint64_t address;
-  asm("cvta.to.shared::cluster.u64 %0, %1;" : "=l"(address) : "l"(pointer));
-  return uint32_t(address);
-#else
-  trap();
-  return 0;
-#endif
-}
 __device__ __forceinline__ size_t global_address(const void* pointer) {
   return __cvta_generic_to_global(pointer);
 }
@@ -264,16 +253,33 @@ __device__ __forceinline__ void cluster_sync() {
 #endif
 }
 
+// A pointer into the shared memory of any block of the cluster: 32 bits, where a plain one would have 64.
+template <class T>
+struct Remote {
+  uint32_t address;
+  __device__ __forceinline__ Remote operator+(int i) const {
+    return {address + uint32_t(i) * uint32_t(sizeof(T))};
+  }
+};
+
+// The same bytes as elements of another type.
+template <class U, class T>
+__device__ __forceinline__ Remote<U> remote_cast(Remote<T> pointer) {
+  return {pointer.address};
+}
+
 // Where the block of that rank has what `pointer` points to in this block. mapa, sm_90
 template <class T>
-__device__ __forceinline__ T* cluster_map(T* pointer, unsigned rank) {
+__device__ __forceinline__ Remote<T> cluster_map(T* pointer, unsigned rank) {
 #if RNNFUSED_ARCH == 0 || RNNFUSED_ARCH >= 900
-  T* mapped;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(pointer), "r"(rank));
+  Remote<T> mapped;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(mapped.address)
+      : "r"(ptx_detail::shared_address(pointer)), "r"(rank));
   return mapped;
 #else
   trap();
-  return pointer;
+  return {0};
 #endif
 }
 
@@ -436,11 +442,11 @@ __device__ __forceinline__ void mbarrier_arrive(Shared<Mbarrier> barrier) {
 
 // On an mbarrier of any block of the cluster: `barrier` comes from cluster_map.
 // mbarrier.arrive.release.cluster.shared::cluster, sm_90
-__device__ __forceinline__ void mbarrier_arrive_cluster(Shared<Mbarrier> barrier) {
+__device__ __forceinline__ void mbarrier_arrive_cluster(Remote<Mbarrier> barrier) {
 #if RNNFUSED_ARCH == 0 || RNNFUSED_ARCH >= 900
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];"
                :
-               : "r"(ptx_detail::cluster_address(barrier))
+               : "r"(barrier.address)
                : "memory");
 #else
   trap();
@@ -520,11 +526,10 @@ __device__ __forceinline__ void mbarrier_wait(Shared<Mbarrier> barrier, unsigned
 // Stores `value` into the shared memory of a block of the cluster, later; then counts its bytes on an
 // mbarrier there. Both pointers come from cluster_map. st.async.mbarrier::complete_tx::bytes, sm_90
 template <class T>
-__device__ __forceinline__ void st_async(T* destination, const T& value, Shared<Mbarrier> barrier) {
+__device__ __forceinline__ void st_async(Remote<T> destination, const T& value, Remote<Mbarrier> barrier) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "st.async stores 4, 8 or 16 bytes");
 #if RNNFUSED_ARCH == 0 || RNNFUSED_ARCH >= 900
-  const uint32_t address = ptx_detail::cluster_address(destination);
-  const uint32_t completes = ptx_detail::cluster_address(barrier);
+  const uint32_t address = destination.address, completes = barrier.address;
   if constexpr (sizeof(T) == 4) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
                  :

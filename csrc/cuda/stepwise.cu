@@ -1,5 +1,6 @@
 // Compiled once per type: RNNFUSED_TYPE is float, double, Half or BFloat16.
 #include "cells/all.h"
+#include "cuda/planned.cuh"
 #include "cuda/varied_stepwise.cuh"
 
 namespace rnnfused::cuda {
@@ -15,9 +16,9 @@ constexpr Type kType = TypeOf<RNNFUSED_TYPE>::value;
 
 template <>
 const CellDrivers& Stepwisely<kType>::drivers(CellId cell) {
-#define RNNFUSED_DRIVERS(name, Cell)                                    \
-  drivers_of<Cell, RNNFUSED_TYPE, StepwiseForward<Cell, RNNFUSED_TYPE>, \
-             StepwiseBackward<Cell, RNNFUSED_TYPE>>(Cell::gate_of + Cell::x_first),
+#define RNNFUSED_DRIVERS(name, Cell)                                   \
+  drivers_of<Cell, RNNFUSED_TYPE, PlannedForward<Cell, RNNFUSED_TYPE>, \
+             PlannedBackward<Cell, RNNFUSED_TYPE>>(Cell::gate_of + Cell::x_first),
   static const CellDrivers all[] = {RNNFUSED_CELLS(RNNFUSED_DRIVERS)};
 #undef RNNFUSED_DRIVERS
   return all[int(cell)];

@@ -11,30 +11,12 @@
 #include "cuda/forward.cuh"
 #include "cuda/history.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/resident.h"
 #include "cuda/sums.cuh"
 
 namespace rnnfused::cuda {
 
 using Positions = RNNFUSED_ISA::Stream;  // of all rows of the batch, in one direction
-
-template <class T>
-struct TypeOf;
-template <>
-struct TypeOf<float> {
-  static constexpr Type value = Type::f32;
-};
-template <>
-struct TypeOf<double> {
-  static constexpr Type value = Type::f64;
-};
-template <>
-struct TypeOf<Half> {
-  static constexpr Type value = Type::f16;
-};
-template <>
-struct TypeOf<BFloat16> {
-  static constexpr Type value = Type::bf16;
-};
 
 template <class T>
 Matrix matrix(const T* data, Index row_stride, Index batch_stride = 0) {
@@ -111,13 +93,23 @@ class Stepwise {
   using C = Compute<T>;
   static constexpr int A = Cell::accumulators, G = Cell::gates;
 
-  Stepwise(const Layer& layer, Matmul* matmul, StreamHandle stream)
-      : layer_(layer), shape_(layer.shape), matmul_(matmul), stream_handle_(stream) {}
+  // How many clusters of a resident kernel there can be at once.
+  using ActiveClusters = int (*)(const Resident& launch);
+
+  Stepwise(const Layer& layer, Matmul* matmul, StreamHandle stream, ActiveClusters active)
+      : layer_(layer),
+        shape_(layer.shape),
+        matmul_(matmul),
+        stream_handle_(stream),
+        active_clusters_(active) {}
 
   template <class... P>
   void choose_plan(Gates gates, const P*... loaded) {
     const bool aligned = (... && (reinterpret_cast<uintptr_t>(loaded) % 16 == 0));
-    plan_ = make_plan({layer_.type, shape_, layer_.directions, A, gates, layer_.chunk_bytes, aligned});
+    const bool asks = active_clusters_ && layer_.allows_resident;
+    plan_ = make_plan({layer_.type, shape_, layer_.directions, A, gates, layer_.chunk_bytes, aligned,
+                       asks ? kUnitRows<Cell> : 0, asks ? device_arch() : 0, asks, layer_.allows_tf32,
+                       active_clusters_});
   }
 
   Positions positions(int direction) const {
@@ -190,6 +182,7 @@ class Stepwise {
   const SequenceShape& shape_;
   Matmul* matmul_;
   StreamHandle stream_handle_;
+  ActiveClusters active_clusters_;
   Plan plan_{};
   C* gates_ = nullptr;  // [D, rows, A, H], or those of a chunk
   Index gates_stride_ = 0;
@@ -206,8 +199,9 @@ class StepwiseForward : protected Stepwise<Cell, T> {
   using typename Base::C;
 
  public:
-  StepwiseForward(const ForwardLayer& layer, Matmul* matmul, StreamHandle stream)
-      : Base(layer, matmul, stream),
+  StepwiseForward(const ForwardLayer& layer, Matmul* matmul, StreamHandle stream,
+                  typename Base::ActiveClusters active = nullptr)
+      : Base(layer, matmul, stream, active),
         layer_forward_(layer),
         tape_(layer, layer.tape ? layer.directions : 0, layer.tape) {
     const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
@@ -220,7 +214,7 @@ class StepwiseForward : protected Stepwise<Cell, T> {
       gates_stride_ = plan_.chunk_rows * A * H;
       gates_ = arena.take<C>(D * gates_stride_);
     }
-    recurrent_ = arena.take<C>(D * B * G * H);
+    if (plan_.driver == Driver::stepwise) recurrent_ = arena.take<C>(D * B * G * H);
     if (projects<Cell>(shape_)) {
       output_ = arena.take<T>(D * B * H);
       projected_ = arena.take<C>(D * B * P);
@@ -341,8 +335,9 @@ class StepwiseBackward : protected Stepwise<Cell, T> {
   using typename Base::C;
 
  public:
-  StepwiseBackward(const BackwardLayer& layer, Matmul* matmul, StreamHandle stream)
-      : Base(layer, matmul, stream),
+  StepwiseBackward(const BackwardLayer& layer, Matmul* matmul, StreamHandle stream,
+                   typename Base::ActiveClusters active = nullptr)
+      : Base(layer, matmul, stream, active),
         layer_backward_(layer),
         tape_(layer, layer.directions, layer.tape),
         rebuilds_(Cell::taped > 0 && layer.recompute) {
@@ -352,9 +347,9 @@ class StepwiseBackward : protected Stepwise<Cell, T> {
                       layer.bias[0], layer.bias[1], layer.y, layer.dy, layer.dcells, layer.h0, layer.c0);
     Arena arena(layer.scratch);
     gates_ = tape_.gates;
-    recurrent_ = arena.take<C>(D * B * P);
+    if (plan_.driver == Driver::stepwise) recurrent_ = arena.take<C>(D * B * P);
     gradients_ = arena.take<T>(D * rows * A * H);
-    now_ = arena.take<T>(now_scalars());
+    if (plan_.driver == Driver::stepwise) now_ = arena.take<T>(now_scalars());
     h_before_ = arena.take<T>(D * rows * P);
     partial_ = arena.take<C>(D * shares_of(rows) * 2 * A * H);
     if (projects<Cell>(shape_)) {
@@ -377,8 +372,7 @@ class StepwiseBackward : protected Stepwise<Cell, T> {
   void run() const {
     start();
     recurrence();
-    for (int d = 0; d < layer_.directions; ++d) weight_gradients(d);
-    finish();
+    gradients_of_rows();
   }
 
  protected:
@@ -394,11 +388,16 @@ class StepwiseBackward : protected Stepwise<Cell, T> {
                h_before(d));
       }
     }
-    if (this->uneven()) {
+    if (now_ && this->uneven()) {
       clear(now_, now_scalars(), this->stream_handle_);
       if (projected_now_)
         clear(projected_now_, layer_.directions * shape_.batch * shape_.output, this->stream_handle_);
     }
+  }
+  // What is summed over all rows, and what each row's input gets.
+  void gradients_of_rows() const {
+    for (int d = 0; d < layer_.directions; ++d) weight_gradients(d);
+    finish();
   }
   void finish() const {
     bias_gradients();
@@ -633,7 +632,8 @@ class StepwiseBackward : protected Stepwise<Cell, T> {
   const BackwardLayer& layer_backward_;
   DeviceTape<Cell, T> tape_;
   bool rebuilds_;
-  T *gradients_, *now_;  // of the gates: [D, rows, A, H] and of the current position [D, B, A, H]
+  // Of the gates: [D, rows, A, H] and of the current position [D, B, A, H].
+  T *gradients_, *now_ = nullptr;
   T* h_before_;          // [D, rows, P]
   C* partial_;           // [D, shares, 2, A, H]
   C* output_ = nullptr;  // gradient of the cell's output before its projection [D, B, H]

@@ -10,6 +10,8 @@
 #include <c10/util/Exception.h>
 
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <variant>
 
 #include "core/log.h"
@@ -89,6 +91,12 @@ class Variations {
   std::vector<std::pair<at::Tensor, at::Tensor>> narrowed_;
 };
 
+// RNNFUSED_CUDA_DRIVER=stepwise keeps the weights where they are.
+bool allows_resident() {
+  const char* driver = std::getenv("RNNFUSED_CUDA_DRIVER");
+  return !driver || std::strcmp(driver, "stepwise") != 0;
+}
+
 // A call on the device: weights as the drivers read them, and everything they need beside tensors.
 struct Call {
   const Inputs& in;
@@ -164,6 +172,8 @@ struct Call {
       layer.bias[d] = data(in.weight(d, 3));
     }
     layer.recompute = recompute;
+    layer.allows_resident = allows_resident();
+    layer.allows_tf32 = gpu::allows_tf32();
     with_variations([&](auto& all) { all.fill(layer); });
   }
 
@@ -173,11 +183,12 @@ struct Call {
     if (logs_plans()) {
       std::fprintf(stderr,
                    "rnnfused: %s %s T=%lld B=%lld I=%lld H=%lld directions=%d device=%s driver=%s units=%d "
-                   "chunk_rows=%lld scratch_bytes=%lld\n",
+                   "chunk_rows=%lld scratch_bytes=%lld cluster=%d slices=%lld\n",
                    what, in.info.name, (long long)in.shape.steps, (long long)in.shape.batch,
                    (long long)in.shape.input, (long long)in.shape.hidden, in.directions,
                    in.x.device().str().c_str(), cuda::name_of(work.plan.driver), work.plan.units,
-                   (long long)work.plan.chunk_rows, (long long)work.scratch_bytes);
+                   (long long)work.plan.chunk_rows, (long long)work.scratch_bytes, work.plan.resident.cluster,
+                   (long long)work.plan.resident.slices);
     }
     scratch = at::empty({work.scratch_bytes}, in.x.options().dtype(at::kByte));
     return mutable_data(scratch);

@@ -49,6 +49,8 @@ bool serves(const c10::Device& device) { return device.is_cuda(); }
 
 std::string places() { return "the CPU or a CUDA device"; }
 
+bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
+
 cuda::StreamHandle current_stream(const c10::Device& device) {
   return c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
 }

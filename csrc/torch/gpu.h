@@ -17,6 +17,10 @@ bool serves(const c10::Device& device);
 // Where tensors may be, for messages.
 std::string places();
 
+// Whether float32 layers may be multiplied as TF32, where torch.nn's would be:
+// torch.backends.cudnn.rnn.fp32_precision, torch.backends.cudnn.allow_tf32.
+bool allows_tf32();
+
 // The device's current stream.
 cuda::StreamHandle current_stream(const c10::Device& device);
 

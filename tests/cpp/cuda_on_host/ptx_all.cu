@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(32) use_cluster(float* out) {
     mbarrier_arrive_expect_tx(received, 32 * (8 + 16));
   }
   cluster_sync();
-  const Shared<Mbarrier> completes = cluster_map(received, peer);
+  const Remote<Mbarrier> completes = cluster_map(received, peer);
   st_async(cluster_map(words + i, peer), rank, completes);
   st_async(cluster_map(pairs + i, peer), make_uint2(rank, i), completes);
   st_async(cluster_map(quads + i, peer), make_float4(float(rank), float(i), 1, 2), completes);

@@ -6,24 +6,10 @@
 #include <tuple>
 #include <utility>
 
+#include "cuda/launch.h"
+#include "emulation/schedule.h"
+
 namespace rnnfused {
-namespace cuda {
-
-struct Dim3 {
-  unsigned x = 1, y = 1, z = 1;
-};
-
-using Stream = void*;
-
-struct LaunchConfig {
-  Dim3 grid, block;
-  int shared_bytes = 0;
-  int cluster = 1;
-  bool cooperative = false;
-};
-
-}  // namespace cuda
-
 namespace emulation {
 
 void run_launch(const cuda::LaunchConfig& config, void (*body)(void*), void* arguments);
@@ -31,6 +17,13 @@ void run_launch(const cuda::LaunchConfig& config, void (*body)(void*), void* arg
 }  // namespace emulation
 
 namespace cuda {
+
+// What the schedule says that a device is.
+inline int device_arch() { return emulation::schedule().arch; }
+template <class... P>
+int max_active_clusters(const LaunchConfig&, void (*)(P...)) {
+  return emulation::schedule().active_clusters;
+}
 
 template <class T>
 void clear(T* data, int64_t count, Stream) {

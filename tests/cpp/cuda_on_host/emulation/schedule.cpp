@@ -40,6 +40,8 @@ Schedule Schedule::from_environment() {
   result.delivery =
       Delivery(choice("RNNFUSED_EMULATION_DELIVERY", int(result.delivery), "eager", "random", "late"));
   result.resident_clusters = int(number("RNNFUSED_EMULATION_RESIDENT", uint64_t(result.resident_clusters)));
+  result.arch = int(number("RNNFUSED_EMULATION_ARCH", uint64_t(result.arch)));
+  result.active_clusters = int(number("RNNFUSED_EMULATION_ACTIVE", uint64_t(result.active_clusters)));
   result.races = number("RNNFUSED_EMULATION_RACES", result.races) != 0;
   result.stores_publish = number("RNNFUSED_EMULATION_STORES_PUBLISH", result.stores_publish) != 0;
   return result;

@@ -23,13 +23,16 @@ struct Schedule {
   Policy policy = Policy::round_robin;
   Delivery delivery = Delivery::random;
   int resident_clusters = 2;  // of a launch that is not cooperative; no kernel may rely on it
-  bool races = true;          // look for accesses that no synchronisation orders
+  // What the device says of itself: its architecture, and how many clusters of any kernel it could hold.
+  int arch = 900, active_clusters = 16;
+  bool races = true;  // look for accesses that no synchronisation orders
   // Whether the end of a st.async orders what its thread did before it. Two buffers without "empty" barriers
   // rest on that; without it, such a protocol is a race.
   bool stores_publish = true;
 
   // RNNFUSED_EMULATION_SEED=<number>, _POLICY=round_robin|random|priorities, _DELIVERY=eager|random|late,
-  // _RESIDENT=<number>, _RACES=0|1, _STORES_PUBLISH=0|1
+  // _RESIDENT=<number>, _ARCH=<number>,
+  // _ACTIVE=<number>, _RACES=0|1, _STORES_PUBLISH=0|1
   static Schedule from_environment();
 };
 

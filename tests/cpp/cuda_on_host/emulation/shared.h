@@ -136,10 +136,18 @@ Shared<T> shared_memory(size_t offset, emulation::Site site = emulation::Site::h
   return Shared<T>(emulation::own_block(), std::ptrdiff_t(offset), site);
 }
 
+// A pointer into the shared memory of any block of the cluster.
+template <class T>
+using Remote = Shared<T>;
+
 // The same bytes as elements of another type.
 template <class U, class T>
 Shared<U> shared_cast(const Shared<T>& pointer) {
   return Shared<U>(pointer.block(), pointer.offset(), pointer.site());
+}
+template <class U, class T>
+Remote<U> remote_cast(const Remote<T>& pointer) {
+  return shared_cast<U>(pointer);
 }
 
 }  // namespace cuda

@@ -1,0 +1,198 @@
+// A layer by the driver that its plan names: step by step, or with the recurrence as one launch of a resident
+// kernel between the products that both have in common.
+#pragma once
+
+#include <optional>
+
+#include "cuda/stepwise.cuh"
+
+namespace rnnfused::cuda {
+
+// Numbers that the host knows travel as a kernel's parameters: nothing is copied, so that a CUDA graph can
+// hold the call.
+struct Numbers {
+  static constexpr int kMost = 960;  // parameters may take 4 KB
+  int values[kMost];
+  int count;
+  int* out;
+};
+template <int Threads>
+__global__ void __launch_bounds__(Threads) store_numbers(const __grid_constant__ Numbers n) {
+  const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < n.count) n.out[i] = n.values[i];
+}
+
+// The sequences' offsets on the device, where they say more than how large the batch is.
+class Offsets {
+ public:
+  Offsets(const SequenceShape& shape, Arena& arena) : shape_(shape) {
+    if (shape.steps > 0 && shape.active(shape.steps - 1) < shape.batch)
+      data_ = arena.take<int>(shape.steps + 1);
+  }
+
+  // Puts them there.
+  const int* store(StreamHandle stream) const {
+    if (!data_) return nullptr;
+    for (Index first = 0; first <= shape_.steps; first += Numbers::kMost) {
+      Numbers numbers{};
+      numbers.out = data_ + first;
+      for (Index i = first; i <= shape_.steps && numbers.count < Numbers::kMost; ++i)
+        numbers.values[numbers.count++] = int(shape_.offsets[i]);
+      LaunchConfig config;
+      config.block = {kBlockThreads, 1, 1};
+      config.grid = {unsigned(Numbers::kMost + kBlockThreads - 1) / kBlockThreads, 1, 1};
+      launch(config, stream, &store_numbers<int(kBlockThreads)>, numbers);
+    }
+    return data_;
+  }
+
+ private:
+  const SequenceShape& shape_;
+  int* data_ = nullptr;
+};
+
+// What asks for the kernels of one way, where there are any.
+template <class Cell, class T, class Arguments>
+constexpr int (*active_clusters())(const Resident&) {
+  if constexpr (kHasResident<Cell, T>) {
+    return &ResidentLaunch<Cell, Arguments>::active;
+  } else {
+    return nullptr;
+  }
+}
+
+template <class Cell, class T>
+class PlannedForward : StepwiseForward<Cell, T> {
+  using Base = StepwiseForward<Cell, T>;
+  using Base::gates_, Base::gates_stride_, Base::plan_, Base::scratch_bytes_, Base::stream_handle_;
+  using Base::layer_, Base::layer_forward_, Base::shape_, Base::tape_;
+
+ public:
+  PlannedForward(const ForwardLayer& layer, Matmul* matmul, StreamHandle stream)
+      : Base(layer, matmul, stream, active_clusters<Cell, T, ResidentForward<T>>()) {
+    Arena arena(layer.scratch);
+    arena.take<char>(scratch_bytes_);
+    if (plan_.driver == Driver::resident) offsets_.emplace(shape_, arena);
+    scratch_bytes_ = arena.used();
+  }
+
+  using Base::work;
+
+  void run() const {
+    if constexpr (kHasResident<Cell, T>) {
+      if (plan_.driver == Driver::resident) return run_resident();
+    }
+    Base::run();
+  }
+
+ private:
+  void run_resident() const {
+    ResidentForward<T> args = arguments();
+    // Beyond their lengths the kernel writes nothing.
+    if (layer_.lengths) {
+      clear(args.y, shape_.rows() * this->output_stride(), stream_handle_);
+      if (args.cells) clear(args.cells, shape_.rows() * this->output_stride(), stream_handle_);
+    }
+    for (Index s = 0, end; s < shape_.steps; s = end) {
+      Range chunk[kMaxDirections];
+      end = this->start_chunk(s, chunk);
+      args.walk.begin = s, args.walk.end = end;
+      args.continues = s > 0;
+      for (int d = 0; d < layer_.directions; ++d) args.first_row[d] = chunk[d].first;
+      ResidentLaunch<Cell, ResidentForward<T>>::start(plan_.resident, args, stream_handle_);
+    }
+  }
+
+  ResidentForward<T> arguments() const {
+    const ForwardStep<T> step = this->step_arguments();
+    ResidentForward<T> args{};
+    args.walk = {
+        shape_.steps, shape_.batch, offsets_->store(stream_handle_), layer_.lengths, layer_.resets, 0, 0};
+    args.hidden = shape_.hidden;
+    args.directions = layer_.directions;
+    args.weights = Base::typed(layer_.recurrent_weights);
+    for (int d = 0; d < layer_.directions; ++d) args.biases[d] = step.biases[d];
+    args.gates = gates_;
+    args.gates_stride = gates_stride_;
+    args.tapes_gates = step.tapes_gates;
+    args.h = step.h;
+    args.h_wide = step.h_wide;
+    args.c = step.c;
+    args.y = step.y;
+    args.cells = step.cells;
+    args.cell = step.cell;
+    args.cell_stride = step.cell_stride;
+    return args;
+  }
+
+  std::optional<Offsets> offsets_;
+};
+
+template <class Cell, class T>
+class PlannedBackward : StepwiseBackward<Cell, T> {
+  using Base = StepwiseBackward<Cell, T>;
+  using Base::gradients_, Base::plan_, Base::rebuilds_, Base::scratch_bytes_, Base::stream_handle_;
+  using Base::layer_, Base::layer_backward_, Base::shape_, Base::tape_;
+
+ public:
+  PlannedBackward(const BackwardLayer& layer, Matmul* matmul, StreamHandle stream)
+      : Base(layer, matmul, stream, active_clusters<Cell, T, ResidentBackward<T>>()) {
+    Arena arena(layer.scratch);
+    arena.take<char>(scratch_bytes_);
+    if (plan_.driver == Driver::resident) offsets_.emplace(shape_, arena);
+    scratch_bytes_ = arena.used();
+  }
+
+  using Base::work;
+
+  void run() const {
+    if constexpr (kHasResident<Cell, T>) {
+      if (plan_.driver == Driver::resident) return run_resident();
+    }
+    Base::run();
+  }
+
+ private:
+  void run_resident() const {
+    this->start();
+    // Beyond their lengths the kernel writes nothing, but products over all rows take these along.
+    if (layer_.lengths) clear(gradients_, layer_.directions * tape_.gates_stride, stream_handle_);
+    ResidentBackward<T> args = arguments();
+    for (Index end = shape_.steps; end > 0; end = args.walk.begin) {
+      Range chunk[kMaxDirections] = {};
+      args.walk.begin = rebuilds_ ? this->rebuild(end, chunk) : 0;
+      args.walk.end = end;
+      for (int d = 0; d < layer_.directions; ++d) args.first_row[d] = chunk[d].first;
+      ResidentLaunch<Cell, ResidentBackward<T>>::start(plan_.resident, args, stream_handle_);
+    }
+    this->gradients_of_rows();
+  }
+
+  ResidentBackward<T> arguments() const {
+    const BackwardStep<T> step = this->step_arguments();
+    ResidentBackward<T> args{};
+    args.walk = {
+        shape_.steps, shape_.batch, offsets_->store(stream_handle_), layer_.lengths, layer_.resets, 0, 0};
+    args.hidden = shape_.hidden;
+    args.directions = layer_.directions;
+    args.weights = Base::typed(layer_.recurrent_weights);
+    args.gates = step.gates;
+    args.gates_stride = step.gates_stride;
+    args.cell = step.cell;
+    args.cell_stride = step.cell_stride;
+    args.y = step.y;
+    args.h0 = step.h0;
+    args.c0 = step.c0;
+    args.dy = step.dy;
+    args.dcells = step.dcells;
+    args.dh = step.dh;
+    args.dc = step.dc;
+    args.gradients = step.gradients;
+    args.gradients_stride = step.gradients_stride;
+    return args;
+  }
+
+  std::optional<Offsets> offsets_;
+};
+
+}  // namespace rnnfused::cuda

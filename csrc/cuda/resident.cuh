@@ -1,0 +1,173 @@
+// What the resident kernels have in common: operands of matrix instructions, which rows and units a lane
+// works on, and where a sequence's rows are.
+#pragma once
+
+#include "cuda/approx.cuh"
+#include "cuda/resident.h"
+
+namespace rnnfused::cuda {
+
+constexpr int kResidentThreads = kResidentWarps * 32;
+
+// What matrix instructions make of T: 16-bit types as they are, float as TF32.
+template <class T>
+struct Operand {
+  static constexpr int depth = 16;  // of one instruction
+  static __device__ T round(float x) { return from_float<T>(x); }
+  static __device__ uint32_t make(const T (&pair)[2]) { return pack(pair[0], pair[1]); }
+  static __device__ void multiply(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    mma_sync<T>(sums, a, b);
+  }
+};
+template <>
+struct Operand<float> {
+  static constexpr int depth = 8;
+  static __device__ float round(float x) {
+    const uint32_t bits = to_tf32(x);
+    float rounded;
+    memcpy(&rounded, &bits, sizeof rounded);
+    return rounded;
+  }
+  static __device__ uint32_t make(const float (&one)[1]) { return to_tf32(one[0]); }
+  static __device__ void multiply(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    mma_sync_tf32(sums, a, b);
+  }
+};
+// Neighbours in k that a register holds, and at which k of an instruction's operand that of this lane begin:
+// its `part`, of two.
+template <class T>
+constexpr int kPair = Operand<T>::depth / 8;
+template <class T>
+__device__ int k_of(int lane, int part) {
+  return kPair<T> * (part * 4 + lane % 4);
+}
+// Elements of 16 bytes: what a row of shared memory is longer than its numbers, so that eight rows, one below
+// the other, lie in different banks.
+template <class T>
+constexpr int kChunk = 16 / int(sizeof(T));
+
+// How a tile of 16 rows of W_hh by 8 of the batch is shared out. With four rows to a unit an exchange between
+// lanes gives each of them all rows of one (unit, column) pair; with one row, a lane has four pairs as they
+// come.
+template <class Cell>
+struct TileMap {
+  static constexpr int rows = kUnitRows<Cell>;
+  static constexpr int units = kTileRows / rows, cells = units / 4;
+  static constexpr int columns = rows == 4 ? 1 : 2;  // different ones among a lane's cells
+  static_assert(rows == 1 || rows == 4, "a tile has 1 or 4 rows of a unit");
+  static_assert(Cell::gates <= rows, "rows beyond the gates are zero");
+
+  static __device__ int unit_of_row(int row) { return row % units; }
+  static __device__ int gate_of_row(int row) { return row / units; }
+  // Of this lane's cell i.
+  static __device__ int unit(int lane, int i) { return rows == 4 ? lane / 4 % 4 : lane / 4 + i / 2 * 8; }
+  static __device__ int column(int lane, int i) {
+    return rows == 4 ? lane % 4 * 2 + lane / 16 : lane % 4 * 2 + i % 2;
+  }
+
+  // From the instruction's sums to those of each cell.
+  static __device__ void gather(const float (&sums)[4], int lane, float (&out)[cells][rows]) {
+    if constexpr (rows == 4) {
+      const bool upper = lane >= 16;
+      const float first = shuffle_xor(upper ? sums[0] : sums[1], 16);
+      const float second = shuffle_xor(upper ? sums[2] : sums[3], 16);
+      out[0][0] = upper ? first : sums[0];
+      out[0][1] = upper ? sums[1] : first;
+      out[0][2] = upper ? second : sums[2];
+      out[0][3] = upper ? sums[3] : second;
+    } else {
+      RNNFUSED_UNROLL
+      for (int i = 0; i < 4; ++i) out[i][0] = sums[i];
+    }
+  }
+};
+
+// Copies rows of W_hh into shared memory [rows, pitch], zeros where there is none: row_of(i) says which row
+// of the matrix is the i-th, negative for none; columns beyond H are zero. All threads call it; what they
+// copied is there after cp_async_wait_all and a barrier.
+template <int Rows, int Columns, int Pitch, class T, class RowOf>
+__device__ void stage_weights(const T* weights, int H, Shared<T> to, RowOf row_of) {
+  constexpr int kVector = kChunk<T>;
+  static_assert(Rows * Columns % (kVector * kResidentThreads) == 0, "whole rounds of all threads");
+  if (H % kVector == 0 && reinterpret_cast<size_t>(weights) % 16 == 0) {
+    RNNFUSED_UNROLL
+    for (int i = 0; i < Rows * Columns / kVector / kResidentThreads; ++i) {
+      const int at = (i * kResidentThreads + int(threadIdx.x)) * kVector, row = at / Columns,
+                column = at % Columns;
+      const int from = row_of(row);
+      const bool there = from >= 0 && column < H;
+      cp_async_zfill<16>(to + (row * Pitch + column), weights + (there ? Index(from) * H + column : 0),
+                         there ? 16 : 0);
+    }
+    return;
+  }
+  for (int at = int(threadIdx.x); at < Rows * Columns; at += kResidentThreads) {
+    const int row = at / Columns, column = at % Columns, from = row_of(row);
+    to[row * Pitch + column] = from >= 0 && column < H ? weights[Index(from) * H + column] : T{};
+  }
+}
+
+// A direction's sequences. 32 bits count rows, steps and the batch; the driver sees to it that they suffice.
+struct Lane {
+  const Walk& walk;
+  bool reverse;
+
+  __device__ int step(int position) const { return reverse ? int(walk.steps) - 1 - position : position; }
+  __device__ int row(int step) const { return walk.offsets ? walk.offsets[step] : step * int(walk.batch); }
+  // How many steps the sequence b has; none where there is no such sequence.
+  __device__ int length(int b) const {
+    const int steps = int(walk.steps);
+    if (b >= int(walk.batch)) return 0;
+    if (walk.lengths) return walk.lengths[b] < steps ? int(walk.lengths[b]) : steps;
+    if (!walk.offsets) return steps;
+    int low = 0, high = steps;  // the batch shrinks from step to step
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (walk.offsets[middle + 1] - walk.offsets[middle] > b) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+  // The positions at which one of these sequences may be there.
+  __device__ void clip(int first_sequence, int count, int& begin, int& end) const {
+    int longest = 0;
+    for (int b = first_sequence; b < first_sequence + count; ++b) {
+      const int steps = length(b);
+      longest = steps > longest ? steps : longest;
+    }
+    const int first = reverse ? int(walk.steps) - longest : 0, last = first + longest;
+    begin = int(walk.begin) > first ? int(walk.begin) : first;
+    end = int(walk.end) < last ? int(walk.end) : last;
+    if (end < begin) end = begin;
+  }
+  // Whether the state that a sequence of that length has after the step is zeroed.
+  __device__ bool is_cut_after(int step, int b, int length) const {
+    if (!walk.resets || step >= length) return false;
+    const int cut = reverse ? step : step + 1;
+    return cut < length && walk.resets[Index(cut) * walk.batch + b];
+  }
+  // And the one that it has before the step.
+  __device__ bool is_cut_before(int step, int b, int length) const {
+    if (!walk.resets || step >= length) return false;
+    const int cut = reverse ? step + 1 : step;
+    return cut < length && walk.resets[Index(cut) * walk.batch + b];
+  }
+};
+
+// Clusters exist from sm_90 on; below, kernels that use them are empty.
+template <Exchange X>
+constexpr bool kCompiles = X == Exchange::block || RNNFUSED_ARCH == 0 || RNNFUSED_ARCH >= 900;
+
+template <Exchange X>
+__device__ void sync_all() {
+  if constexpr (X == Exchange::cluster) {
+    cluster_sync();
+  } else {
+    block_sync();
+  }
+}
+
+}  // namespace rnnfused::cuda

@@ -1,0 +1,77 @@
+// The resident kernels as the driver sees them: what one launch is told, and what can be asked of it.
+#pragma once
+
+#include "cuda/gates.cuh"
+#include "cuda/launch.h"
+#include "cuda/plan.h"
+
+namespace rnnfused::cuda {
+
+// The sequences, in device memory, and which positions of them a launch runs.
+struct Walk {
+  Index steps, batch;
+  const int* offsets;    // [T + 1] of rows, or null: the whole batch at every step
+  const Index* lengths;  // [B] or null: as the offsets say
+  const bool* resets;    // [T, B] or null: none
+  Index begin, end;      // positions, in the order in which forward runs
+};
+
+template <class T>
+struct ResidentForward {
+  using C = Compute<T>;
+  Walk walk;
+  Index hidden, directions;
+  const T* weights;  // W_hh [D, G * H, H]
+  Biases<T> biases[kMaxDirections];
+  C* gates;  // [D, rows of the chunk, A, H]: the input's projection, then what is taped
+  Index gates_stride;
+  Index first_row[kMaxDirections];  // of the chunk
+  bool tapes_gates;
+  bool continues;  // the walk before this one, whose states are in h_wide (in h where that is null)
+  T* h;            // [D, B, H]
+  C* h_wide;       // the same before it is rounded, or null where T is the compute type
+  C* c;            // [D, B, H]
+  T* y;            // [rows, D * H]
+  T* cells;        // c of every row, as it is given out [rows, D * H], or null
+  C* cell;         // the same as backward reads it [D, rows, H], or null
+  Index cell_stride;
+};
+
+template <class T>
+struct ResidentBackward {
+  using C = Compute<T>;
+  Walk walk;
+  Index hidden, directions;
+  const T* weights;  // W_hh [D, G * H, H]
+  const C* gates;    // what the cell taped, or would have [D, rows of the chunk, A, H]
+  Index gates_stride;
+  Index first_row[kMaxDirections];  // of the chunk
+  const C* cell;                    // c of every row [D, rows, H]
+  Index cell_stride;
+  const T* y;       // [rows, D * H]
+  const T* h0;      // [D, B, H]
+  const C* c0;      // [D, B, H]
+  const T* dy;      // [rows, D * H] or null
+  const T* dcells;  // [rows, D * H] or null
+  C *dh, *dc;       // [D, B, H]: of the states after the walk, then of those before it
+  T* gradients;     // of the gates [D, rows, A, H]
+  Index gradients_stride;
+};
+
+// A unit's rows in a tile.
+template <class Cell>
+constexpr int kUnitRows = Cell::gates == 1 ? 1 : 4;
+
+// Whether there are such kernels.
+template <class Cell, class T>
+constexpr bool kHasResident = resident_kernels(kUnitRows<Cell>, TypeOf<T>::value).count > 0;
+
+// The kernels of one way, forward or backward; Arguments are ResidentForward or ResidentBackward.
+template <class Cell, class Arguments>
+struct ResidentLaunch {
+  // How many clusters of it the current device can hold at once.
+  static int active(const Resident& launch);
+  static void start(const Resident& launch, const Arguments& arguments, Stream stream);
+};
+
+}  // namespace rnnfused::cuda

@@ -1,0 +1,298 @@
+// A layer's backward recurrence as one launch. A block holds the rows of W_hh that forward's block of that
+// rank held, makes the gate gradients of its units, multiplies them with its rows, and sends each peer the
+// part of the product that is of the peer's units: a sum over blocks, each term in a place of its own, added
+// up in order.
+#pragma once
+
+#include "cuda/resident.cuh"
+
+namespace rnnfused::cuda {
+
+// What a kernel leaves out, for tests that must see it reported; nothing in the product.
+enum class BackwardFault { none, no_block_sync, one_partial, one_gradient, no_last_wait, no_arm };
+
+template <class Cell, class T, int Depth, int M, int N, Exchange X>
+struct BackwardSizes {
+  static constexpr int columns = kEight * N;
+  static constexpr int block_units = kResidentWarps * TileMap<Cell>::units * M;
+  static constexpr int rows = Cell::gates * block_units;  // of W_hh, gate by gate
+  // Tiles of hidden units: a warp sums for so many; where there are fewer than warps, several warps share the
+  // rows of one.
+  static constexpr int all_tiles = Depth / kTileRows;
+  static constexpr int tiles = all_tiles > kResidentWarps ? all_tiles / kResidentWarps : 1;
+  static constexpr int shares = all_tiles < kResidentWarps ? kResidentWarps / all_tiles : 1;
+  static constexpr int deep = rows / Operand<T>::depth / shares;  // instructions to a tile
+  static constexpr int chains = tiles == 1 ? 4 : tiles == 2 ? 2 : 1;
+  static constexpr int cells = block_units * columns / kResidentThreads;  // of a thread
+  static constexpr int row = rows + kChunk<T>, line = kEight + 2;  // line: the columns of a unit, padded
+  static constexpr int buffer = columns * row, slot = N * block_units * line;
+  // While weights are loaded, so many instructions' rows of each share are in shared memory at once.
+  static constexpr int pitch = Depth + kChunk<T>, staged_deep = deep % 4 == 0 ? 4 : deep % 3 == 0 ? 3 : 2;
+  static_assert(deep % staged_deep == 0, "whole rounds of loading");
+  static_assert(deep % 2 == 0 && rows % (Operand<T>::depth * shares) == 0, "whole pairs of instructions");
+  static constexpr int together = kResidentThreads / block_units;  // columns of all threads' first cells
+  static_assert(Depth % kTileRows == 0 && kResidentThreads % block_units == 0, "whole tiles, whole columns");
+
+  static constexpr size_t gradients = 0;  // [2, columns, row]
+  static constexpr size_t partial =
+      gradients + 2 * buffer * sizeof(T);  // [2, blocks * shares, N, units, line]
+  static constexpr size_t staged = size_t(shares * staged_deep * Operand<T>::depth * pitch) * sizeof(T);
+  RNNFUSED_HD static constexpr size_t full(int blocks) {  // [2]
+    const size_t used = partial + size_t(2 * blocks * shares * slot) * sizeof(float);
+    return used > staged ? used : (staged + 15) / 16 * 16;
+  }
+  RNNFUSED_HD static constexpr size_t bytes(int blocks) { return full(blocks) + 2 * sizeof(Mbarrier); }
+};
+
+template <class Cell, class T, int Depth, int M, int N, Exchange X, BackwardFault F = BackwardFault::none>
+__global__ void __launch_bounds__(kResidentThreads, 1)
+    resident_backward(const __grid_constant__ ResidentBackward<T> s) {
+  if constexpr (!kCompiles<X>) {
+    trap();
+  } else {
+    using Op = Operand<T>;
+    using At = BackwardSizes<Cell, T, Depth, M, N, X>;
+    constexpr int A = Cell::accumulators, G = Cell::gates, S = Cell::states, kCells = At::cells;
+
+    const int size = X == Exchange::cluster ? int(cluster_size()) : 1;
+    const int rank = X == Exchange::cluster ? int(cluster_rank()) : 0;
+    const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32), d = int(blockIdx.y);
+    const int H = int(s.hidden), batch = int(s.walk.batch);
+    const Lane in{s.walk, d == 1};
+    const int slice = int(blockIdx.x) / size * At::columns, first = rank * At::block_units;
+    int begin, end;
+    in.clip(slice, At::columns, begin, end);
+    const Shared<T> gradients = shared_memory<T>(At::gradients);
+    const Shared<float> partial = shared_memory<float>(At::partial);
+    const Shared<Mbarrier> full = shared_memory<Mbarrier>(At::full(size));
+    const int slots = X == Exchange::cluster ? size * At::shares : At::shares;
+    const unsigned sent = unsigned(slots * At::block_units * At::columns) * unsigned(sizeof(float));
+    if constexpr (X == Exchange::cluster) {
+      if (threadIdx.x == 0) {
+        for (unsigned k = 0; k < 2; ++k) mbarrier_init(full + k, 1);
+        fence_mbarrier_init();
+        for (int k = 0; k < 2 && F != BackwardFault::no_arm; ++k) {
+          if (k < end - begin) mbarrier_arrive_expect_tx(full + k, sent);
+        }
+      }
+    }
+
+    // W_hh^T: 16 hidden units by this warp's share of the block's rows; through shared memory, some rows at a
+    // time.
+    const int share = warp % At::shares, first_tile = warp / At::shares * At::tiles;
+    uint32_t w[At::tiles][At::deep][4];
+    const Shared<T> staged = shared_memory<T>(0);  // [shares, rows, pitch]
+    RNNFUSED_UNROLL
+    for (int chunk = 0; chunk < At::deep / At::staged_deep; ++chunk) {
+      constexpr int kRows = At::staged_deep * Op::depth;
+      stage_weights<At::shares * kRows, Depth, At::pitch>(
+          s.weights + Index(d) * G * H * H, H, staged, [&](int i) {
+            const int row = i / kRows * At::deep * Op::depth + chunk * kRows + i % kRows;
+            const int gate = row / At::block_units, of = first + row % At::block_units;
+            return of < H ? gate * H + of : -1;
+          });
+      cp_async_wait_all();
+      block_sync();
+      RNNFUSED_UNROLL
+      for (int tile = 0; tile < At::tiles; ++tile) {
+        RNNFUSED_UNROLL
+        for (int deep = 0; deep < At::staged_deep; ++deep) {
+          RNNFUSED_UNROLL
+          for (int part = 0; part < 4; ++part) {
+            const int to = (first_tile + tile) * kTileRows + lane / 4 + part % 2 * 8;
+            const int row = share * kRows + deep * Op::depth + k_of<T>(lane, part / 2);
+            T some[kPair<T>];
+            RNNFUSED_UNROLL
+            for (int i = 0; i < kPair<T>; ++i) some[i] = staged[(row + i) * At::pitch + to];
+            w[tile][chunk * At::staged_deep + deep][part] = Op::make(some);
+          }
+        }
+      }
+      block_sync();
+    }
+
+    // A thread's cells are of one unit; neighbouring threads have neighbouring ones.
+    const int own = int(threadIdx.x) % At::block_units, unit = first + own;
+    const auto column_of = [&](int i) { return int(threadIdx.x) / At::block_units + i * At::together; };
+    float dh[kCells], dc[kCells] = {};
+    int length[kCells];
+    RNNFUSED_UNROLL
+    for (int i = 0; i < kCells; ++i) {
+      const int b = slice + column_of(i);
+      const bool is_cell = b < batch && unit < H;
+      const Index state = (Index(d) * batch + b) * H + unit;
+      length[i] = is_cell ? in.length(b) : 0;
+      dh[i] = is_cell ? s.dh[state] : 0;
+      if (S > 1) dc[i] = is_cell ? s.dc[state] : 0;
+    }
+
+    // What a step reads of memory, while it waits for its peers; gradients from outside are added to the
+    // states'.
+    const int gate_step = A * H, y_step = int(s.directions) * H,
+              first_row = int(of_direction(s.first_row, d));
+    float taped[kCells][A] = {}, next[kCells][S] = {}, prev[kCells][S] = {};
+    unsigned goes_on = 0;  // a bit for each cell whose state comes from somewhere
+    const auto load_step = [&](int position) {
+      const int step = in.step(position), before = in.reverse ? step + 1 : step - 1;
+      const int row = in.row(step),
+                row_before = before >= 0 && before < int(s.walk.steps) ? in.row(before) : 0;
+      // Where a row of the batch's first sequence would be; from there 32 bits suffice.
+      const Index y_row = Index(row) * y_step + d * H;
+      const T *const y = s.y + y_row, *const y_before = s.y + (Index(row_before) * y_step + d * H);
+      const T* const h0 = s.h0 + Index(d) * batch * H;
+      const float* const gates = s.gates + (d * s.gates_stride + Index(row - first_row) * gate_step);
+      const float* const cells = S > 1 ? s.cell + d * s.cell_stride : nullptr;
+      const float *const cell = cells + Index(row) * H, *const cell_before = cells + Index(row_before) * H;
+      const float* const c0 = S > 1 ? s.c0 + Index(d) * batch * H : nullptr;
+      goes_on = 0;
+      RNNFUSED_UNROLL
+      for (int i = 0; i < kCells; ++i) {
+        if (step >= length[i]) continue;
+        const int b = slice + column_of(i);
+        const bool previous = before >= 0 && before < length[i],
+                   comes = !in.is_cut_before(step, b, length[i]);
+        goes_on |= unsigned(comes) << i;
+        const float* const from = gates + (b * gate_step + unit);
+        RNNFUSED_UNROLL
+        for (int a = 0; a < Cell::taped; ++a) taped[i][a] = from[a * H];
+        const int at = b * y_step + unit, state = b * H + unit;
+        next[i][0] = widen(y[at]);
+        prev[i][0] = comes ? widen(previous ? y_before[at] : h0[state]) : 0.0f;
+        if constexpr (S > 1) {
+          next[i][1] = cell[state];
+          prev[i][1] = comes ? previous ? cell_before[state] : c0[state] : 0.0f;
+        }
+        // Of the last step of all, where a reset before the first one zeroes the state.
+        if (in.reverse && step == 0 && in.is_cut_after(0, b, length[i])) dh[i] = dc[i] = 0;
+        if (s.dy) dh[i] += widen(s.dy[y_row + at]);
+        if (S > 1 && s.dcells) dc[i] += widen(s.dcells[y_row + at]);
+      }
+    };
+    // The product's part that is of this thread's cell, from all blocks in their order.
+    const auto received = [&](int buffer, int i) {
+      const Shared<float> from =
+          partial + (buffer * slots * At::slot + own * At::line +
+                     column_of(i) / kEight * At::block_units * At::line + column_of(i) % kEight);
+      float sum = 0;
+      for (int k = 0; k < slots; ++k) {
+        const float term = from[k * At::slot];
+        sum += term;
+      }
+      return sum;
+    };
+
+    if (begin < end) load_step(end - 1);
+    sync_all<X>();
+
+    unsigned u = 0;
+    for (int position = end - 1; position >= begin; --position, ++u) {
+      const int step = in.step(position), buffer = int(u % 2);
+      if (u > 0) {
+        if constexpr (X == Exchange::cluster) {
+          mbarrier_wait(full + (u - 1) % 2, (u - 1) / 2);
+          if (F != BackwardFault::no_arm && threadIdx.x == 0 && position > begin)
+            mbarrier_arrive_expect_tx(full + (u - 1) % 2, sent);
+        } else {
+          block_sync();
+        }
+      }
+      T* const gradients_of_step = s.gradients + (d * s.gradients_stride + Index(in.row(step)) * gate_step);
+      const Shared<T> now = gradients + (F == BackwardFault::one_gradient ? 0 : buffer * At::buffer);
+      RNNFUSED_UNROLL
+      for (int i = 0; i < kCells; ++i) {
+        if (u > 0) dh[i] += received(F == BackwardFault::one_partial ? 0 : 1 - buffer, i);
+        const bool there = step < length[i], comes = goes_on >> i & 1;
+        Approx dacc[A] = {};
+        if (there) {
+          Approx tape[A] = {}, before[S], after[S], dnext[S], dprev[S];
+          RNNFUSED_UNROLL
+          for (int a = 0; a < Cell::taped; ++a) tape[a] = taped[i][a];
+          RNNFUSED_UNROLL
+          for (int k = 0; k < S; ++k) before[k] = prev[i][k], after[k] = next[i][k];
+          dnext[0] = dh[i];
+          if constexpr (S > 1) dnext[1] = dc[i];
+          Cell::backward(tape, before, after, dnext, dacc, dprev);
+          dh[i] = comes ? plain(dprev[0]) : 0.0f;
+          if constexpr (S > 1) dc[i] = comes ? plain(dprev[1]) : 0.0f;
+          T* const out = gradients_of_step + ((slice + column_of(i)) * gate_step + unit);
+          RNNFUSED_UNROLL
+          for (int a = 0; a < A; ++a) out[a * H] = narrow<T>(plain(dacc[a]));
+        }
+        RNNFUSED_UNROLL
+        for (int gate = 0; gate < G; ++gate) {
+          now[column_of(i) * At::row + gate * At::block_units + own] =
+              there && comes ? Op::round(plain(dacc[Cell::h_first + gate])) : T{};
+        }
+      }
+      if (F != BackwardFault::no_block_sync) block_sync();
+
+      float sums[N][At::tiles][At::chains][4] = {};
+      RNNFUSED_UNROLL
+      for (int deep = 0; deep < At::deep; deep += 2) {
+        RNNFUSED_UNROLL
+        for (int n = 0; n < N; ++n) {
+          uint32_t b[4];
+          ldmatrix(b, now + ((n * kEight + lane % 8) * At::row + (share * At::deep + deep) * Op::depth +
+                             lane / 8 * kChunk<T>));
+          const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+          RNNFUSED_UNROLL
+          for (int tile = 0; tile < At::tiles; ++tile) {
+            Op::multiply(sums[n][tile][deep % At::chains], w[tile][deep], low);
+            Op::multiply(sums[n][tile][(deep + 1) % At::chains], w[tile][deep + 1], high);
+          }
+        }
+      }
+      const int to_buffer = F == BackwardFault::one_partial ? 0 : buffer;
+      RNNFUSED_UNROLL
+      for (int tile = 0; tile < At::tiles; ++tile) {
+        const int to = (first_tile + tile) * kTileRows, peer = to / At::block_units;
+        if (peer >= size) continue;
+        RNNFUSED_UNROLL
+        for (int n = 0; n < N; ++n) {
+          float sum[4];
+          RNNFUSED_UNROLL
+          for (int k = 0; k < 4; ++k) {
+            sum[k] = sums[n][tile][0][k];
+            RNNFUSED_UNROLL
+            for (int chain = 1; chain < At::chains; ++chain) sum[k] += sums[n][tile][chain][k];
+          }
+          RNNFUSED_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            const int place = (to_buffer * slots + rank * At::shares + share) * At::slot +
+                              (n * At::block_units + to % At::block_units + lane / 4 + 8 * half) * At::line +
+                              lane % 4 * 2;
+            const float2 value = make_float2(sum[2 * half], sum[2 * half + 1]);
+            if constexpr (X == Exchange::cluster) {
+              st_async(remote_cast<float2>(cluster_map(partial, unsigned(peer)) + place), value,
+                       cluster_map(full, unsigned(peer)) + buffer);
+            } else {
+              shared_cast<float2>(partial + place)[0] = value;
+            }
+          }
+        }
+      }
+      if (position > begin) load_step(position - 1);
+    }
+
+    if (u > 0 && F != BackwardFault::no_last_wait) {
+      if constexpr (X == Exchange::cluster) {
+        mbarrier_wait(full + (u - 1) % 2, (u - 1) / 2);
+      } else {
+        block_sync();
+      }
+    }
+    RNNFUSED_UNROLL
+    for (int i = 0; i < kCells; ++i) {
+      const int b = slice + column_of(i);
+      if (u > 0 && F != BackwardFault::no_last_wait)
+        dh[i] += received(F == BackwardFault::one_partial ? 0 : int(u - 1) % 2, i);
+      if (b >= batch || unit >= H) continue;
+      const Index state = (Index(d) * batch + b) * H + unit;
+      s.dh[state] = dh[i];
+      if constexpr (S > 1) s.dc[state] = dc[i];
+    }
+    if constexpr (X == Exchange::cluster) cluster_sync();
+  }
+}
+
+}  // namespace rnnfused::cuda

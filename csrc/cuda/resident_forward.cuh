@@ -9,16 +9,7 @@
 namespace rnnfused::cuda {
 
 // What a kernel leaves out, for tests that must see it reported; nothing in the product.
-enum class ForwardFault {
-  none,
-  no_first_sync,
-  no_last_sync,
-  one_buffer,
-  no_warp_sync,
-  one_stage,
-  arms_late,
-  no_arm
-};
+enum class ForwardFault { none, no_first_sync, no_last_sync, one_buffer, no_warp_sync, one_stage, no_arm };
 
 // Sizes of a kernel, and where what is in its shared memory.
 template <class Cell, class T, int Depth, int M, int N, Exchange X>
@@ -171,7 +162,8 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
         }
       }
     }
-    // body(n, m, i, whether there is such a cell at the step, its unit, its sequence)
+    // body(n, m, i, whether there is such a cell at the step, how many sequences and units it lies beyond the
+    // lane's first)
     const auto for_cells = [&](int step, auto body) {
       RNNFUSED_UNROLL
       for (int n = 0; n < N; ++n) {
@@ -180,22 +172,29 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
           RNNFUSED_UNROLL
           for (int i = 0; i < kCells; ++i) {
             const int unit = first(m) + Map::unit(lane, i);
-            body(n, m, i, step < columns.length_of(n, i) && unit < H, unit, columns.sequence(lane, n, i));
+            body(n, m, i, step < columns.length_of(n, i) && unit < H, n * kEight + Map::column_step(i),
+                 m * kResidentWarps * Map::units + Map::unit_step(i));
           }
         }
       }
     };
-    const int gate_step = A * H, y_step = int(s.directions) * H,
-              first_row = int(of_direction(s.first_row, d));
-    float* const gates = s.gates + d * s.gates_stride;
+
+    // Where a step's rows are in memory, from this lane's first cell on; from step to step they move by whole
+    // rows.
+    const int gate_step = A * H, y_step = int(s.directions) * H;
+    const int first_sequence = columns.sequence(lane, 0, 0), first_unit = first(0) + Map::unit(lane, 0);
+    int row = steps > 0 ? in.row(in.step(position)) : 0;
+    float* gates = s.gates + (d * s.gates_stride +
+                              (row - of_direction(s.first_row, d) + first_sequence) * gate_step + first_unit);
+    Index of_y = Index(row + first_sequence) * y_step + d * H + first_unit;
+    Index of_cell = d * s.cell_stride + Index(row + first_sequence) * H + first_unit;
     bool cut[N][Map::columns] = {};  // after the step
-    const auto load_step = [&](int step) {
-      const float* const from = gates + Index(in.row(step) - first_row) * gate_step;
-      for_cells(step, [&](int n, int m, int i, bool there, int unit, int b) {
+    const auto load_step = [&](int step, const float* from) {
+      for_cells(step, [&](int n, int m, int i, bool there, int sequences, int units) {
         if (!there) return;
         RNNFUSED_UNROLL
         for (int a = 0; a < A; ++a) {
-          if (feeds<Cell>(Cell::x_first, a)) x[n][m][i][a] = from[b * gate_step + a * H + unit];
+          if (feeds<Cell>(Cell::x_first, a)) x[n][m][i][a] = from[sequences * gate_step + a * H + units];
         }
       });
       RNNFUSED_UNROLL
@@ -208,23 +207,22 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     // What only memory waits for, after what the peers wait for.
     const auto store_step = [&](int step, const float (&next)[N][M][kCells][S],
                                 const float (&taped)[N][M][kCells][A]) {
-      const Index row = in.row(step);
-      float* const to = gates + (row - first_row) * gate_step;
-      T* const y = s.y + row * y_step + d * H;
-      for_cells(step, [&](int n, int m, int i, bool there, int unit, int b) {
+      for_cells(step, [&](int n, int m, int i, bool there, int sequences, int units) {
         if (!there) return;
-        y[b * y_step + unit] = narrow<T>(next[n][m][i][0]);
+        T* const y = s.y + of_y;
+        y[sequences * y_step + units] = narrow<T>(next[n][m][i][0]);
         if constexpr (S > 1) {
-          if (s.cells) s.cells[(row + b) * y_step + d * H + unit] = narrow<T>(next[n][m][i][1]);
-          if (s.cell) s.cell[d * s.cell_stride + (row + b) * H + unit] = next[n][m][i][1];
+          if (s.cells) (s.cells + of_y)[sequences * y_step + units] = narrow<T>(next[n][m][i][1]);
+          if (s.cell) (s.cell + of_cell)[sequences * H + units] = next[n][m][i][1];
         }
         if (!s.tapes_gates) return;
         RNNFUSED_UNROLL
-        for (int a = 0; a < Cell::taped; ++a) to[b * gate_step + a * H + unit] = taped[n][m][i][a];
+        for (int a = 0; a < Cell::taped; ++a)
+          gates[sequences * gate_step + a * H + units] = taped[n][m][i][a];
       });
     };
 
-    if (steps > 0) load_step(in.step(position));
+    if (steps > 0) load_step(in.step(position), gates);
     if (F == ForwardFault::no_first_sync) {
       block_sync();
     } else {
@@ -237,9 +235,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
       if (u > 0) {
         if constexpr (X == Exchange::cluster) {
           mbarrier_wait(full + u % 2, (u - 1) / 2);
-          // Armed before this block's next h goes out, without which no peer gets to the step after that.
-          if (F != ForwardFault::arms_late && threadIdx.x == 0 && position + 2 < end)
-            mbarrier_arrive_expect_tx(full + u % 2, sent);
+          if (threadIdx.x == 0 && position + 2 < end) mbarrier_arrive_expect_tx(full + u % 2, sent);
         } else {
           block_sync();
         }
@@ -262,6 +258,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
       }
 
       float next[N][M][kCells][S], taped[N][M][kCells][A];
+      // Two, for the barrier of the warp orders the reads of one with the writes of the step after the next.
       const Shared<T> stage =
           stages + (warp * 2 + (F == ForwardFault::one_stage ? 0 : int(u % 2))) * At::stage;
       const int other = F == ForwardFault::one_buffer ? 0 : int((u + 1) % 2) * At::buffer;
@@ -315,24 +312,30 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
           constexpr int kBytes = Map::units * int(sizeof(T)) > 16 ? 16 : Map::units * int(sizeof(T));
           using Chunk = std::conditional_t<kBytes == 16, uint4, uint2>;
           constexpr int kElements = kBytes / int(sizeof(T)), kOfColumn = Map::units / kElements;
-          constexpr unsigned kChunks = unsigned(At::columns * kOfColumn);
-          for (unsigned i = unsigned(lane); i < kChunks * size; i += 32) {
-            const int chunk = int(i % kChunks), column = chunk / kOfColumn,
-                      part = chunk % kOfColumn * kElements;
-            const unsigned peer = (rank + i / kChunks) % size;
-            const Chunk value = shared_cast<Chunk>(stage + (column * Map::units + part))[0];
+          // A lane sends one chunk, to every so many-th peer; beginning with its own block.
+          constexpr int kChunks = At::columns * kOfColumn;
+          static_assert(32 % kChunks == 0, "whole chunks for all lanes");
+          const int chunk = lane % kChunks, column = chunk / kOfColumn, part = chunk % kOfColumn * kElements;
+          const Chunk value = shared_cast<Chunk>(stage + (column * Map::units + part))[0];
+          for (unsigned k = unsigned(lane / kChunks); k < size; k += 32 / kChunks) {
+            const unsigned peer = rank + k < size ? rank + k : rank + k - size;
             const Remote<T> to = cluster_map(h, peer) + (other + column * At::row + first(0) + part);
             st_async(remote_cast<Chunk>(to), value, cluster_map(full, peer) + int((u + 1) % 2));
           }
-          if (F == ForwardFault::arms_late && u > 0 && threadIdx.x == 0 && position + 2 < end)
-            mbarrier_arrive_expect_tx(full + u % 2, sent);
         }
       }
       store_step(step, next, taped);
-      if (!last) load_step(in.step(position + 1));
+      if (last) break;
+      const int next_row = in.row(in.step(position + 1)), moved = next_row - row;
+      row = next_row;
+      gates += Index(moved) * gate_step;
+      of_y += Index(moved) * y_step;
+      of_cell += Index(moved) * H;
+      load_step(in.step(position + 1), gates);
     }
 
-    for_cells(0, [&](int n, int m, int i, bool, int unit, int b) {
+    for_cells(0, [&](int n, int m, int i, bool, int sequences, int units) {
+      const int b = first_sequence + sequences, unit = first_unit + units;
       if (unit >= H || b >= batch) return;
       const Index at = (Index(d) * batch + b) * H + unit;
       s.h[at] = narrow<T>(prev[n][m][i][0]);

@@ -87,5 +87,92 @@ TEST_CASE("the grid covers every unit; rows are covered by it or by its stride")
   }
 }
 
+// A device that holds so many clusters of any kernel.
+template <int Clusters>
+int holds(const Resident&) {
+  return Clusters;
+}
+
+PlanInput resident_input(const Sizes& sizes, std::vector<Index>& offsets, int unit_rows, Type type) {
+  PlanInput in = input(sizes, offsets);
+  in.type = type;
+  in.unit_rows = unit_rows;
+  in.arch = 900;
+  in.allows_resident = in.allows_tf32 = true;
+  in.active_clusters = holds<16>;
+  return in;
+}
+
+TEST_CASE("a resident kernel has room for every unit, and its clusters for every sequence") {
+  std::vector<Index> offsets;
+  for (const int unit_rows : {1, 4}) {
+    for (const Type type : {Type::f32, Type::f16, Type::bf16}) {
+      for (const Index batch : {1, 8, 9, 64, 100}) {
+        for (Index hidden = 1; hidden <= 1100; hidden += 7) {
+          const PlanInput in = resident_input({5, batch, hidden, hidden}, offsets, unit_rows, type);
+          const Plan plan = make_plan(in);
+          const ResidentKernels kernels = resident_kernels(unit_rows, type);
+          CAPTURE(unit_rows);
+          CAPTURE(hidden);
+          CAPTURE(batch);
+          if (hidden > kernels.all[kernels.count - 1].depth) {
+            CHECK(plan.driver == Driver::stepwise);
+            continue;
+          }
+          REQUIRE(plan.driver == Driver::resident);
+          const ResidentKernel kernel = kernels.all[plan.resident.kernel];
+          CHECK(kernel.depth >= hidden);
+          CHECK(plan.resident.cluster * kernel.block_units(unit_rows) >= hidden);
+          CHECK((plan.resident.cluster - 1) * kernel.block_units(unit_rows) < hidden);
+          CHECK(plan.resident.cluster <= 16);
+          // st.async needs a peer.
+          CHECK((kernel.exchange == Exchange::cluster) == (plan.resident.cluster > 1));
+          CHECK(plan.resident.slices * kEight * kernel.eights >= batch);
+          // Weights of a warp: a register for two numbers of 16 bits, or for one.
+          const int numbers = kTileRows * kernel.row_tiles * kernel.depth / 32;
+          CHECK(numbers / (type == Type::f32 ? 1 : 2) <= 128);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("what no resident kernel can run, or only in many turns, runs step by step") {
+  std::vector<Index> offsets;
+  const auto driver = [&](auto change, Sizes sizes = {5, 16, 200, 200}, Type type = Type::bf16) {
+    PlanInput in = resident_input(sizes, offsets, 4, type);
+    change(in);
+    return make_plan(in).driver;
+  };
+  const auto nothing = [](PlanInput&) {};
+  CHECK(driver(nothing) == Driver::resident);
+  CHECK(driver(nothing, {5, 16, 200, 100}) == Driver::stepwise);
+  CHECK(driver(nothing, {5, 16, 200, 200}, Type::f64) == Driver::stepwise);
+  CHECK(driver(nothing, {0, 16, 200, 200}) == Driver::stepwise);
+  CHECK(driver(nothing, {5, 0, 200, 200}) == Driver::stepwise);
+  CHECK(driver([](PlanInput& in) { in.allows_resident = false; }) == Driver::stepwise);
+  CHECK(driver([](PlanInput& in) { in.unit_rows = 0; }) == Driver::stepwise);
+  CHECK(driver([](PlanInput& in) { in.active_clusters = holds<0>; }) == Driver::stepwise);
+  const auto exact = [](PlanInput& in) { in.allows_tf32 = false; };
+  CHECK(driver(exact) == Driver::resident);
+  CHECK(driver(exact, {5, 16, 200, 200}, Type::f32) == Driver::stepwise);
+  CHECK(driver(nothing, {5, 16, 200, 200}, Type::f32) == Driver::resident);
+  // Ampere has no clusters: what one block holds.
+  const auto ampere = [](PlanInput& in) { in.arch = 800; };
+  CHECK(driver(ampere) == Driver::stepwise);
+  CHECK(driver(ampere, {5, 16, 128, 128}) == Driver::resident);
+  CHECK(driver(nothing, {5, 5000, 200, 200}) == Driver::stepwise);
+}
+
+TEST_CASE("a cluster takes two eights of the batch where that saves turns") {
+  std::vector<Index> offsets;
+  for (const Index batch : {8, 16, 128, 129, 200, 256}) {
+    const PlanInput in = resident_input({5, batch, 200, 200}, offsets, 4, Type::bf16);
+    const Plan plan = make_plan(in);
+    CAPTURE(batch);
+    CHECK(resident_kernels(4, Type::bf16).all[plan.resident.kernel].eights == (batch > 128 ? 2 : 1));
+  }
+}
+
 }  // namespace
 }  // namespace rnnfused::cuda

@@ -24,6 +24,10 @@ FILES = (
     "walk",
     "layouts",
     "varied",
+    "packed_gpu",
+    "stepper",
+    "frozen",
+    "states",
 )
 FEWER = {"RNNFUSED_WALK_CASES": "60", "RNNFUSED_LAYOUT_EXAMPLES": "60"}  # an emulator is slow
 

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pack_sequence
 import rnnfused
 from rnnfused import _packed
 
-CASES = int(os.environ.get("RNNFUSED_WALK_CASES", "300")) // 3
+CASES = min(100, int(os.environ.get("RNNFUSED_WALK_CASES", "300")))
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NARROW = {"bf16": torch.bfloat16, "f16": torch.float16}
 # One, and units that a thread takes one by one, four at a time and in more than one block.
@@ -243,7 +243,7 @@ def test_words_for_what_is_wrong(gpu: str) -> None:
         ((x, None, y.to("meta")), "out: expected a tensor on .*, got meta"),
         ((x, None, y.t().contiguous().t()), r"out: expected a contiguous tensor, got strides \[1, 2\]"),
         ((x, None, y.clone().requires_grad_()), "out: .* packed layers have no derivative"),
-        ((room[:12].view(2, 6), None, room[8:24].view(2, 8)), "share|single memory location"),
+        ((room[:12].view(2, 6), None, room[8:24].view(2, 8)), "memory location"),
     ]
     for given, words in wrong:
         with pytest.raises(RuntimeError, match=words):

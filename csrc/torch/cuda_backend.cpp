@@ -176,6 +176,7 @@ struct Call : DeviceWeights {
                    (long long)work.plan.resident.slices);
     }
     if (!scratch.defined()) scratch = at::empty({work.scratch_bytes}, in.x.options().dtype(at::kByte));
+    TORCH_INTERNAL_ASSERT(scratch.numel() >= work.scratch_bytes);
     return mutable_data(scratch);
   }
 

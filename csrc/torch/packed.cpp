@@ -58,14 +58,15 @@ std::vector<DeviceWeights> prepared(const std::vector<Inputs>& layers) {
 
 Frozen::Frozen(const std::string& layer, Tensors params)
     : options_(layer_options(layer)), params_(std::move(params)) {
-  if (params_.empty() || params_[0].dim() == 0) return;  // the operator says what is wrong
-  check_device(options_, params_[0].device());
   // Not with the first call: that may be captured in a graph, which would prepare them in each replay.
   prepare();
 }
 
 void Frozen::prepare() {
-  if (!kept_.prepared.empty() || !gpu::serves(params_[0].device())) return;
+  if (!kept_.prepared.empty()) return;
+  if (params_.empty() || !params_[0].defined() || params_[0].dim() == 0) return;  // a call says what is wrong
+  check_device(options_, params_[0].device());
+  if (!gpu::serves(params_[0].device())) return;
   const Index features = params_[0].size(-1) + options_.attends();
   const at::Tensor x = at::empty(options_.step ? at::DimVector{1, features} : at::DimVector{1, 1, features},
                                  params_[0].options().requires_grad(false));

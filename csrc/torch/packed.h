@@ -26,7 +26,7 @@ class RNNFUSED_API Frozen {
   Tensors params_;
   KeptWeights kept_;
 
-  // Whether a GPU's weights are still to be prepared: not where somebody sees what is done with them.
+  // Weights on a GPU, if they are not yet prepared and nothing wants to see it.
   void prepare();
 };
 

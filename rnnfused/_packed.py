@@ -184,8 +184,8 @@ class Stepper(_Snapshot):
 
     On a GPU (docs/cuda.md) the state stays at one place in memory, which every step, reset and assignment
     writes to, and a step reads nothing from the host and waits for nothing: it can be captured in a CUDA
-    graph and replayed. The bits are those of the whole sequence as far as torch's products give a row the
-    same ones in a batch of any size.
+    graph and replayed. The bits are those of the whole sequence run by the same kernels, as far as torch's
+    products give a row the same ones in a batch of any size.
 
     Weights are those that the module has when the Stepper is made, whatever becomes of the module's: after a
     change, call `refresh`; if the module was moved to another device, the state goes there, too. A Stepper

@@ -107,8 +107,9 @@ def narrow_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("index", range(CASES))
 @torch.no_grad()
-def test_a_walk_of_steps(index: int, gpu: str) -> None:
+def test_a_walk_of_steps(index: int, gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row against the layer's forward over all its steps since its state was last set."""
+    monkeypatch.setenv("RNNFUSED_CUDA_DRIVER", "stepwise")  # which is what runs a step
     pick = random.Random(index)
     module, weights = drawn(pick, gpu, directions=False)
     batch, dtype = pick.choice((1, 2, 5, 9)), module.weight_ih_l0.dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class _Snapshot:
     """
 
     _native: Any
+    _weights: Sequence[Tensor]
     _learned: Sequence[Tensor] = ()
 
     def __init__(self, module: Module, weights: str | None) -> None:
@@ -69,17 +71,26 @@ class _Snapshot:
         return f", weights={self._kind!r}" if self._kind else ""
 
     def refresh(self) -> None:
-        """Takes the module's weights as they are now."""
-        with torch.no_grad():
-            params = [parameter.detach() for parameter in self._module._params()]
-            if self._kind == "int8":
-                self._weights = [t.clone() for t in quantized_params(self._module._config(), params)]
-            else:
-                self._weights = [t.to(self._stored, copy=True) for t in params]
-            self._learned = [state.detach() for state in self._module._learned()]
-        self._native = self._pack()
+        """Takes the module's weights as they are now, on the device where they are now.
 
-    def _pack(self) -> Any:
+        Raises what the constructor raises, before anything is changed. A CUDA graph that was captured before
+        reads weights that are gone: capture it again.
+        """
+        with torch.no_grad():
+            taken = self._taken()
+        native = self._pack(taken)
+        self.__dict__.update(taken, _native=native)
+
+    def _taken(self) -> dict[str, Any]:
+        """What is held of the module, by attribute."""
+        params = [parameter.detach() for parameter in self._module._params()]
+        if self._kind == "int8":
+            weights = [t.clone() for t in quantized_params(self._module._config(), params)]
+        else:
+            weights = [t.to(self._stored, copy=True) for t in params]
+        return {"_weights": weights, "_learned": [state.detach() for state in self._module._learned()]}
+
+    def _pack(self, taken: dict[str, Any]) -> Any:
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,7 +98,7 @@ class _Snapshot:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._native = self._pack()
+        self._native = self._pack(state)
 
 
 class Frozen(_Snapshot):
@@ -98,18 +109,22 @@ class Frozen(_Snapshot):
     once, which shows where a call is short beside its weights. (They are packed again where another number of
     threads or sequences asks for another layout.)
 
-    module: an rnnfused.RNN, LSTM or GRU on the CPU. Its weights are those that it has when the Frozen is
-    made, whatever becomes of the module's: after a change, call `refresh`. weights: "bf16" or "f16" keeps
-    those of a float32 module, and what is multiplied with them, in bfloat16 or float16, "int8" in 8 bits with
-    a scale for each row (see `Quantized`); input, output and states stay float32. A Frozen can be copied and
-    pickled, and be an attribute of a torch.nn.Module, of which it is no part that trains. Nothing is
-    differentiated. Calls from several threads are safe, and wait for each other. A sequence of at most 8 rows
-    is summed in the order of longer ones, where the module reads its weights as they lie: the same numbers to
-    rounding; so it is where a call is traced or transformed, which runs the operator on the same weights.
+    module: an rnnfused.RNN, LSTM or GRU on the CPU or a GPU. Its weights are those that it has when the
+    Frozen is made, whatever becomes of the module's: after a change, or after the module was moved to another
+    device (which a Frozen does not follow by itself), call `refresh`. weights: "bf16" or "f16" keeps those of
+    a float32 module, and what is multiplied with them, in bfloat16 or float16, on the CPU "int8" in 8 bits
+    with a scale for each row (see `Quantized`); input, output and states stay float32 (a GPU rounds the
+    states of 16 bits where a call begins and ends). A Frozen can be copied and pickled, and be an attribute
+    of a torch.nn.Module, of which it is no part that trains. Nothing is differentiated. Calls from several
+    threads are safe, and wait for each other. On the CPU a sequence of at most 8 rows is summed in the order
+    of longer ones, where the module reads its weights as they lie: the same numbers to rounding; so it is
+    where a call is traced or transformed, which runs the operator on the same weights. On a GPU a call can be
+    captured in a CUDA graph where the module's can.
+
     Raises TypeError for another module, ValueError for other weights and for options of
-    the cell (docs/cells.md); calls raise what the module's raise,
-    and RuntimeError for another device and for tensors that require a gradient (with weights of 8 bits: when
-    somebody goes back to them).
+    the cell (docs/cells.md), RuntimeError for weights of 8 bits on a GPU; calls raise what the module's
+    raise, and RuntimeError for another device and for tensors that require a gradient (with weights of 8
+    bits: when somebody goes back to them).
     """
 
     def __init__(self, module: Module, weights: str | None = None) -> None:
@@ -130,8 +145,8 @@ class Frozen(_Snapshot):
     def __repr__(self) -> str:
         return f"Frozen({self._module!r}{self._in_words()})"
 
-    def _pack(self) -> Any:
-        return _C.Frozen(self._config().text, self._weights)
+    def _pack(self, taken: dict[str, Any]) -> Any:
+        return _C.Frozen(self._config().text, taken["_weights"])
 
     def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
         if self._learned and not hx:
@@ -160,19 +175,28 @@ class Stepper(_Snapshot):
     the module's over the whole sequence at once (where that has more than 8 rows: a shorter one runs with
     unpacked weights, whose products are summed in another order).
 
-    module: an rnnfused.RNN, LSTM or GRU of any number of layers, in one direction, on the CPU. It is run as
-    in eval mode, without dropout. batch_size: sequences that go on side by side. weights: "bf16" or "f16"
-    keeps those of a float32 module, and what is multiplied with them, in bfloat16 or float16, "int8" in 8
-    bits with a scale for each row (see `Quantized`). The state is zero at first, or the module's learned one;
-    it is float32 where weights are of 16 bits, the module's own too, so that what a step rounds away is not
-    lost to the next.
+    module: an rnnfused.RNN, LSTM or GRU of any number of layers, in one direction, on the CPU or a GPU. It is
+    run as in eval mode, without dropout. batch_size: sequences that go on side by side. weights: "bf16" or
+    "f16" keeps those of a float32 module, and what is multiplied with them, in bfloat16 or float16, on the
+    CPU "int8" in 8 bits with a scale for each row (see `Quantized`). The state is zero at first, or the
+    module's learned one; it is float32 where weights are of 16 bits, the module's own too, so that what a
+    step rounds away is not lost to the next.
+
+    On a GPU (docs/cuda.md) the state stays at one place in memory, which every step, reset and assignment
+    writes to, and a step reads nothing from the host and waits for nothing: it can be captured in a CUDA
+    graph and replayed. The bits are those of the whole sequence run by the same kernels, as far as torch's
+    products give a row the same ones in a batch of any size.
 
     Weights are those that the module has when the Stepper is made, whatever becomes of the module's: after a
-    change, call `refresh`. A Stepper can be copied and pickled, its state with it, and be an attribute of a
-    torch.nn.Module. Nothing is differentiated or traced. Calls from several threads are safe, and wait for
-    each other. Raises TypeError for another module, ValueError for two directions, options of the cell
-    (docs/cells.md), a batch size below 1 or other weights, RuntimeError for another device or dtype.
+    change, call `refresh`; if the module was moved to another device, the state goes there, too. A Stepper
+    can be copied and pickled, its state with it, and be an attribute of a torch.nn.Module. Nothing is
+    differentiated or traced. Calls from several threads are safe, and wait for each other. Raises TypeError
+    for another module, ValueError for two directions, options of the cell (docs/cells.md), a batch size below
+    1 or other weights, RuntimeError for another device or dtype and for weights of 8 bits on a GPU.
     """
+
+    _states: tuple[Tensor, ...]
+    _begin: Sequence[Tensor]  # what a row's states are at first, as much as all rows share
 
     def __init__(self, module: Module, batch_size: int = 1, weights: str | None = None) -> None:
         super().__init__(module, weights)
@@ -189,16 +213,19 @@ class Stepper(_Snapshot):
         self.refresh()
         self.reset()
 
-    def __call__(self, input: Tensor, active: Tensor | None = None) -> Tensor:
+    def __call__(self, input: Tensor, active: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """One step: input [B, I], of the module's dtype; returns the last layer's output [B, P], which later
         calls leave alone.
 
-        active, bool [B]: which sequences take the step. The others' states stand still, their outputs are
-        zero, and their input is not read; nor do they take time.
+        active, bool [B], on the module's device: which sequences take the step. The others' states stand
+        still, their outputs are zero, and nothing comes of their input; on the CPU they take no time either.
+        out [B, P], contiguous, of the module's dtype: what the output is written to and returned in. With a
+        contiguous input such a step on a GPU takes no memory.
 
-        Raises RuntimeError for another size, dtype or device, and for an input that requires a gradient.
+        Raises RuntimeError for another size, dtype or device, for an input that requires a gradient and for
+        an out that shares memory with the input, before anything is changed.
         """
-        return self._native.step(input, active)
+        return self._native.step(input, active, out)
 
     def __repr__(self) -> str:
         return f"Stepper({self._module!r}, batch_size={self._states[0].shape[1]}{self._in_words()})"
@@ -222,14 +249,27 @@ class Stepper(_Snapshot):
         """Sets the state of some sequences to zero, or to the module's learned one: where their episode, file
         or speaker ends.
 
-        rows: a bool mask [B], or whatever else indexes a tensor of B. Raises IndexError for what does not.
+        rows: a bool mask [B], or whatever else indexes a tensor of B. Raises IndexError for what does not. On
+        a GPU a mask that is there can change from replay to replay of a CUDA graph.
         """
         index = _as_index(rows)
-        for place, state in enumerate(self._states):
-            state[:, index] = self._learned[place].unsqueeze(1) if self._learned else 0
+        with torch.no_grad():
+            for state, begin in zip(self._states, self._begin, strict=True):
+                if (
+                    isinstance(index, Tensor)
+                    and index.dtype == torch.bool
+                    and index.shape == state.shape[1:2]
+                ):
+                    # Not by index: a GPU would be asked how many rows those are.
+                    torch.where(index.to(state.device).unsqueeze(1), begin, state, out=state)
+                else:
+                    state[:, index] = begin
+        self._native.state_was_set()
 
     def get_rows(self, rows: Any) -> Any:
-        """The state of some sequences, as `state` has it of all: a copy. rows: as in `reset_rows`."""
+        """The state of some sequences, as `state` has it of all: a copy. rows: as in `reset_rows`; a mask on
+        a GPU is waited for, since it says how many rows there are.
+        """
         with torch.no_grad():
             return self._module._hx(tuple(state[:, _as_index(rows)].clone() for state in self._states))
 
@@ -248,10 +288,20 @@ class Stepper(_Snapshot):
         with torch.no_grad():
             for own, new in zip(self._states, given, strict=True):
                 own[:, index] = new
+        self._native.state_was_set()
 
-    def _pack(self) -> Any:
+    def _taken(self) -> dict[str, Any]:
+        taken = super()._taken()
+        states = tuple(state.to(taken["_weights"][0].device) for state in self._states)
+        begin = [
+            (learned.unsqueeze(1) if learned is not None else state.new_zeros(())).to(state.dtype)
+            for state, learned in zip_longest(states, taken["_learned"])
+        ]
+        return taken | {"_states": states, "_begin": begin}
+
+    def _pack(self, taken: dict[str, Any]) -> Any:
         layer = dataclasses.replace(self._config(), batch_first=False, cells=False)
-        return _C.Stepper(layer.text, self._weights, self._states, self._dtype)
+        return _C.Stepper(layer.text, taken["_weights"], taken["_states"], self._dtype)
 
 
 def _as_index(rows: Any) -> Any:

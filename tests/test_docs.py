@@ -21,7 +21,7 @@ TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encod
 
 # The snippets that not every machine can run, and what each needs: they run where it is.
 NEEDS = {
-    "cuda": ["a GPU"],
+    "cuda": ["a GPU", "a GPU"],
     "interop": ["keras", "flax"],
     "migrating-from-keras": ["keras"],
     "reinforcement-learning": ["sb3_contrib"],

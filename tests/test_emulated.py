@@ -24,7 +24,13 @@ FILES = (
     "walk",
     "layouts",
     "varied",
+    "packed_gpu",
+    "stepper",
+    "frozen",
+    "states",
 )
+# What compares the steps of a Stepper with whole sequences bit for bit, which takes the same kernels.
+IN_STEPS = ("stepper", "states")
 FEWER = {"RNNFUSED_WALK_CASES": "60", "RNNFUSED_LAYOUT_EXAMPLES": "60"}  # an emulator is slow
 
 
@@ -38,7 +44,10 @@ def test_on_an_emulated_gpu(name: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/test_{name}.py"],
         cwd=ROOT,
-        env=os.environ | {"RNNFUSED_TEST_EXTENSION": str(built[0]), "RNNFUSED_ISA": "scalar"} | FEWER,
+        env=os.environ
+        | {"RNNFUSED_TEST_EXTENSION": str(built[0]), "RNNFUSED_ISA": "scalar"}
+        | ({"RNNFUSED_CUDA_DRIVER": "stepwise"} if name in IN_STEPS else {})
+        | FEWER,
         capture_output=True,
         text=True,
         check=False,

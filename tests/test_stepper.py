@@ -161,7 +161,7 @@ def test_an_empty_batch_is_refused_and_so_is_what_does_not_fit() -> None:
         rnnfused.Stepper(layer("GRU", bidirectional=True))
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
         rnnfused.Stepper(layer("GRU"), 0)
-    with pytest.raises(RuntimeError, match="module: expected tensors on the CPU, got meta"):
+    with pytest.raises(RuntimeError, match=r"module: expected tensors on the CPU.*, got meta"):
         rnnfused.Stepper(layer("GRU", device="meta"))
     stepper = rnnfused.Stepper(layer("LSTM"), 2)
     before = stepper.state
@@ -205,6 +205,31 @@ def test_outputs_stay_and_the_module_is_shown() -> None:
     stepper(torch.randn(1, INPUT))
     assert torch.equal(first, kept)
     assert repr(stepper) == "Stepper(RNN(7, 37), batch_size=1)"
+
+
+@pytest.mark.parametrize("weights", [None, "bf16"])
+def test_an_output_of_the_callers(weights: str | None) -> None:
+    stepper = rnnfused.Stepper(layer("LSTM", num_layers=2), 3, weights=weights)
+    twin, rows = copy.deepcopy(stepper), torch.tensor([True, False, True])
+    out = torch.full((3, H), 7.0)
+    for active in (None, rows):
+        x = torch.randn(3, INPUT)
+        assert stepper(x, active, out=out) is out
+        assert torch.equal(out, twin(x, active))
+    assert_same_bits(stepper.state, twin.state)
+    x = torch.randn(3, INPUT)
+    overlapping = torch.zeros(3 * (INPUT + H))
+    refused = [
+        (x, out.double(), "out: expected dtype Float, got Double"),
+        (x, out[:2], r"out: expected size \[3, 37\], got \[2, 37\]"),
+        (x, torch.zeros(H, 3).t(), "out: expected a contiguous tensor"),
+        (x, torch.zeros(3, H, requires_grad=True), "out: .* packed layers have no derivative"),
+        (overlapping[: x.numel()].view_as(x), overlapping[9 : 9 + 3 * H].view(3, H), "memory location"),
+    ]
+    for given, to, words in refused:
+        with pytest.raises(RuntimeError, match=words):
+            stepper(given, out=to)
+    assert_same_bits(stepper.state, twin.state)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])

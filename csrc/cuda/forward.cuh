@@ -97,6 +97,7 @@ struct ProjectedStep {
   Index batch, output;
   const Compute<T>* product;  // [D, B, P]
   T* h;                       // [D, B, P]
+  Compute<T>* h_wide;         // the same before it is rounded, or null
   T* y;                       // [rows, y_stride]
   Index y_stride;
 };
@@ -114,6 +115,7 @@ __global__ void __launch_bounds__(kBlockThreads) store_projected(ProjectedStep<T
     if (there) {
       load(s.product + state, h);
       store_if(!s.mask.ends_in_zero(d, at.step, b), s.h + state, h);
+      if (s.h_wide) store(s.h_wide + state, h);
     }
     store(s.y + (at.row + b) * s.y_stride + d * s.output + place.first, h);
   });

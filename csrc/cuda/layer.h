@@ -52,6 +52,7 @@ struct Layer {
   // Of padded input, on the device. What backward reads beyond the lengths must be finite.
   const Index* lengths;  // [B] or null: all steps
   const bool* resets;    // [T, B] or null: none
+  const bool* active;    // of one step alone: which rows take it [B], on the device; or null: all
   bool recompute;        // whether backward rebuilds the gates
   // Of a layer with options: a Variation of the compute type for each direction, on the host, whose
   // parameters are on the device. shape.hidden is then G H, and c stands for all vectors beside h [D, B,
@@ -64,11 +65,12 @@ struct Layer {
 };
 
 struct ForwardLayer : Layer {
-  void* h;      // [D, B, P]: h_0 before, h_n after
-  void* c;      // compute [D, B, H]: c_0 before, c_n after; null for cells without c
-  void* y;      // [rows, D * P]
-  void* cells;  // c of every row [rows, D * H], or null
-  void* tape;   // as many bytes as the driver asks for; null for inference
+  void* h;       // [D, B, P]: h_0 before, h_n after
+  void* h_wide;  // compute [D, B, P]: the same unrounded, of states that go on from call to call; or null
+  void* c;       // compute [D, B, H]: c_0 before, c_n after; null for cells without c
+  void* y;       // [rows, D * P]
+  void* cells;   // c of every row [rows, D * H], or null
+  void* tape;    // as many bytes as the driver asks for; null for inference
 };
 
 struct BackwardLayer : Layer {

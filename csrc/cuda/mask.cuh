@@ -13,10 +13,11 @@ enum class Origin { previous, initial, zero };
 struct Mask {
   const Index* lengths;  // [B], or null: all steps
   const bool* resets;    // [T, B], or null: none
+  const bool* active;    // [B], or null: all rows take part
   Index steps, batch;
 
   __device__ bool is_there(Index step, Index b) const {
-    return step < steps && !(lengths && step >= lengths[b]);
+    return step < steps && !(lengths && step >= lengths[b]) && !(active && !active[b]);
   }
   // Whether a sequence is cut before the step.
   __device__ bool is_cut(Index step, Index b) const { return resets && resets[step * batch + b]; }

@@ -106,7 +106,8 @@ class Stepwise {
   template <class... P>
   void choose_plan(Gates gates, const P*... loaded) {
     const bool aligned = (... && (reinterpret_cast<uintptr_t>(loaded) % 16 == 0));
-    const bool asks = active_clusters_ && layer_.allows_resident;
+    // A resident kernel asks nobody which rows take a step.
+    const bool asks = active_clusters_ && layer_.allows_resident && !layer_.active;
     plan_ = make_plan({layer_.type, shape_, layer_.directions, A, gates, layer_.chunk_bytes, aligned,
                        asks ? kUnitRows<Cell> : 0, asks ? device_arch() : 0, asks, layer_.allows_tf32,
                        active_clusters_});
@@ -159,10 +160,11 @@ class Stepwise {
   // rows along that nobody has written: its results for them are not read either, but must not be made of
   // chance.
   bool uneven() const {
-    return layer_.lengths || (layer_.directions > 1 && shape_.active(shape_.steps - 1) < shape_.batch);
+    return layer_.lengths || layer_.active ||
+           (layer_.directions > 1 && shape_.active(shape_.steps - 1) < shape_.batch);
   }
 
-  Mask mask() const { return {layer_.lengths, layer_.resets, shape_.steps, shape_.batch}; }
+  Mask mask() const { return {layer_.lengths, layer_.resets, layer_.active, shape_.steps, shape_.batch}; }
 
   // The rows of positions [s, end) of a direction.
   Range rows_of(int direction, Index s, Index end) const {
@@ -206,7 +208,7 @@ class StepwiseForward : protected Stepwise<Cell, T> {
         tape_(layer, layer.tape ? layer.directions : 0, layer.tape) {
     const Index D = layer.directions, B = shape_.batch, H = shape_.hidden, P = shape_.output;
     this->choose_plan(tape_.gates ? Gates::taped : Gates::passing, layer.input_bias[0], layer.input_bias[1],
-                      layer.bias[0], layer.bias[1], layer.cells);
+                      layer.bias[0], layer.bias[1], layer.cells, layer.h, layer.h_wide, layer.c, layer.y);
     Arena arena(layer.scratch);
     gates_ = tape_.gates;
     gates_stride_ = tape_.gates_stride;
@@ -219,7 +221,7 @@ class StepwiseForward : protected Stepwise<Cell, T> {
       output_ = arena.take<T>(D * B * H);
       projected_ = arena.take<C>(D * B * P);
     } else if (sizeof(T) != sizeof(C)) {
-      h_wide_ = arena.take<C>(D * B * P);
+      h_wide_ = layer.h_wide ? static_cast<C*>(layer.h_wide) : arena.take<C>(D * B * P);
     }
     scratch_bytes_ = arena.used();
   }
@@ -278,7 +280,9 @@ class StepwiseForward : protected Stepwise<Cell, T> {
   void fill_rows(Index s, const Range (&chunk)[kMaxDirections], ForwardRows (&at)[kMaxDirections]) const {
     for (int d = 0; d < layer_.directions; ++d) {
       const Positions in = this->positions(d);
-      at[d] = {in.step(s), in.active(s), in.active(s - 1), in.row(s, 0), in.row(s, 0) - chunk[d].first};
+      // States that go on have the position before the first in the call before.
+      const Index before = s == 0 && layer_forward_.h_wide ? in.active(0) : in.active(s - 1);
+      at[d] = {in.step(s), in.active(s), before, in.row(s, 0), in.row(s, 0) - chunk[d].first};
     }
   }
 
@@ -314,6 +318,7 @@ class StepwiseForward : protected Stepwise<Cell, T> {
     args.output = shape_.output;
     args.product = projected_;
     args.h = typed(layer_forward_.h);
+    args.h_wide = static_cast<C*>(layer_forward_.h_wide);
     args.y = typed(layer_forward_.y);
     args.y_stride = this->output_stride();
     return args;

@@ -124,7 +124,7 @@ void check_types(const Arguments& a) {
   if (o.int8) {
     TORCH_CHECK(type == at::kFloat, "input: expected dtype torch.float32 with weights of 8 bits, got ",
                 torch_name(type));
-    TORCH_CHECK(a.input.device().is_cpu() || a.input.device().is_meta(),
+    TORCH_CHECK((a.input.device().is_cpu() && !is_on_gpu(a.input)) || a.input.device().is_meta(),
                 "input: expected a tensor on the CPU with weights of 8 bits, got ", a.input.device());
     return;
   }

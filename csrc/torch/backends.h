@@ -69,7 +69,38 @@ auto parameters_of(const LayerOptions& o, DataOf data) {
 
 void backward_on_cpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
-ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute);
+// A layer's weights as the CUDA drivers read them, those of both directions side by side; undefined where
+// absent.
+struct DeviceWeights {
+  at::Tensor input_weights;  // blocks of rows in the order of the accumulators
+  at::Tensor recurrent_weights, projection;
+  std::vector<at::Tensor> options;  // by Inputs::weights, what options bring, in the type that is computed in
+};
+DeviceWeights weights_on_gpu(const Inputs& in);
+
+// `prepared`: the layer's weights, kept from call to call; null prepares them anew.
+ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute,
+                              const DeviceWeights* prepared = nullptr);
+
+// Weights of layers over one another, kept from call to call: packed on the CPU when a call asks for them,
+// and on a GPU prepared before, layer by layer.
+struct KeptWeights {
+  cpu::PackedStack packed;
+  std::vector<DeviceWeights> prepared;
+};
+
+// One step of a layer in one direction, whose states are updated where they are: `in` holds h as products
+// read it and c.
+struct StepTensors {
+  at::Tensor x, y;     // contiguous: [B, I] or [1, B, I], and the same of P
+  at::Tensor h_wide;   // h in the type that is computed in [1, B, P]; undefined where that is the type of x
+  at::Tensor active;   // bool [B], which rows take the step; or undefined: all
+  at::Tensor scratch;  // as many bytes as are asked for
+};
+Index step_bytes_on_gpu(const Inputs& in, const DeviceWeights& weights, const StepTensors& step);
+// Neither allocates nor waits, and reads no memory of the host: it can be captured in a graph.
+void step_on_gpu(const Inputs& in, const DeviceWeights& weights, const StepTensors& step);
+
 void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool recompute);
 
 // Calls body with a scalar of the type.

@@ -150,7 +150,9 @@ PYBIND11_MODULE(_C, m) {
   py::class_<rnnfused::Stepper>(m, "Stepper")
       .def(py::init<const std::string&, Tensors, Tensors, at::ScalarType>(), py::arg("layer"),
            py::arg("params"), py::arg("hx"), py::arg("type"))
-      .def("step", &rnnfused::Stepper::step, release(), py::arg("x"), py::arg("active") = py::none());
+      .def("step", &rnnfused::Stepper::step, release(), py::arg("x"), py::arg("active") = py::none(),
+           py::arg("out") = py::none())
+      .def("state_was_set", &rnnfused::Stepper::state_was_set, release());
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);
   m.def("available_isas", &rnnfused::available_isas);

@@ -45,14 +45,12 @@ const cuda::CellDrivers& drivers_of(const Inputs& in) {
 template <class C>
 class Variations {
  public:
-  explicit Variations(const Inputs& in) : in_(in) {
+  Variations(const Inputs& in, const DeviceWeights& weights) : in_(in) {
     for (int d = 0; d < in.directions; ++d) {
       Variation<C>& v = variation_[d] = in.options.variation<C>();
       static_cast<VariationParameters<const C>&>(v) = parameters_of(in.options, [&](int slot) -> const C* {
-        const at::Tensor& own = in.weight(d, slot);
-        if (!own.defined()) return nullptr;
-        kept_.push_back(own.to(kType));
-        return kept_.back().const_data_ptr<C>();
+        const at::Tensor& own = weights.options[size_t(d * kSlots + slot)];
+        return own.defined() ? own.const_data_ptr<C>() : nullptr;
       });
       v.hidden = v.unit_scalars = in.shape.hidden;
       v.seed = uint64_t(in.seed), v.direction = d;
@@ -87,7 +85,6 @@ class Variations {
   const Inputs& in_;
   Variation<C> variation_[kMaxDirections];
   VariationParameters<C> gradients_[kMaxDirections];
-  std::vector<at::Tensor> kept_;
   std::vector<std::pair<at::Tensor, at::Tensor>> narrowed_;
 };
 
@@ -97,49 +94,37 @@ bool allows_resident() {
   return !driver || std::strcmp(driver, "stepwise") != 0;
 }
 
+// Those of all directions one after the other.
+at::Tensor side_by_side(const Inputs& in, int slot) {
+  if (in.directions == 1 || !in.weight(0, slot).defined()) return in.weight(0, slot);
+  return at::cat({in.weight(0, slot), in.weight(1, slot)});
+}
+
 // A call on the device: weights as the drivers read them, and everything they need beside tensors.
-struct Call {
+struct Call : DeviceWeights {
   const Inputs& in;
   Plainly plainly;
   c10::DeviceGuard guard;
   const cuda::CellDrivers& drivers;
   std::unique_ptr<cuda::Matmul> matmul;
   cuda::StreamHandle stream;
-  at::Tensor input_weights, recurrent_weights, projection, scratch;
+  at::Tensor scratch;
   // Of a layer with options.
   std::variant<std::monostate, Variations<float>, Variations<double>> variations;
 
-  explicit Call(const Inputs& inputs)
-      : in(inputs),
+  explicit Call(const Inputs& inputs, const DeviceWeights* prepared = nullptr)
+      : DeviceWeights(prepared ? *prepared : weights_on_gpu(inputs)),
+        in(inputs),
         guard(inputs.x.device()),
         drivers(drivers_of(inputs)),
         matmul(gpu::matmul(inputs.x.device())),
         stream(gpu::current_stream(inputs.x.device())) {
-    // Blocks of W_ih in the order in which accumulators are, those of both directions one after the other:
-    // what lies so already is not copied.
-    std::vector<at::Tensor> blocks;
-    bool in_order = in.directions == 1;
-    for (int d = 0; d < in.directions; ++d) {
-      for (int g = 0; g < in.info.gates; ++g) {
-        const int gate = drivers.input_gates[g];
-        in_order = in_order && gate == g;
-        blocks.push_back(in.weight(d, 0).narrow(0, gate * in.shape.hidden, in.shape.hidden));
-      }
-    }
-    input_weights = in_order ? in.weight(0, 0) : at::cat(blocks);
-    recurrent_weights = side_by_side(kWeightHh);
-    projection = side_by_side(kWeightHr);
     if (!in.options.varied) return;
     if (compute_type(in.x.scalar_type()) == at::kDouble) {
-      variations.emplace<Variations<double>>(in);
+      variations.emplace<Variations<double>>(in, *this);
     } else {
-      variations.emplace<Variations<float>>(in);
+      variations.emplace<Variations<float>>(in, *this);
     }
-  }
-
-  at::Tensor side_by_side(int slot) const {
-    if (in.directions == 1 || !in.weight(0, slot).defined()) return in.weight(0, slot);
-    return at::cat({in.weight(0, slot), in.weight(1, slot)});
   }
 
   // Calls body with what there is of a layer's options.
@@ -190,7 +175,8 @@ struct Call {
                    (long long)work.plan.chunk_rows, (long long)work.scratch_bytes, work.plan.resident.cluster,
                    (long long)work.plan.resident.slices);
     }
-    scratch = at::empty({work.scratch_bytes}, in.x.options().dtype(at::kByte));
+    if (!scratch.defined()) scratch = at::empty({work.scratch_bytes}, in.x.options().dtype(at::kByte));
+    TORCH_INTERNAL_ASSERT(scratch.numel() >= work.scratch_bytes);
     return mutable_data(scratch);
   }
 
@@ -214,10 +200,56 @@ at::Tensor finite_input(const Inputs& in) {
   return in.x.masked_fill(steps.ge(in.lengths).unsqueeze(-1), 0);
 }
 
+// All but its scratch.
+cuda::ForwardLayer layer_of(Call& call, const StepTensors& step) {
+  cuda::ForwardLayer layer{};
+  call.fill(layer, /*recompute=*/false);
+  // One step gains nothing by it, and rows may sit it out.
+  layer.allows_resident = false;
+  layer.x = data(step.x);
+  layer.active = step.active.defined() ? step.active.const_data_ptr<bool>() : nullptr;
+  layer.chunk_bytes = gpu::chunk_bytes();
+  layer.h = mutable_data(call.in.h0);
+  layer.h_wide = mutable_data(step.h_wide);
+  layer.c = mutable_data(call.in.c0);
+  layer.y = mutable_data(step.y);
+  return layer;
+}
+
 }  // namespace
 
-ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute) {
-  Call call(in);
+DeviceWeights weights_on_gpu(const Inputs& in) {
+  const Plainly plainly;
+  const c10::DeviceGuard guard(in.x.device());
+  // What lies as the drivers read it is not copied.
+  std::vector<at::Tensor> blocks;
+  bool in_order = in.directions == 1;
+  for (int d = 0; d < in.directions; ++d) {
+    for (int g = 0; g < in.info.gates; ++g) {
+      const int gate = drivers_of(in).input_gates[g];
+      in_order = in_order && gate == g;
+      blocks.push_back(in.weight(d, 0).narrow(0, gate * in.shape.hidden, in.shape.hidden));
+    }
+  }
+  DeviceWeights found{in_order ? in.weight(0, 0) : at::cat(blocks),
+                      side_by_side(in, kWeightHh),
+                      side_by_side(in, kWeightHr),
+                      {}};
+  if (!in.options.varied) return found;
+  const at::ScalarType compute = compute_type(in.x.scalar_type());
+  found.options.resize(in.weights.size());
+  for (int d = 0; d < in.directions; ++d) {
+    parameters_of(in.options, [&](int slot) -> const void* {
+      const at::Tensor& own = in.weight(d, slot);
+      if (own.defined()) found.options[size_t(d * kSlots + slot)] = own.to(compute);
+      return nullptr;
+    });
+  }
+  return found;
+}
+
+ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute, const DeviceWeights* prepared) {
+  Call call(in, prepared);
   const at::ScalarType compute = compute_type(in.x.scalar_type());
   ForwardTensors out;
   out.y = in.empty(in.output_sizes(in.shape.output));
@@ -237,6 +269,19 @@ ForwardTensors forward_on_gpu(const Inputs& in, bool save, bool recompute) {
   call.drivers.forward(layer, *call.matmul, call.stream);
   if (out.cn.defined()) out.cn = out.cn.to(in.x.scalar_type());
   return out;
+}
+
+Index step_bytes_on_gpu(const Inputs& in, const DeviceWeights& weights, const StepTensors& step) {
+  Call call(in, &weights);
+  return call.drivers.forward_work(layer_of(call, step)).scratch_bytes;
+}
+
+void step_on_gpu(const Inputs& in, const DeviceWeights& weights, const StepTensors& step) {
+  Call call(in, &weights);
+  cuda::ForwardLayer layer = layer_of(call, step);
+  call.scratch = step.scratch;
+  layer.scratch = call.take_scratch("step", call.drivers.forward_work(layer));
+  call.drivers.forward(layer, *call.matmul, call.stream);
 }
 
 void backward_on_gpu(const Inputs& in, const BackwardTensors& tensors, bool recompute) {

@@ -17,7 +17,14 @@ std::string places() {
 
 }  // namespace gpu
 
-ForwardTensors forward_on_gpu(const Inputs&, bool, bool) { TORCH_INTERNAL_ASSERT(false); }
+DeviceWeights weights_on_gpu(const Inputs&) { TORCH_INTERNAL_ASSERT(false); }
+ForwardTensors forward_on_gpu(const Inputs&, bool, bool, const DeviceWeights*) {
+  TORCH_INTERNAL_ASSERT(false);
+}
+Index step_bytes_on_gpu(const Inputs&, const DeviceWeights&, const StepTensors&) {
+  TORCH_INTERNAL_ASSERT(false);
+}
+void step_on_gpu(const Inputs&, const DeviceWeights&, const StepTensors&) { TORCH_INTERNAL_ASSERT(false); }
 void backward_on_gpu(const Inputs&, const BackwardTensors&, bool) { TORCH_INTERNAL_ASSERT(false); }
 
 }  // namespace rnnfused

@@ -155,7 +155,7 @@ void pass_through(const Arguments& a, const Sequences& sequences, const at::Tens
   for (const Index b : sequences.empty) to.select(1, b).copy_(of.select(1, b));
 }
 
-Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
+Tensors run_forward(const Arguments& a, bool save, KeptWeights* kept) {
   const LayerOptions& o = a.options;
   const Form form = check(a);
   check_kernels(o, a.input);
@@ -165,7 +165,7 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
   const auto sequences = sequences_of(a, form, on_gpu);
   if (sequences->placed && on_gpu) {
     const PackedCall call(a, form, *sequences);
-    Tensors results = run_forward(call.arguments(), save, packed);
+    Tensors results = run_forward(call.arguments(), save, kept);
     for (size_t i = 0; i < o.outputs(); ++i)
       results[i] = call.output_back(results[i], i, i > 0 ? of_state(a.hx, i - 1) : at::Tensor());
     return results;
@@ -179,9 +179,8 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
   for (int64_t l = 0; l < o.layers; ++l) {
     stack.emplace_back(a, form, sequences, l, x);
     const Inputs& in = stack.back();
-    TORCH_CHECK(!(packed && in.on_gpu), "input: expected a tensor on the CPU, got ", x.device());
     if (in.on_gpu) {
-      out.push_back(forward_on_gpu(in, save, o.recompute));
+      out.push_back(forward_on_gpu(in, save, o.recompute, kept ? &kept->prepared[size_t(l)] : nullptr));
     } else {
       if (l == 0) {
         hn = in.empty_computed(final_sizes(a, form, *sequences, 0));
@@ -202,7 +201,8 @@ Tensors run_forward(const Arguments& a, bool save, cpu::PackedStack* packed) {
     hn = finals(&ForwardTensors::hn, 0);
     if (o.states() > 1) cn = finals(&ForwardTensors::cn, 1);
   } else {
-    forward_on_cpu({stack.data(), stack.size()}, {out.data(), out.size()}, o.recompute, packed);
+    forward_on_cpu({stack.data(), stack.size()}, {out.data(), out.size()}, o.recompute,
+                   kept ? &kept->packed : nullptr);
   }
   const at::ScalarType type = state_type(a);
   Tensors results;
@@ -291,8 +291,8 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
 
 }  // namespace
 
-Tensors recurrent(const Arguments& a, bool save, cpu::PackedStack* packed) {
-  return within_memory([&] { return run_forward(a, save, packed); });
+Tensors recurrent(const Arguments& a, bool save, KeptWeights* kept) {
+  return within_memory([&] { return run_forward(a, save, kept); });
 }
 
 Tensors recurrent_backward(const Arguments& a, at::TensorList outer, const Kept& kept,

@@ -12,16 +12,13 @@
 
 namespace rnnfused {
 
-namespace cpu {
-class PackedStack;
-}
+struct KeptWeights;
 
 using Tensors = std::vector<at::Tensor>;
 
 // The output (none of a step), the final states and, if asked for, c of every step; with `save`, which one
-// layer can, also the tape for backward. `packed`: the weights, kept from call to call on the CPU; null packs
-// them anew.
-Tensors recurrent(const Arguments& arguments, bool save, cpu::PackedStack* packed = nullptr);
+// layer can, also the tape for backward. `kept`: the weights, kept from call to call; null packs them anew.
+Tensors recurrent(const Arguments& arguments, bool save, KeptWeights* kept = nullptr);
 
 // What forward returned: its first output and the tape.
 struct Kept {

@@ -143,19 +143,11 @@ struct Variations {
   }
 };
 
-template <class C>
-Outcome run(const Problem& p) {
-  std::vector<Index> offsets = {0};
-  for (const Index n : p.batch_sizes) offsets.push_back(offsets.back() + n);
+// What forward and backward read alike.
+inline Layer layer_of(const Problem& p, Buffers& memory, const std::vector<Index>& offsets) {
   const Index D = p.directions, B = p.batch_sizes[0], I = p.input, H = p.hidden, P = p.output;
   const Index rows = offsets.back(), gate_rows = p.gates * H;
-  const Type compute = compute_type(p.type);
-  const CellDrivers& d = p.options ? varied_drivers(p.type) : drivers(p.cell, p.type);
-  Buffers memory;
-  PlainMatmul matmul;
-
   Layer layer{};
-  BackwardLayer backward{};
   layer.type = p.type;
   layer.directions = p.directions;
   layer.shape = {Index(p.batch_sizes.size()), B, I, p.options ? gate_rows : H, P, offsets.data(), false};
@@ -181,6 +173,22 @@ Outcome run(const Problem& p) {
     for (Index i = 0; i < layer.shape.steps * B; ++i) resets[i] = i % 5 == 3 || i == 0;
     layer.resets = resets;
   }
+  return layer;
+}
+
+template <class C>
+Outcome run(const Problem& p) {
+  std::vector<Index> offsets = {0};
+  for (const Index n : p.batch_sizes) offsets.push_back(offsets.back() + n);
+  const Index D = p.directions, B = p.batch_sizes[0], I = p.input, H = p.hidden, P = p.output;
+  const Index rows = offsets.back(), gate_rows = p.gates * H;
+  const Type compute = compute_type(p.type);
+  const CellDrivers& d = p.options ? varied_drivers(p.type) : drivers(p.cell, p.type);
+  Buffers memory;
+  PlainMatmul matmul;
+
+  Layer layer = layer_of(p, memory, offsets);
+  BackwardLayer backward{};
   Outcome out;
   std::optional<Variations<C>> variations;
   if (p.options) variations.emplace(p, memory, layer, backward);

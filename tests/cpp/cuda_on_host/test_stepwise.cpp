@@ -20,6 +20,61 @@ const Options kOptions[] = {
     {"minLSTM", Maths::minlstm, 3, 1},
 };
 
+std::vector<double> numbers_of(Type type, const void* data, Index first, Index n) {
+  std::vector<double> found;
+  with_type(type, data, [&](const auto* numbers) {
+    for (Index i = first; i < first + n; ++i) found.push_back(to_double(numbers[i]));
+  });
+  return found;
+}
+
+// One step of states that go on, which every other row sits out.
+void step(const Problem& p) {
+  const Index B = p.batch_sizes[0], H = p.hidden, P = p.output;
+  const Type compute = compute_type(p.type);
+  const std::vector<Index> offsets = {0, B};
+  const CellDrivers& d = drivers(p.cell, p.type);
+  Buffers memory;
+  PlainMatmul matmul;
+  ForwardLayer forward{};
+  static_cast<Layer&>(forward) = layer_of(p, memory, offsets);
+  bool* const active = static_cast<bool*>(memory.bytes(B));
+  for (Index b = 0; b < B; ++b) active[b] = b % 2 == 0;
+  forward.active = active;
+  forward.chunk_bytes = 4096;
+  forward.h = memory.filled(p.type, B * P);
+  forward.h_wide = compute == p.type ? nullptr : memory.filled(compute, B * P);
+  forward.c = p.states > 1 ? memory.filled(compute, B * H) : nullptr;
+  forward.y = memory.empty(p.type, B * P);
+  forward.scratch = memory.bytes(d.forward_work(forward).scratch_bytes);
+  struct State {
+    const void* data;
+    Type type;
+    Index units;
+  };
+  std::vector<State> states = {{forward.h, p.type, P}};
+  if (forward.h_wide) states.push_back({forward.h_wide, compute, P});
+  if (forward.c) states.push_back({forward.c, compute, H});
+  const auto rows = [&] {
+    std::vector<std::vector<double>> all;
+    for (const State& s : states) {
+      for (Index b = 0; b < B; ++b) all.push_back(numbers_of(s.type, s.data, b * s.units, s.units));
+    }
+    return all;
+  };
+  const auto before = rows();
+  d.forward(forward, matmul, nullptr);
+  const auto after = rows();
+  for (size_t row = 0; row < before.size(); ++row) {
+    const bool takes_part = active[row % size_t(B)];
+    CHECK((before[row] == after[row]) == !takes_part);
+  }
+  for (Index b = 0; b < B; ++b) {
+    const std::vector<double> y = numbers_of(p.type, forward.y, b * P, P);
+    CHECK(y == (active[b] ? numbers_of(p.type, forward.h, b * P, P) : std::vector<double>(size_t(P), 0)));
+  }
+}
+
 template <class Body>
 void for_problems(Body body) {
   for (const CellOf& cell : kCells) {
@@ -48,6 +103,19 @@ TEST_CASE("every cell, type and layout stays inside its buffers and fills them")
     run(p).check_finite();
     p.output = p.hidden / 2;
     if (p.cell == CellId::lstm) run(p).check_finite();
+  });
+}
+
+TEST_CASE("so does a step of states that go on, and rows that sit it out are left alone") {
+  for_problems([](Problem p) {
+    if (p.directions > 1 || p.batch_sizes.size() != 1) return;
+    p.batch_sizes = {5};
+    CAPTURE(int(p.cell));
+    CAPTURE(int(p.type));
+    CAPTURE(p.hidden);
+    step(p);
+    p.output = p.hidden / 2;
+    if (p.cell == CellId::lstm) step(p);
   });
 }
 

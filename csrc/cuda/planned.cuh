@@ -154,7 +154,7 @@ class PlannedBackward : StepwiseBackward<Cell, T> {
 
  private:
   void run_resident() const {
-    this->start();
+    this->gather_h_before();
     // Beyond their lengths the kernel writes nothing, but products over all rows take these along.
     if (layer_.lengths) clear(gradients_, layer_.directions * tape_.gates_stride, stream_handle_);
     ResidentBackward<T> args = arguments();

@@ -1,10 +1,10 @@
 // What it costs blocks to meet and to exchange data, and what a kernel costs to start: the measure that the
-// recurrent kernels are held against. bench/gpu/limits.py builds this with nvcc, or against the emulation of
-// tests/cpp/cuda_on_host, and loads it. In angle brackets: which of the two is the include path's choice.
+// recurrent kernels are held against. bench/gpu/programs.py builds this with nvcc, or against the emulation
+// of tests/cpp/cuda_on_host, and loads it. In angle brackets: which of the two is the include path's choice.
 #include <cuda/launch.cuh>
 #include <cuda/ptx.cuh>
-#include <exception>
-#include <string>
+
+#include "guarded.h"
 
 namespace rnnfused {
 namespace cuda {
@@ -135,23 +135,6 @@ __global__ void __launch_bounds__(32) l2_hops(Global<uint32_t> flags, Global<uin
     if (blockIdx.x == 1) store_release(other, uint32_t(r + 1));
   }
   passed[blockIdx.x] = load_acquire(mine);
-}
-
-std::string& last_error() {
-  static std::string text;
-  return text;
-}
-
-// 0, or 1 and a text for limits_error(): no exception leaves the library.
-template <class Body>
-int guarded(Body body) {
-  try {
-    body();
-    return 0;
-  } catch (const std::exception& error) {
-    last_error() = error.what();
-    return 1;
-  }
 }
 
 LaunchConfig blocks(int count, unsigned threads) {

@@ -15,7 +15,7 @@ namespace cuda {
 inline WrapperChecks wrapper_checks() {
   WrapperChecks all;
   for (const auto& checks :
-       {number_checks(), block_checks(), copy_checks(), matrix_checks(), grid_checks(), cluster_checks()})
+       {number_checks(), block_checks(), copy_checks(), matrix_checks(), cluster_checks(), grid_checks()})
     all.insert(all.end(), checks.begin(), checks.end());
   return all;
 }

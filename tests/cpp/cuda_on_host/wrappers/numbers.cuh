@@ -1,6 +1,7 @@
 // Conversions, approximate functions, and TF32.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "checks.h"
@@ -219,6 +220,7 @@ double flushed(double value) { return is_subnormal(value) ? std::copysign(0.0, v
 bool is_near(double exact, float got, double most_ulps) {
   const auto rounded = float(exact);
   if (std::isnan(rounded)) return std::isnan(got);
+  if (is_subnormal(double(got))) return false;
   const auto largest = double(std::numeric_limits<float>::max());
   if (std::isinf(rounded) || std::isinf(got)) {
     const double ulp = std::ldexp(1, 104);
@@ -231,8 +233,7 @@ bool is_near(double exact, float got, double most_ulps) {
            (got == 0 ? std::fabs(exact) < kSmallestNormal + most_ulps * ulp
                      : double(std::fabs(got)) <= kSmallestNormal + most_ulps * ulp);
   }
-  const float magnitude = std::fabs(rounded);
-  const double ulp = double(magnitude) - double(std::nextafter(magnitude, 0.0f));
+  const double ulp = std::ldexp(1, std::max(std::ilogb(rounded), -126) - 23);
   return std::fabs(double(got) - double(rounded)) <= most_ulps * ulp;
 }
 

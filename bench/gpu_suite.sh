@@ -77,11 +77,13 @@ sum() {
 }
 
 # limit_of NAME LEFT LATER...: seconds for the section. It may take what those before it did not, but leaves the
-# later ones their shares; where one before it took too long, the last ones have less.
+# later ones their shares; where one before it took too long, the last ones have less. Nothing runs without the
+# build, so that one may take twice its share.
 limit_of() {
   local name=$1 left=$2 available=$((total - reserve - grace)) own later
   shift 2
   own=$((share[$name] * available / of_all)) later=$(($(sum "$@") * available / of_all))
+  [ "$name" != build ] || own=$((2 * own))
   [ $((left - later)) -le $own ] || own=$((left - later))
   [ $own -le "$left" ] || own=$left
   echo $own

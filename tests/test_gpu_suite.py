@@ -255,6 +255,33 @@ def test_what_the_build_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("build_ext" in c or "-DRNNFUSED_ISAS=scalar" in c for c in commands)
 
 
+def test_the_build_and_its_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(name: str, arch: str, seconds: float) -> Path:
+        assert arch == "90a" and seconds > 0
+        if name == "limits":
+            raise RuntimeError("limits.cu does not compile")
+        return tmp_path
+
+    monkeypatch.setattr(gpu_build, "compile_program", compiled)
+    monkeypatch.setattr(gpu_build, "_commands", lambda environment: [["bash", "-c", "echo $MAX_JOBS"]])
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    section = Section("build", tmp_path, 20, False)
+    (tmp_path / "device.json").write_text('{"arch": "90a", "cpus": 7}')
+    assert gpu_build.run(section) == 1
+    found = section.of("build")
+    assert found["programs"] == {"limits": "limits.cu does not compile", "wrappers": "ok"}
+    assert "failed" in found or any("stepwise" in line for line in found["config"])
+    assert (found["kernels"], found["spills"]) == (0, {}) and len(found["config"]) > 1
+
+    monkeypatch.setattr(gpu_build, "_commands", lambda environment: [["sleep", "60"]])
+    assert gpu_build.run(Section("build", tmp_path, 1, False)) == 1
+    late = {"build": section.of("build")}
+    assert late["build"]["status"] is None
+    assert gpu_report.line(late, "build").endswith(
+        "failed: sleep 60 (no time left), limits; cut by time: the extension"
+    )
+
+
 MEMCHECK = """========= COMPUTE-SANITIZER
 case 1: LSTM
 ========= Invalid __global__ read of size 4 bytes
@@ -344,6 +371,24 @@ def test_outcomes_of_tests(tmp_path: Path) -> None:
     assert found["counts"] == {"passed": 1, "failed": 1, "skipped": 1}
     assert "test_bad" in found["failures"][0]["test"] and "words" in found["failures"][0]["words"]
     assert len(found["running"]) == 1 and "test_dies" in found["running"][0]
+
+
+def test_what_only_a_gpu_shows_is_tested_first(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\ndef test_first(): pass\ndef test_second(): pass\n"
+        "@pytest.mark.gpu\ndef test_third(): pass\n"
+    )
+    outcomes = tmp_path / "outcomes.jsonl"
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_outcomes", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {OUTCOMES: str(outcomes)},
+        capture_output=True,
+        check=False,
+    )
+    lines = [json.loads(line) for line in outcomes.read_text().splitlines()]
+    started = [entry["test"].rpartition("::")[2] for entry in lines if entry["outcome"] == "started"]
+    assert started == ["test_third", "test_first", "test_second"]
 
 
 def test_a_command_that_does_not_end_is_ended(capfd: pytest.CaptureFixture[str]) -> None:
@@ -942,7 +987,7 @@ def test_sections_in_order_each_with_its_time(tmp_path: Path) -> None:
     seconds = {name: int(given) for name, given, _ in calls}
     shares = {"build": 45, "smoke": 20, "limits": 35, "bench": 70, "tests": 60, "sanitizers": 40}
     # All of them leave the report its time; what a section did not take is the next one's.
-    assert sum(shares.values()) == 270 and seconds["build"] == 45 * 252 // 270
+    assert sum(shares.values()) == 270 and seconds["build"] == 2 * (45 * 252 // 270)
     assert all(seconds[name] >= share * 252 // 270 for name, share in shares.items())
     assert seconds["smoke"] > 20 + 30 and 245 <= seconds["sanitizers"] <= 250
     (tmp_path / "calls").unlink()

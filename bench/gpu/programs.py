@@ -19,12 +19,11 @@ COMPILE_SECONDS = 120.0  # more than a slow machine takes
 @dataclass(frozen=True)
 class Program:
     source: Path
-    on_device: tuple[Path, ...] = ()  # more sources, of what the emulation has not
     shared: bool = False  # a library to load
 
 
 PROGRAMS = {
-    "limits": Program(ROOT / "bench/gpu/limits.cu", (ROOT / "bench/gpu/occupancy.cu",), shared=True),
+    "limits": Program(ROOT / "bench/gpu/limits.cu", shared=True),
     "wrappers": Program(EMULATION / "wrappers" / "main.cu"),
 }
 
@@ -51,7 +50,7 @@ def _command(program: Program, arch: str | None) -> list[str]:
     command = [find_nvcc() or "nvcc", "-std=c++17", "-O3", *csrc]
     command += ["-Xcompiler=-fPIC", "-shared"] if program.shared else []
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}"]
-    return [*command, *map(str, (program.source, *program.on_device))]
+    return [*command, str(program.source)]
 
 
 def _output(name: str, arch: str | None) -> Path:

@@ -86,7 +86,7 @@ def _of_limits(part: dict[str, Any]) -> str:
     cut = [name for name, entry in entries.items() if entry.get("failed") == NOT_REACHED]
     failed = [name for name, entry in entries.items() if "failed" in entry and name not in cut]
     failed += [_first_line(part["failed"], 60)] if "failed" in part else []
-    rows = part.get("occupancy", {}).get("rows", [])
+    rows = part.get("occupancy", [])
     found = [row for row in rows if "clusters" in row]
     ran = f"{len(entries) - len(failed) - len(cut)} limits, {len(found)} of {len(rows)} occupancies"
     return _outcome(ran, failed, ", ".join(cut))
@@ -176,9 +176,8 @@ def _limits(record: dict[str, Any]) -> list[str]:
 
 def _occupancy(record: dict[str, Any]) -> list[str]:
     """How many clusters run at once: a line for each size, a column for each share of shared memory."""
-    of = record["limits"].get("occupancy", {})
     by_cluster: dict[int, list[str]] = {}
-    for row in of.get("rows", []):
+    for row in record["limits"].get("occupancy", []):
         said = f"{row['shared_kib']} KiB {row.get('clusters', '-')}"
         by_cluster.setdefault(row["cluster"], []).append(said)
     return [f"clusters of {size} at once: {', '.join(said)}" for size, said in by_cluster.items()]

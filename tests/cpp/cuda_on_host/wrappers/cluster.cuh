@@ -39,15 +39,15 @@ std::string check_ranks() {
   });
 }
 
-// Every block reads the words of every block of its cluster, which change between barriers.
-__global__ void __launch_bounds__(kLanes) read_peers(uint32_t* out, unsigned rounds) {
-  const unsigned i = threadIdx.x, size = cluster_size();
-  const Shared<uint32_t> words = shared_memory<uint32_t>(0);
+// Every block reads what every block of its cluster has written into global memory, which changes between
+// barriers.
+__global__ void __launch_bounds__(kLanes) read_peers(Global<uint32_t> words, uint32_t* out, unsigned rounds) {
+  const unsigned i = threadIdx.x, size = cluster_size(), first = blockIdx.x - cluster_rank();
   for (unsigned round = 0; round < rounds; ++round) {
-    words[i] = mix((round * gridDim.x + blockIdx.x) * kLanes + i);
+    words[blockIdx.x * kLanes + i] = mix((round * gridDim.x + blockIdx.x) * kLanes + i);
     cluster_sync();
     for (unsigned rank = 0; rank < size; ++rank) {
-      const uint32_t word = cluster_map(words, rank)[i];
+      const uint32_t word = words[(first + rank) * kLanes + (kLanes - 1 - i)];
       out[((round * gridDim.x + blockIdx.x) * size + rank) * kLanes + i] = word;
     }
     cluster_sync();
@@ -62,33 +62,33 @@ std::string check_peers() {
     for (unsigned round = 0; round < kRounds; ++round)
       for (unsigned block = 0; block < blocks; ++block)
         for (unsigned rank = 0; rank < size; ++rank)
-          for (unsigned i = 0; i < kLanes; ++i)
+          for (unsigned i = kLanes; i-- > 0;)
             expected.push_back(mix((round * blocks + block / size * size + rank) * kLanes + i));
+    const Buffer<uint32_t> words(std::vector<uint32_t>(blocks * kLanes, 7));
     const Buffer<uint32_t> out(std::vector<uint32_t>(expected.size(), 7));
-    launch(clusters_of(size, kLanes * sizeof(uint32_t)), nullptr, read_peers, out.data(), kRounds);
+    launch(clusters_of(size, 0), nullptr, read_peers, words.data(), out.data(), kRounds);
     return compare(out.read(), expected);
   });
 }
 
 // ---- Arrivals at the mbarriers of others
 
-// Every block writes a word for each of its threads into every block of its cluster, and arrives there.
-__global__ void __launch_bounds__(kLanes) arrive_at_peers(uint32_t* out) {
-  const unsigned i = threadIdx.x, rank = cluster_rank(), size = cluster_size();
-  const Shared<uint32_t> words = shared_memory<uint32_t>(0);  // [size, kLanes]
-  const Shared<Mbarrier> barrier = shared_memory<Mbarrier>(size * kLanes * sizeof(uint32_t));
+// Every thread writes a word into global memory, and arrives at every block of its cluster.
+__global__ void __launch_bounds__(kLanes) arrive_at_peers(Global<uint32_t> words, uint32_t* out) {
+  const unsigned i = threadIdx.x, size = cluster_size(), first = blockIdx.x - cluster_rank();
+  const Shared<Mbarrier> barrier = shared_memory<Mbarrier>(0);
   if (i == 0) {
     mbarrier_init(barrier, size * kLanes);
     fence_mbarrier_init();
   }
   cluster_sync();
+  words[blockIdx.x * kLanes + i] = mix(blockIdx.x * kLanes + i);
   for (unsigned peer = 0; peer < size; ++peer) {
-    cluster_map(words, peer)[rank * kLanes + i] = mix(blockIdx.x * kLanes + i);
     mbarrier_arrive_cluster(cluster_map(barrier, peer));
   }
   mbarrier_wait(barrier, 0);
   for (unsigned peer = 0; peer < size; ++peer) {
-    const uint32_t word = words[peer * kLanes + (kLanes - 1 - i)];
+    const uint32_t word = words[(first + peer) * kLanes + (kLanes - 1 - i)];
     out[(blockIdx.x * size + peer) * kLanes + i] = word;
   }
   cluster_sync();
@@ -101,9 +101,9 @@ std::string check_arrive_cluster() {
       for (unsigned peer = 0; peer < size; ++peer)
         for (unsigned i = kLanes; i-- > 0;)
           expected.push_back(mix((block / size * size + peer) * kLanes + i));
+    const Buffer<uint32_t> words(std::vector<uint32_t>(kClusters * size * kLanes, 7));
     const Buffer<uint32_t> out(std::vector<uint32_t>(expected.size(), 7));
-    launch(clusters_of(size, size * kLanes * sizeof(uint32_t) + sizeof(Mbarrier)), nullptr, arrive_at_peers,
-           out.data());
+    launch(clusters_of(size, sizeof(Mbarrier)), nullptr, arrive_at_peers, words.data(), out.data());
     return compare(out.read(), expected);
   });
 }
@@ -121,8 +121,8 @@ __host__ __device__ inline T message(unsigned step, unsigned from, unsigned to, 
   return value;
 }
 
-// Step after step from every lane of every block to all blocks of the cluster, through two buffers. Half of
-// the bytes are expected in a call of its own where `apart` is set.
+// Step after step from every lane of every block to all blocks of the cluster, through two buffers. Where
+// `apart` is set, half of the bytes are expected in a call of its own, and pointers come from casts.
 template <class T>
 __global__ void __launch_bounds__(kLanes) send(T* out, unsigned steps, bool apart) {
   const unsigned i = threadIdx.x, rank = cluster_rank(), size = cluster_size();
@@ -144,7 +144,11 @@ __global__ void __launch_bounds__(kLanes) send(T* out, unsigned steps, bool apar
     const Shared<T> now = words + step % 2 * all;
     for (unsigned peer = 0; peer < size; ++peer) {
       const T value = message<T>(step, blockIdx.x, first + peer, i);
-      st_async(cluster_map(now + (rank * kLanes + i), peer), value, cluster_map(full + step % 2, peer));
+      // The place is the same, whichever way it is found.
+      const Remote<T> there = cluster_map(now + (rank * kLanes + i), peer);
+      const Remote<T> around =
+          remote_cast<T>(remote_cast<uint32_t>(cluster_map(now, peer))) + int(rank * kLanes + i);
+      st_async(apart ? around : there, value, cluster_map(full + step % 2, peer));
     }
     mbarrier_wait(full + step % 2, step / 2);
     // Armed before this block's next words, without which no peer gets to the step after that.
@@ -188,7 +192,8 @@ inline WrapperChecks cluster_checks() {
       {"cluster_rank", "", 90, check_ranks},
       {"cluster_size", "", 90, check_ranks},
       {"cluster_sync", "", 90, check_peers},
-      {"cluster_map", "", 90, check_peers},
+      {"cluster_map", "", 90, check_st_async<uint32_t>},
+      {"remote_cast", "", 90, check_expect_tx},
       {"mbarrier_arrive_cluster", "", 90, check_arrive_cluster},
       {"mbarrier_arrive_expect_tx", "", 90, check_st_async<uint32_t>},
       {"mbarrier_expect_tx", "", 90, check_expect_tx},

@@ -48,7 +48,8 @@ bool is_chosen(const WrapperCheck& check, int count, char** names) {
 int run_checks(Progress& progress, int count, char** names) {
   int arch = 0;
   try {
-    arch = device_arch();
+    start_device();
+    arch = device_arch() / 10;
   } catch (const std::exception& error) {
     std::printf("no device: %s\n", error.what());
     std::fflush(stdout);

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Builds, tests, sanitizes, measures limits and benchmarks on this machine's GPU, in nine minutes
-# (docs/gpu-suite.md):
+# Builds, checks, measures limits and speed, tests and sanitizes on this machine's GPU, in four and a half
+# minutes (docs/gpu-suite.md):
 #
-#   bench/gpu_suite.sh [--sections build,tests,sanitizers,limits,bench] [--dry-run] [--out DIR]
-#                      [--python PYTHON] [--seconds N] [--commit NAME]
+#   bench/gpu_suite.sh [--sections build,smoke,limits,bench,tests,sanitizers] [--rows key|all] [--dry-run]
+#                      [--out DIR] [--python PYTHON] [--seconds N] [--commit NAME]
 #
-# --out: for the JSON and the logs (default: $OUT, else build/gpu-suite). --seconds: for all of it (default
-# 540). --commit: what to call the sources where git does not know them. --dry-run: all of it without a GPU.
-# The exit status is 0 only if every section went well; one that did not does not stop the others.
+# --rows: of the benchmark, those that say most (the default) or every one. --out: for the JSON and the logs
+# (default: $OUT, else build/gpu-suite). --seconds: for all of it (default 270). --commit: what to call the
+# sources where git does not know them. --dry-run: all of it without a GPU. The exit status is 0 only if every
+# section went well; one that did not does not stop the others.
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-all=build,tests,sanitizers,limits,bench
-sections=$all out=${OUT:-} python=python3 total=540 dry=()
+all=build,smoke,limits,bench,tests,sanitizers
+sections=$all rows=key out=${OUT:-} python=python3 total=270 dry=()
 
 fail() {
   echo "gpu_suite: $1" >&2
@@ -23,11 +24,12 @@ while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=(--dry-run) && shift && continue ;;
     --help | -h) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" && exit 0 ;;
-    --sections | --out | --python | --seconds | --commit) [ $# -gt 1 ] || fail "$1: expected a value, got none" ;;
+    --sections | --rows | --out | --python | --seconds | --commit) [ $# -gt 1 ] || fail "$1: expected a value, got none" ;;
     *) fail "expected an option (--help names them), got $1" ;;
   esac
   case $1 in
     --sections) sections=$2 ;;
+    --rows) rows=$2 ;;
     --out) out=$2 ;;
     --python) python=$2 ;;
     --seconds) total=$2 ;;
@@ -38,6 +40,7 @@ done
 for section in ${sections//,/ }; do
   [[ ,$all, == *,$section,* ]] || fail "--sections: expected some of $all, got $section"
 done
+[[ $rows =~ ^(key|all)$ ]] || fail "--rows: expected key or all, got $rows"
 [[ $total =~ ^[0-9]+$ ]] || fail "--seconds: expected a whole number, got $total"
 command -v "$python" >/dev/null || fail "--python: $python was not found"
 
@@ -50,26 +53,46 @@ parts=$(mktemp -d "$root/build/gpu-parts.XXXXXX") || fail "cannot write under $r
 trap 'rm -rf "$parts"' EXIT
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
-# What each section may take, in percent of all; the bench has what the others leave.
-declare -A percent=([build]=30 [tests]=22 [sanitizers]=15 [limits]=8 [bench]=100)
+# What each section may take, in seconds of the default 270; of other totals, and of fewer sections, in proportion.
+declare -A share=([build]=45 [smoke]=20 [limits]=35 [bench]=70 [tests]=60 [sanitizers]=40)
 reserve=10  # seconds, for the report
+grace=8     # that a section may take to end
 status=0
 
 # call NAME SECONDS: the section ends itself in time; if it hangs, it is ended.
 call() {
-  timeout -k 5 $(($2 + 8)) "$python" -m bench.gpu "$1" --parts "$parts" --seconds "$2" "${dry[@]}" \
-    >"$out/$1.log" 2>&1
+  timeout -k 5 $(($2 + grace)) "$python" -m bench.gpu "$1" --parts "$parts" --seconds "$2" --rows "$rows" \
+    "${dry[@]}" >"$out/$1.log" 2>&1
 }
 
 report() {
   "$python" -m bench.gpu report --parts "$parts" --out "$out" "${dry[@]}" "$@"
 }
 
+# sum SECTION...: of their shares.
+sum() {
+  local section of=0
+  for section in "$@"; do of=$((of + share[$section])); done
+  echo $of
+}
+
+# limit_of NAME LEFT LATER...: seconds for the section. It may take what those before it did not, but leaves the
+# later ones their shares; where one before it took too long, the last ones have less. Nothing runs without the
+# build, so that one may take twice its share.
+limit_of() {
+  local name=$1 left=$2 available=$((total - reserve - grace)) own later
+  shift 2
+  own=$((share[$name] * available / of_all)) later=$(($(sum "$@") * available / of_all))
+  [ "$name" != build ] || own=$((2 * own))
+  [ $((left - later)) -le $own ] || own=$((left - later))
+  [ $own -le "$left" ] || own=$left
+  echo $own
+}
+
+# one NAME LATER...: runs the section and notes how it went.
 one() {
-  local name=$1 start=$SECONDS result left limit code
-  left=$((total - SECONDS - reserve - 8))
-  limit=$((total * percent[$name] / 100))
-  [ "$limit" -le "$left" ] || limit=$left
+  local name=$1 start=$SECONDS result limit code
+  limit=$(limit_of "$name" $((total - SECONDS - reserve - grace)) "${@:2}")
   if [ "$limit" -lt 5 ]; then
     result="no time" code=1
   else
@@ -92,8 +115,10 @@ if ! call device 90; then
   cat "$out/device.log" >&2
   fail "no device to run on; --dry-run needs none"
 fi
-for section in ${sections//,/ }; do
-  one "$section"
+read -ra order <<<"${sections//,/ }"
+of_all=$(sum "${order[@]}")
+for i in "${!order[@]}"; do
+  one "${order[@]:i}"
   # What there is so far is safe, whatever becomes of the rest.
   report --quiet || status=1
 done

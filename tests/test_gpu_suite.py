@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import json
 import os
+import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,17 +25,31 @@ from bench.gpu import __main__ as gpu  # noqa: E402
 from bench.gpu import bench as gpu_bench  # noqa: E402
 from bench.gpu import build as gpu_build  # noqa: E402
 from bench.gpu import device as gpu_device  # noqa: E402
+from bench.gpu import layers as gpu_layers  # noqa: E402
 from bench.gpu import limits as gpu_limits  # noqa: E402
+from bench.gpu import others as gpu_others  # noqa: E402
 from bench.gpu import peers as gpu_peers  # noqa: E402
+from bench.gpu import programs as gpu_programs  # noqa: E402
 from bench.gpu import report as gpu_report  # noqa: E402
 from bench.gpu import rows as gpu_rows  # noqa: E402
 from bench.gpu import sanitize as gpu_sanitize  # noqa: E402
 from bench.gpu import small as gpu_small  # noqa: E402
+from bench.gpu import smoke as gpu_smoke  # noqa: E402
+from bench.gpu import tests as gpu_tests  # noqa: E402
 from bench.gpu import timing as gpu_timing  # noqa: E402
 from bench.gpu.budget import LEAST_ROUNDS, MOST_ROUNDS, Budget  # noqa: E402
-from bench.gpu.cases import PRECISIONS, SHAPES, GpuCase, dry_cases, gpu_cases  # noqa: E402
+from bench.gpu.cases import (  # noqa: E402
+    MEASURED,
+    PRECISIONS,
+    SHAPES,
+    GpuCase,
+    dry_cases,
+    gpu_cases,
+    key_cases,
+    smoke_cases,
+)
 from bench.gpu.floor import bytes_moved, floor, operations  # noqa: E402
-from bench.gpu.part import Section, run_logged  # noqa: E402
+from bench.gpu.part import NOT_REACHED, Section, run_logged  # noqa: E402
 from bench.gpu.pytest_outcomes import OUTCOMES, summarize  # noqa: E402
 
 LIMITS = {
@@ -48,6 +65,11 @@ def emulated() -> dict[str, str]:
     if extension is None:
         pytest.skip("the extension whose GPU is emulated is not built: run `make emulated`")
     return os.environ | {gpu_device.EXTENSION: str(extension), "RNNFUSED_ISA": "scalar"}
+
+
+def emulation() -> None:
+    if not gpu_programs.emulation_library().exists():
+        pytest.skip("the emulation is not built: run `make emulated`")
 
 
 def suite(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -69,6 +91,7 @@ def suite(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (["--sections", "tests,bake"], "--sections: expected some of build,"),
         (["--frob"], "expected an option (--help names them), got --frob"),
         (["--out"], "--out: expected a value, got none"),
+        (["--rows", "some"], "--rows: expected key or all, got some"),
         (["--seconds", "soon"], "--seconds: expected a whole number, got soon"),
         (["--python", "no-such-python"], "--python: no-such-python was not found"),
     ],
@@ -80,14 +103,16 @@ def test_words_for_wrong_arguments(arguments: list[str], words: str) -> None:
 
 def test_help_names_every_option() -> None:
     help_text = suite("--help").stdout
-    for option in ("--sections", "--dry-run", "--out", "--python", "--seconds", "--commit"):
+    for option in ("--sections", "--rows", "--dry-run", "--out", "--python", "--seconds", "--commit"):
         assert option in help_text
 
 
 def test_sections_have_modules(tmp_path: Path) -> None:
     assert [*gpu.MODULES][1:] == list(gpu_report.SECTIONS)
-    options = gpu.parse(["bench", "--parts", str(tmp_path), "--dry-run"])
+    arguments = ["bench", "--parts", str(tmp_path), "--dry-run"]
+    options = gpu.parse(arguments)
     assert (options.section, options.parts, options.dry_run) == ("bench", tmp_path, True)
+    assert options.rows == "key" and gpu.parse([*arguments, "--rows", "all"]).rows == "all"
     with pytest.raises(SystemExit):
         gpu.parse(["report", "--parts", str(tmp_path)])  # without --out
 
@@ -102,15 +127,41 @@ def test_without_a_device_it_says_so(tmp_path: Path) -> None:
 # ---- Rows and floors
 
 
-def test_rows() -> None:
+def test_rows_that_say_most() -> None:
+    rows = key_cases()
+    assert len(rows) == len(set(rows)) == 24
+    # However early the time is over there is something of each kind.
+    for count, found in ((8, rows[:8]), (24, rows)):
+        assert {r.case.mode for r in found} == {"inference", "training", "ragged", "stacked"}, count
+        assert {"lstm", "gru"} <= {r.case.cell for r in found}
+        assert {"bf16", "f32"} <= {r.precision for r in found}
+    assert {r.case.cell for r in rows} == {"rnn", "lstm", "gru"}
+    assert {r.precision for r in rows} == set(MEASURED)
+    assert {r.case.hidden for r in rows} == {64, 256, 512, 768, 1024}
+    assert {r.case.batch for r in rows} == {1, 16, 64}
+    assert all((r.case.layers, r.case.directions) == (2, 2) for r in rows if r.case.mode == "stacked")
+
+
+def test_every_row() -> None:
     rows = gpu_cases()
     names = [row.name for row in rows]
-    assert len(set(names)) == len(names)
-    assert {r.case.cell for r in rows} == {"rnn", "lstm", "gru"}
-    assert {r.case.mode for r in rows} == {"inference", "training", "ragged", "stacked"}
-    # However early the time is over: all sizes, of one cell at least.
-    assert {(r.case.steps, r.case.batch, r.case.hidden) for r in rows[: len(SHAPES)]} == set(SHAPES)
-    assert {r.precision for r in dry_cases()} == set(PRECISIONS)
+    assert len(set(names)) == len(names) and len(rows) > 200
+    assert rows[: len(key_cases())] == key_cases()
+    of_shapes = {(r.case.steps, r.case.batch, r.case.hidden) for r in rows}
+    assert set(SHAPES) <= of_shapes
+    assert {(r.case.cell, r.precision) for r in rows} == {
+        (cell, precision) for cell in ("rnn", "lstm", "gru") for precision in MEASURED
+    }
+    assert {r.precision for r in dry_cases()} == set(MEASURED)
+
+
+def test_smoke_covers_cells_and_precisions() -> None:
+    every = {(cell, precision) for cell in ("rnn", "lstm", "gru") for precision in PRECISIONS}
+    rows = smoke_cases()
+    assert len({row.name for row in rows}) == len(rows) and all(row.case.trains for row in rows)
+    assert set(PRECISIONS) == {"f16", "bf16", "tf32", "f32", "f64"}
+    for small in (True, False):
+        assert {(r.case.cell, r.precision) for r in rows if (r.case.hidden < 16) == small} == every
 
 
 def test_operations_and_bytes() -> None:
@@ -192,6 +243,45 @@ def test_what_ptxas_says_of_spills() -> None:
     assert gpu_build.spills(log) == {"_Z3bad": 48}
 
 
+def test_what_the_build_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setenv("CMAKE_ARGS", "-DX=1")
+    found = gpu_build.settings("90a", 16, True, False)
+    assert (found["RNNFUSED_CUDA_ARCHS"], found["MAX_JOBS"]) == ("90a-real", "16")
+    assert found["RNNFUSED_ISAS"] == "scalar" and found["CMAKE_ARGS"] == "-DX=1 -DCMAKE_CUDA_FLAGS=-Xptxas=-v"
+    dry = gpu_build.settings("90a", 2, False, True)
+    assert dry["RNNFUSED_CUDA"] == "0" and "RNNFUSED_ISAS" not in dry
+    commands = gpu_build._commands(found)
+    assert any("build_ext" in c or "-DRNNFUSED_ISAS=scalar" in c for c in commands)
+
+
+def test_the_build_and_its_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(name: str, arch: str, seconds: float) -> Path:
+        assert arch == "90a" and seconds > 0
+        if name == "limits":
+            raise RuntimeError("limits.cu does not compile")
+        return tmp_path
+
+    monkeypatch.setattr(gpu_build, "compile_program", compiled)
+    monkeypatch.setattr(gpu_build, "_commands", lambda environment: [["bash", "-c", "echo $MAX_JOBS"]])
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    section = Section("build", tmp_path, 20, False)
+    (tmp_path / "device.json").write_text('{"arch": "90a", "cpus": 7}')
+    assert gpu_build.run(section) == 1
+    found = section.of("build")
+    assert found["programs"] == {"limits": "limits.cu does not compile", "wrappers": "ok"}
+    assert "failed" in found or any("stepwise" in line for line in found["config"])
+    assert (found["kernels"], found["spills"]) == (0, {}) and len(found["config"]) > 1
+
+    monkeypatch.setattr(gpu_build, "_commands", lambda environment: [["sleep", "60"]])
+    assert gpu_build.run(Section("build", tmp_path, 1, False)) == 1
+    late = {"build": section.of("build")}
+    assert late["build"]["status"] is None
+    assert gpu_report.line(late, "build").endswith(
+        "failed: sleep 60 (no time left), limits; cut by time: the extension"
+    )
+
+
 MEMCHECK = """========= COMPUTE-SANITIZER
 case 1: LSTM
 ========= Invalid __global__ read of size 4 bytes
@@ -234,6 +324,7 @@ def test_initcheck_may_find_what_others_read() -> None:
 
 def test_sanitizer_commands() -> None:
     for tool in gpu_sanitize.TOOLS:
+        assert ("shared" in gpu_sanitize.program(tool, 5)) == (tool in gpu_sanitize.OF_SHARED_MEMORY)
         line = " ".join(gpu_sanitize.command(tool, ["program"]))
         assert f"--tool {tool} --error-exitcode {gpu_sanitize.FOUND}" in line and line.endswith("program")
         assert ("kns=rnnfused" in line) == (tool != "initcheck")
@@ -282,6 +373,24 @@ def test_outcomes_of_tests(tmp_path: Path) -> None:
     assert len(found["running"]) == 1 and "test_dies" in found["running"][0]
 
 
+def test_what_only_a_gpu_shows_is_tested_first(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\ndef test_first(): pass\ndef test_second(): pass\n"
+        "@pytest.mark.gpu\ndef test_third(): pass\n"
+    )
+    outcomes = tmp_path / "outcomes.jsonl"
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_outcomes", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {OUTCOMES: str(outcomes)},
+        capture_output=True,
+        check=False,
+    )
+    lines = [json.loads(line) for line in outcomes.read_text().splitlines()]
+    started = [entry["test"].rpartition("::")[2] for entry in lines if entry["outcome"] == "started"]
+    assert started == ["test_third", "test_first", "test_second"]
+
+
 def test_a_command_that_does_not_end_is_ended(capfd: pytest.CaptureFixture[str]) -> None:
     status, output = run_logged(["bash", "-c", "echo begun; sleep 60 & wait"], 1)
     assert status is None and output == "begun\n" and "stopped after 1 s" in capfd.readouterr().out
@@ -292,19 +401,44 @@ def test_a_command_that_does_not_end_is_ended(capfd: pytest.CaptureFixture[str])
 
 def record(dry_run: bool) -> dict[str, Any]:
     row = GpuCase(Case("training", "gru", 128, 16, 768), "bf16")
-    times = {"torch": {"median": 3e-3}, "rnnfused": {"median": 1e-3}}
+    times = {"torch": {"median": 3e-3}, "rnnfused": {"median": 1e-3}, "autocast": {"median": 4e-3}}
     measured = gpu_bench.judged(row.as_dict() | {"name": row.name, "eager": times, "graph": times}, row, {})
     entry = {"unit": "s", "what": "", "median": 1.5e-6, "low": 1e-6, "high": 2e-6}
-    return {
+    found = {
         "dry_run": dry_run,
         "device": {"name": "NVIDIA H100 80GB HBM3", "commit": "abc123-dirty", "torch": "2.11"},
         "sections": [{"section": name, "result": "failed", "seconds": 12.0} for name in gpu_report.SECTIONS],
-        "build": {"arch": "90a", "spills": {"k": 4}},
-        "tests": {"gpu": {"counts": {"passed": 2}, "failures": [{"test": "test_x", "words": "boom\nmore"}]}},
-        "sanitizers": {"memcheck": {"errors": 1, "cases": 3, "failed": "1 errors"}},
-        "limits": {"limits": {"launch": entry, "copy": {"unit": "bytes/s", "what": "", "failed": "no"}}},
+        "build": {"arch": "90a", "spills": {"k": 4}, "programs": {"limits": "ok", "wrappers": "no"}},
+        "smoke": {
+            "wrappers": gpu_smoke.of_wrappers("a ok\nb (float) differs: element 3: expected 1, got 2", 1),
+            "layers": gpu_smoke.of_layers('{"name": "rnn f32", "failed": "y: error 1"}', None),
+        },
+        "limits": {
+            "limits": {
+                "launch": entry,
+                "copy": {"unit": "bytes/s", "what": "", "failed": "no"},
+                "l2_hop": {"unit": "s", "what": "", "failed": NOT_REACHED},
+            },
+            "occupancy": [
+                {"cluster": 8, "shared_kib": 100, "clusters": 16},
+                {"cluster": 16, "shared_kib": 200, "failed": "no"},
+            ],
+        },
         "bench": {"rows": [measured, row.as_dict() | {"name": "w", "failed": "wrong"}], "not_reached": ["r"]},
+        "tests": {
+            "counts": {"passed": 2},
+            "failures": [{"test": "test_x", "words": "boom\nmore"}],
+            "running": ["test_y"],
+            "stopped": "late",
+        },
+        "sanitizers": {
+            "memcheck": {"errors": 1, "cases": 3, "cases_in_all": 9, "status": 9, "failed": "1 errors"},
+            "racecheck": {"errors": 0, "cases": 9, "cases_in_all": 9, "status": 0},
+        },
     }
+    for section in found["sections"]:
+        section["line"] = gpu_report.line(found, section["section"])
+    return found
 
 
 def test_name_of_the_file() -> None:
@@ -312,13 +446,37 @@ def test_name_of_the_file() -> None:
     assert gpu_device.safe_name("../ ") == "unknown"
 
 
+def test_a_line_for_each_section() -> None:
+    found = record(False)
+    assert {s["section"]: s["line"] for s in found["sections"]} == {
+        "build": "ran extension for 90a, 1 kernels spill registers, 2 programs; failed: wrappers;"
+        " cut by time: nothing",
+        "smoke": "ran 2 checks of wrappers, 1 layers; failed: b (float), rnn f32;"
+        " cut by time: layers after 1",
+        "limits": "ran 1 limits, 1 of 2 occupancies; failed: copy; cut by time: l2_hop",
+        "bench": "ran 2 rows; failed: w; cut by time: 1 rows",
+        "tests": "ran 2 passed; failed: test_x; cut by time: what came after, 1 running",
+        "sanitizers": "ran memcheck (1 errors in 3 layers), racecheck (0 errors in 9 layers);"
+        " failed: memcheck; cut by time: memcheck",
+    }
+    assert gpu_report.line({"bench": {}}, "bench") == "ran nothing that it could tell of"
+    late = {"build": {"arch": "90a", "failed": "cmake (no time left)", "status": None}}
+    assert gpu_report.line(late, "build").endswith("failed: cmake (no time left); cut by time: the extension")
+    none = {"sanitizers": {"failed": "compute-sanitizer was not found"}}
+    assert "failed: compute-sanitizer was not found" in gpu_report.line(none, "sanitizers")
+    well = {"smoke": {"wrappers": gpu_smoke.of_wrappers("a ok", 0)}}
+    assert gpu_report.line(well, "smoke").endswith(
+        "1 checks of wrappers, 0 layers; failed: nothing; cut by time: nothing"
+    )
+
+
 def test_tables() -> None:
     shown = gpu_report.tables(record(False))
-    assert "1 in 3" in shown and "launch 1.5 us" in shown and "copy -" in shown
-    assert "FAILED test_x: boom" in shown and "2 rows, 1 failed, 1 not reached" in shown
-    measured = record(False)
-    del measured["bench"]["rows"][1]
-    assert "training  gru  bf16      3.00/3.00" in gpu_report.tables(measured)
+    assert "1 errors in 3 layers" in shown and "launch 1.5 us" in shown and "copy -" in shown
+    assert "FAILED test_x: boom" in shown and "FAILED b (float) differs: element 3" in shown
+    assert "clusters of 8 at once: 100 KiB 16" in shown and "clusters of 16 at once: 200 KiB -" in shown
+    (row,) = [line for line in shown.splitlines() if line.startswith("training gru")]
+    assert "7.81/7.81 us/step, torch 3.00/3.00" in row and row.endswith("autocast 4.00/4.00")
     assert len(shown) < 4000  # a log's end holds it
     dry = gpu_report.tables(record(True))
     assert "no result" in dry and "3.00" not in dry and "1.5" not in dry
@@ -415,13 +573,23 @@ def test_small_cases_cover_what_they_say() -> None:
     assert {case.dtype for case in first} == set(gpu_small.DTYPES)
     assert {case.projection > 0 for case in first} == {False, True}
     assert {case.varied for case in first} == {False, True}
-    for attribute in ("ragged", "bidirectional", "recompute", "hidden"):
+    for attribute in ("ragged", "bidirectional", "recompute", "shares"):
         assert len({getattr(case, attribute) for case in cases}) == 2
+    assert {case.hidden for case in cases} == {5, 8, gpu_small.WIDE}
 
 
-def test_the_sanitizers_script_on_the_emulated_gpu() -> None:
+def test_small_cases_run_every_source_with_shared_memory() -> None:
+    # Small.shares says which layers' kernels they are: a further source needs a case.
+    folder = ROOT / "csrc" / "cuda"
+    sources = {path.name for path in folder.glob("*.cuh") if "shared_memory<" in path.read_text()}
+    found = {name for name in sources if not name.startswith(("ptx", "varied", "resident"))}
+    assert "varied.cuh" in sources and not found
+
+
+@pytest.mark.parametrize("only", [[], ["shared"]], ids=["all", "shared"])
+def test_the_sanitizers_script_on_the_emulated_gpu(only: list[str]) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "bench.gpu.small", "cpu", "5"],
+        [sys.executable, "-m", "bench.gpu.small", "cpu", "5", *only],
         cwd=ROOT,
         env=emulated(),
         capture_output=True,
@@ -430,12 +598,13 @@ def test_the_sanitizers_script_on_the_emulated_gpu() -> None:
     )
     assert run.returncode == 0, run.stderr[-2000:]
     assert "case 1: " in run.stdout and run.stdout.splitlines()[-1].startswith("cases: ")
+    named = [line for line in run.stdout.splitlines() if line.startswith("case ")]
+    assert not only or all("with options" in line or f"H{gpu_small.WIDE}" in line for line in named)
 
 
 def test_limits_kernels_on_the_emulated_gpu(tmp_path: Path) -> None:
-    if not gpu_limits.emulation_library().exists():
-        pytest.skip("the emulation is not built: run `make emulated`")
-    kernels = gpu_limits.Kernels(gpu_limits.build(tmp_path, None), "cpu", blocks=3)
+    emulation()
+    kernels = gpu_limits.Kernels(gpu_programs.compile_program("limits", None, tmp_path), "cpu", blocks=3)
     kernels.nothing(2)
     for rounds in (1, 4):
         kernels.grid_barriers(rounds, checks=True)
@@ -457,14 +626,156 @@ def test_limits_kernels_on_the_emulated_gpu(tmp_path: Path) -> None:
         kernels.check("wrong", [7])
     with pytest.raises(RuntimeError, match="cluster"):
         kernels.cluster_barriers(32, 1)  # more than any device takes
+    found = gpu_limits.occupancy(kernels)
+    assert {(row["cluster"], row["shared_kib"]) for row in found} == {
+        (cluster, kib) for cluster in (2, 4, 8, 12, 16) for kib in (20, 50, 100, 150, 200)
+    }
+    assert all("clusters" in row for row in found)  # as many as the schedule says
 
 
-def test_limits_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
-    if gpu_build.find_nvcc() is None:
+def test_programs_compile_for_a_gpu(tmp_path: Path) -> None:
+    if gpu_programs.find_nvcc() is None:
         pytest.skip("nvcc was not found")
-    assert gpu_limits.build(tmp_path, "90a").exists()
+    library = gpu_programs.compile_program("limits", "90a", tmp_path)
+    wrappers = gpu_programs.compile_program("wrappers", "90a", tmp_path)
     with pytest.raises(RuntimeError, match="does not compile"):
-        gpu_limits.build(tmp_path, "1")
+        gpu_programs.compile_program("limits", "1", tmp_path)
+    with pytest.raises(RuntimeError, match="not compiled in"):
+        gpu_programs.compile_program("limits", "90a", tmp_path, seconds=0.1)
+    if torch.cuda.is_available():
+        return
+    # Without a device both say so, and the program that checks wrappers has not checked any.
+    kernels = gpu_limits.Kernels(library, "cpu", blocks=3)
+    assert all("NVIDIA driver" in row["failed"] for row in gpu_limits.occupancy(kernels))
+    status, output = run_logged([str(wrappers)], 60)
+    assert status == 77 and "no device: " in output
+    assert "no device" in gpu_smoke.of_wrappers(output, status)["failed"]
+
+
+def test_a_kernel_for_one_block_on_a_multiprocessor(tmp_path: Path) -> None:
+    nvcc = gpu_programs.find_nvcc()
+    if nvcc is None:
+        pytest.skip("nvcc was not found")
+    source, target = ROOT / "bench" / "gpu" / "limits.cu", tmp_path / "limits.o"
+    command = [nvcc, "-std=c++17", "-O3", "-I", str(ROOT / "csrc"), "-Xptxas=-v", "-c", str(source)]
+    status, log = run_logged([*command, "-gencode=arch=compute_90a,code=sm_90a", "-o", str(target)], 120)
+    (registers,) = re.findall(r"'_ZN\S*4keep\S*' for 'sm_90a'\n(?:.*\n)+?.*Used (\d+) registers", log)
+    # Two blocks would need twice as many as there are; none is in memory.
+    assert status == 0 and 2 * 256 * int(registers) > 65536 and gpu_build.spills(log) == {}
+
+
+def test_a_program_is_compiled_anew_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, compiler = tmp_path / "limits.cu", tmp_path / "compiler"
+    compiler.write_text('#!/bin/bash\necho "$@" >"${@: -1}"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(gpu_programs, "FOLDER", tmp_path / "programs")
+    monkeypatch.setattr(gpu_programs, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_programs, "EMULATION", tmp_path / "emulation")
+    first = gpu_programs.built("limits", None)  # nothing that it is made of: any is new enough
+    assert str(ROOT / "bench" / "gpu" / "limits.cu") in first.read_text()
+    for age, again in ((-100, False), (100, True)):
+        source = tmp_path / "csrc" / "cuda" / "ptx.cuh"
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_text("")
+        os.utime(source, (first.stat().st_mtime + age,) * 2)
+        first.write_text("kept")
+        stamp = source.stat().st_mtime - age
+        os.utime(first, (stamp, stamp))
+        assert (gpu_programs.built("limits", None).read_text() != "kept") == again
+
+
+def test_wrappers_on_the_emulated_gpu(tmp_path: Path) -> None:
+    emulation()
+    program = gpu_programs.compile_program("wrappers", None, tmp_path)
+    status, output = run_logged([str(program)], 120)
+    found = gpu_smoke.of_wrappers(output, status)
+    assert "failed" not in found and found["ok"] > 60 and not found["skipped"]
+    status, output = run_logged([str(program), "ballot", "cp_async"], 60)
+    names = [line.split(" ")[0] for line in output.splitlines()]
+    assert status == 0 and sorted(names) == ["ballot", *("cp_async",) * 3, "wrappers:"]
+
+
+# Instead of the project's checks: what goes wrong in each way, and what comes after it.
+BAD_CHECKS = """
+#pragma once
+#include <csignal>
+#include <cstdlib>
+#include <stdexcept>
+#include "%s/wrappers/checks.h"
+namespace rnnfused::cuda {
+inline WrapperChecks wrapper_checks() {
+  return {{"good", "", 80, [] { return std::string(); }},
+          {"wrong", "float", 80, [] { return std::string("element 3: expected 1, got 2"); }},
+          {"throws", "", 80, []() -> std::string { throw std::runtime_error("no launch"); }},
+          {"dies", "", 80, []() -> std::string { std::abort(); }},
+          {"hangs", "", 80, []() -> std::string { raise(SIGALRM); return ""; }},
+          {"new", "", 100, [] { return std::string(); }},
+          {"last", "", 90, [] { return std::string(); }}};
+}
+}  // namespace rnnfused::cuda
+"""
+
+
+def test_checks_that_go_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulation()
+    folder = gpu_programs.EMULATION
+    (tmp_path / "all.cuh").write_text(BAD_CHECKS % folder)
+    (tmp_path / "main.cu").write_text((folder / "wrappers" / "main.cu").read_text())
+    program = gpu_programs.Program(tmp_path / "main.cu")
+    monkeypatch.setitem(gpu_programs.PROGRAMS, "wrappers", program)
+    status, output = run_logged([str(gpu_programs.compile_program("wrappers", None, tmp_path))], 60)
+    assert status == 1 and output.splitlines() == [
+        "good ok",
+        "wrong (float) differs: element 3: expected 1, got 2",
+        "throws differs: no launch",
+        "dies differs: ended by signal 6",
+        "hangs differs: no end after 60 s",
+        "new skipped: needs sm_100",
+        "last ok",
+        "wrappers: 4 differ",
+    ]
+    found = gpu_smoke.of_wrappers(output, status)
+    assert (found["ok"], len(found["differ"]), len(found["skipped"])) == (2, 4, 1)
+    assert found["failed"] == "4 differ"
+    assert "stopped" in gpu_smoke.of_wrappers("good ok", None)["failed"]
+    assert "exit status 0" in gpu_smoke.of_wrappers("", 0)["failed"]  # nothing ran
+
+
+def test_layers_that_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    import rnnfused
+
+    monkeypatch.setattr(gpu_layers, "precision_of_products", lambda row: None)  # it is the process's
+    row = GpuCase(Case("training", "gru", 5, 3, 7), "f32")
+    right = gpu_layers.check(row, "cpu")
+    assert set(right) == {"y", "x", *(f"{w}_l0" for w in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))}
+    assert gpu_layers.wrong(right) == []
+
+    def broken(module: torch.nn.Module) -> torch.nn.Module:
+        module.weight_hh_l0.data[0, 0] += 1e-3
+        return module
+
+    monkeypatch.setattr(rnnfused, "convert", broken)
+    assert any(words.startswith("y: error ") for words in gpu_layers.wrong(gpu_layers.check(row, "cpu")))
+    assert gpu_layers.wrong({"y": (float("nan"), 1.0)})
+    said = gpu_smoke.of_layers('{"name": "a"}\nlibrary: hello\n{"name": "b", "failed": "y"}', 1)
+    assert said["failed"] == "1 of 2 wrong" and len(said["not_reached"]) == len(smoke_cases())
+    assert "exit status 0" in gpu_smoke.of_layers('{"name": "a"}', 0)["failed"]  # not all were reached
+
+
+def test_tests_that_all_skip_are_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = tmp_path / "test_nothing.py"
+    test.write_text("import pytest\n@pytest.mark.skip('why')\ndef test_it(): pass\n")
+    monkeypatch.setattr(gpu_tests, "SELECTED", [str(test)])
+    section = Section("tests", tmp_path / "parts", 60, False)
+    section.parts.mkdir()
+    (section.parts / "device.json").write_text('{"cpus": 1}')
+    assert gpu_tests.run(section) == 1 and section.of("tests")["counts"]["skipped"] == 1
+    test.write_text("import time\ndef test_it(): pass\ndef test_slow(): time.sleep(60)\n")
+    late = Section("tests", section.parts, 8, False)
+    assert gpu_tests.run(late) == 1
+    found = late.of("tests")
+    assert found["counts"]["passed"] == 1 and "stopped" in found and "test_slow" in found["running"][0]
 
 
 @pytest.mark.parametrize("mode", ["inference", "training", "ragged", "stacked"])
@@ -475,9 +786,8 @@ def test_rows_on_the_emulated_gpu(mode: str) -> None:
         row = GpuCase(Case(mode, "gru", 3, 2, 8, **options), "f32")
         found = process.ask(60, row=row.as_dict(), rounds=1, seconds=0.0)
         assert "failed" not in found, found
-        assert set(found["eager"]) == {"torch", "rnnfused"} and set(found["not_captured"]) == set(
-            found["eager"]
-        )
+        assert set(found["eager"]) == {"torch", "rnnfused"}
+        assert set(found["not_captured"]) == set(found["eager"]) and found["left_out"] == {}
         broken = row.as_dict() | {"precision": "f99"}
         assert "KeyError" in process.ask(60, row=broken, rounds=1, seconds=0.0)["failed"]
     finally:
@@ -541,6 +851,85 @@ def test_torch_is_measured_where_rnnfused_fails(monkeypatch: pytest.MonkeyPatch)
         assert words in found["failed"] and set(found["eager"]) == {"torch"}
 
 
+# ---- Other packages, played by torch in their documented layouts
+
+
+class PlayedHaste(torch.nn.Module):
+    """haste_pytorch.LSTM: kernel [I, 4 H], gates i, g, f, o."""
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.kernel = torch.nn.Parameter(torch.zeros(features, 4 * hidden))
+        self.recurrent_kernel = torch.nn.Parameter(torch.zeros(hidden, 4 * hidden))
+        self.bias = torch.nn.Parameter(torch.zeros(4 * hidden))
+
+    def from_native_weights(self, *weights: torch.Tensor) -> None:
+        w_ih, w_hh, b_ih, b_hh = weights
+        theirs = (w_ih.t(), w_hh.t(), b_ih + b_hh)
+        for parameter, value in zip(self.parameters(), theirs, strict=True):
+            i, f, g, o = value.detach().chunk(4, -1)
+            parameter.data.copy_(torch.cat([i, g, f, o], -1))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        hidden = len(self.recurrent_kernel)
+        h = c = x.new_zeros(x.shape[1], hidden)
+        outputs = []
+        for row in x:
+            i, g, f, o = (row @ self.kernel + h @ self.recurrent_kernel + self.bias).chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            outputs.append(h)
+        return torch.stack(outputs), None
+
+
+def played_flashrnn(wx: torch.Tensor, r: torch.Tensor, b: torch.Tensor, function: str, dtype: str) -> Any:
+    """flashrnn.flashrnn: wx [B, T, 4, N, H], r [4, N, H, H before], b [4, N, H]; states [2, B, T, N, H]."""
+    assert function == "lstm" and getattr(torch, dtype) == wx.dtype and wx.is_contiguous()
+    h = c = wx.new_zeros(wx.shape[0], *wx.shape[3:])
+    states = []
+    for step in wx.unbind(1):
+        raw = step + torch.einsum("gndp,bnp->bgnd", r, h) + b
+        i, f, z, o = raw.unbind(1)
+        c = f.sigmoid() * c + i.sigmoid() * z.tanh()
+        h = o.sigmoid() * c.tanh()
+        states.append(torch.stack([h, c]))
+    return torch.stack(states, 2), None
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("package", ["haste_pytorch", "flashrnn"])
+def test_other_packages_are_peers(package: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = types.ModuleType(package)
+    played.__spec__ = importlib.machinery.ModuleSpec(package, None)
+    played.LSTM, played.flashrnn = PlayedHaste, played_flashrnn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, package, played)
+    monkeypatch.setattr(gpu_rows, "precision_of_products", lambda row: None)  # it is the process's
+    name, precision = {"haste_pytorch": ("haste", "f32"), "flashrnn": ("flashrnn", "bf16")}[package]
+    row = GpuCase(Case(mode, "lstm", 3, 2, 8), precision)
+    assert name in gpu_others.others_of(row)
+    assert name not in gpu_others.others_of(GpuCase(Case("ragged", "lstm", 3, 2, 8), precision))
+    found = gpu_rows.measure(row, "cpu", 1e6, rounds=1, seconds=0.0)
+    assert "failed" not in found and name not in found["left_out"]
+    assert name in found["eager"] and found["errors"][name] < 0.05
+
+    monkeypatch.setattr(played, "LSTM", None)
+    monkeypatch.setattr(played, "flashrnn", None)
+    found = gpu_rows.measure(row, "cpu", 1e6, rounds=1, seconds=0.0)
+    assert "failed" not in found and "TypeError" in found["left_out"][name]
+    assert name not in found["eager"] and {"torch", "rnnfused"} <= set(found["eager"])
+
+
+def test_autocast_is_a_peer_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_rows, "precision_of_products", lambda row: None)
+    for mode in ("inference", "training", "ragged", "stacked"):
+        options = {"layers": 2, "bidirectional": True} if mode == "stacked" else {}
+        row = GpuCase(Case(mode, "gru", 3, 2, 8, **options), "bf16")  # LSTMs ask more of a processor
+        assert list(gpu_others.others_of(row)) == ["autocast"]
+        found = gpu_rows.measure(row, "cpu", 1e6, rounds=1, seconds=0.0)
+        assert set(found["eager"]) == {"torch", "rnnfused", "autocast"}, found["left_out"]
+    assert not gpu_others.others_of(GpuCase(Case("training", "lstm", 3, 2, 8), "f32"))
+
+
 def test_a_process_that_does_not_answer() -> None:
     row = dry_cases()[0]
     process = gpu_bench.Process("cpu", 1e6, dict(os.environ))
@@ -569,6 +958,37 @@ def test_the_suite_goes_on_after_a_failure(tmp_path: Path) -> None:
     }
     assert found["limits"]["limits"]["copy"]["unit"] == "bytes/s"  # what it found before it failed
     assert not list((ROOT / "bench" / "results").glob("dry-run*"))
+
+
+FAKE_PYTHON = """#!/bin/bash
+section=$3
+[ "$section" = report ] && exit 0
+echo "$section $7 $9" >>"$(dirname "$0")/calls"
+[ "$section" = build ] && sleep 2
+[ "$section" != limits ]
+"""
+
+
+def test_sections_in_order_each_with_its_time(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    command = [str(ROOT / "bench" / "gpu_suite.sh"), "--python", str(python), "--out", str(tmp_path)]
+    run = subprocess.run([*command, "--rows", "all"], capture_output=True, text=True, check=False)
+    assert run.returncode == 1 and "limits: failed" in run.stdout and "sanitizers: ok" in run.stdout
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [name for name, _, _ in calls] == ["device", *gpu_report.SECTIONS]
+    assert {rows for _, _, rows in calls} == {"all"}
+    seconds = {name: int(given) for name, given, _ in calls}
+    shares = {"build": 45, "smoke": 20, "limits": 35, "bench": 70, "tests": 60, "sanitizers": 40}
+    # All of them leave the report its time; what a section did not take is the next one's.
+    assert sum(shares.values()) == 270 and seconds["build"] == 2 * (45 * 252 // 270)
+    assert all(seconds[name] >= share * 252 // 270 for name, share in shares.items())
+    assert seconds["smoke"] > 20 + 30 and 245 <= seconds["sanitizers"] <= 250
+    (tmp_path / "calls").unlink()
+    alone = subprocess.run([*command, "--sections", "bench"], capture_output=True, text=True, check=False)
+    assert alone.returncode == 0
+    assert re.search(r"^bench 25[012] key$", (tmp_path / "calls").read_text(), re.MULTILINE)
 
 
 def test_a_suite_without_time(tmp_path: Path) -> None:

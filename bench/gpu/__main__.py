@@ -12,16 +12,18 @@ import signal
 import sys
 from pathlib import Path
 
+from bench.gpu.cases import ROWS
 from bench.gpu.part import Section
 
 # Loaded one at a time: most need torch, and the report must not.
 MODULES = {
     "device": "device",
     "build": "build",
-    "tests": "tests",
-    "sanitizers": "sanitize",
+    "smoke": "smoke",
     "limits": "limits",
     "bench": "bench",
+    "tests": "tests",
+    "sanitizers": "sanitize",
 }
 
 __all__ = ["MODULES", "main", "parse"]
@@ -33,6 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--parts", type=Path, required=True, help="folder of what the sections found")
     parser.add_argument("--out", type=Path, help="folder of the report's JSON")
     parser.add_argument("--seconds", type=float, default=120.0, help="that the section may take")
+    parser.add_argument("--rows", choices=ROWS, default=ROWS[0], help="of the benchmark")
     parser.add_argument("--dry-run", action="store_true", help="without a GPU")
     parser.add_argument("--quiet", action="store_true", help="a report that only writes")
     options = parser.parse_args(arguments)
@@ -49,7 +52,7 @@ def main(arguments: list[str]) -> int:
         return report.run(options.parts, options.out, options.dry_run, options.quiet)
     # Ended from outside, a section ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    section = Section(options.section, options.parts, options.seconds, options.dry_run)
+    section = Section(options.section, options.parts, options.seconds, options.dry_run, options.rows)
     run = importlib.import_module(f"bench.gpu.{MODULES[options.section]}").run
     return int(run(section))
 

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from bench.gpu.budget import Budget
-from bench.gpu.cases import GpuCase, dry_cases, gpu_cases
+from bench.gpu.cases import GpuCase, dry_cases, gpu_cases, key_cases
 from bench.gpu.device import EXTENSION, emulated_extension
 from bench.gpu.floor import floor
 from bench.gpu.part import ROOT, Section
@@ -66,6 +66,7 @@ def judged(found: dict[str, Any], row: GpuCase, limits: dict[str, Any]) -> dict[
         verdict: dict[str, Any] = {"us_per_step": {p: 1e6 * s / row.case.steps for p, s in medians.items()}}
         if {"torch", "rnnfused"} <= medians.keys():
             verdict["ratio"] = medians["torch"] / medians["rnnfused"]
+            verdict["ratios"] = {p: s / medians["rnnfused"] for p, s in medians.items() if p != "rnnfused"}
         if "rnnfused" in medians and least["seconds"]:
             verdict["share_of_floor"] = least["seconds"] / medians["rnnfused"]
             verdict["share_with_exchange"] = max(least["terms"].values()) / medians["rnnfused"]
@@ -96,7 +97,7 @@ def run(section: Section) -> int:
             print("bench: the extension whose GPU is emulated is not built (make emulated)", file=sys.stderr)
             return 1
         environment[EXTENSION] = str(extension)
-    rows = dry_cases() if section.dry_run else gpu_cases()
+    rows = dry_cases() if section.dry_run else gpu_cases() if section.rows == "all" else key_cases()
     budget = Budget(section.seconds, len(rows))
     device = "cpu" if section.dry_run else "cuda"
     measured: list[dict[str, Any]] = []

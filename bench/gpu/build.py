@@ -1,4 +1,6 @@
-"""Builds the extension for this device alone, in place: neither network nor the environment is touched."""
+"""Builds the extension for this device alone, in place, and beside it the programs of other sections: neither
+network nor the environment is touched.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ import shutil
 import sys
 import sysconfig
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from bench.gpu.device import EXTENSION, emulated_extension
 from bench.gpu.part import ROOT, Section, run_logged, tail
+from bench.gpu.programs import PROGRAMS, compile_program, find_nvcc
 
-__all__ = ["find_nvcc", "run", "spills"]
+__all__ = ["run", "settings", "spills"]
 
 _SPILL = re.compile(r"Function properties for (\S+)\n\s*\d+ bytes stack frame, (\d+) bytes spill stores")
 
@@ -48,41 +52,46 @@ def _commands(environment: dict[str, str]) -> list[list[str]]:
         f"-DRNNFUSED_CUDA={cuda}",
     ]
     configure += [f"-DRNNFUSED_CUDA_ARCHS={environment['RNNFUSED_CUDA_ARCHS']}"]
+    configure += [f"-DRNNFUSED_ISAS={environment.get('RNNFUSED_ISAS', 'ALL')}"]
     configure += shlex.split(environment["CMAKE_ARGS"])
     install = [cmake, "--install", folder, "--component", "python", "--prefix", str(ROOT / "rnnfused")]
     return [configure, [cmake, "--build", folder], install]
 
 
-def find_nvcc() -> str | None:
-    """Where tools/ensure_nvcc looks for an installed one."""
-    candidates = (os.environ.get("CUDACXX"), "nvcc", "/usr/local/cuda/bin/nvcc")
-    return next((path for name in candidates if name and (path := shutil.which(name))), None)
-
-
-def run(section: Section) -> int:
-    end = time.monotonic() + section.seconds
-    arch = section.of("device")["arch"]
-    if section.dry_run and find_nvcc() is None:
-        print("build: nvcc was not found, so the dry run builds for the CPU alone")
-    with_cuda = not section.dry_run or find_nvcc() is not None
-    environment = {"RNNFUSED_CUDA": "1" if with_cuda else "0", "RNNFUSED_CUDA_ARCHS": arch}
+def settings(arch: str, cpus: int, with_cuda: bool, dry_run: bool) -> dict[str, str]:
+    """The environment of the build: code for this architecture alone, as many jobs as there are processors,
+    and of the CPU paths, which no section measures, the scalar one. A dry run builds what is there already.
+    """
+    found = {"RNNFUSED_CUDA": "1" if with_cuda else "0", "RNNFUSED_CUDA_ARCHS": f"{arch}-real"}
+    found["MAX_JOBS"] = os.environ.get("MAX_JOBS", str(cpus))
+    if not dry_run:
+        found["RNNFUSED_ISAS"] = "scalar"
     # ptxas then says which kernels spill registers.
-    environment["CMAKE_ARGS"] = f"{os.environ.get('CMAKE_ARGS', '')} -DCMAKE_CUDA_FLAGS=-Xptxas=-v".strip()
-    commands = _commands(environment)
-    if section.dry_run:
-        environment["MAX_JOBS"] = os.environ.get("MAX_JOBS", "2")
-        commands.append(["make", "emulated", "VENV=none", f"PYTHON={sys.executable}"])
+    found["CMAKE_ARGS"] = f"{os.environ.get('CMAKE_ARGS', '')} -DCMAKE_CUDA_FLAGS=-Xptxas=-v".strip()
+    return found
+
+
+def _program(name: str, arch: str, end: float) -> str:
+    """ "ok", or why it was not compiled. Its section tries once more."""
+    try:
+        compile_program(name, arch, seconds=end - time.monotonic())
+    except RuntimeError as error:
+        return str(error)
+    return "ok"
+
+
+def _extension(
+    section: Section, commands: list[list[str]], environment: dict[str, str], end: float
+) -> dict[str, Any]:
     log = ""
-    found: dict[str, Any] = {"arch": arch, "commands": [shlex.join(c) for c in commands]}
     for command in commands:
         status, output = run_logged(command, end - time.monotonic(), environment)
         log += output
         if status != 0:
-            section.save(found | {"failed": shlex.join(command), "status": status, "output": tail(output)})
-            return 1
-    found["spills"] = spills(log)
-    found["kernels"] = len(_SPILL.findall(log))  # 0 where they were compiled before
-
+            words = shlex.join(command) + (" (no time left)" if status is None else "")
+            return {"failed": words, "status": status, "output": tail(output)}
+    # 0 kernels where they were compiled before.
+    found: dict[str, Any] = {"spills": spills(log), "kernels": len(_SPILL.findall(log))}
     emulated = {EXTENSION: str(emulated_extension())} if section.dry_run else None
     program = "from bench.gpu import device as d; d.take_emulated_extension(); import rnnfused as r"
     status, output = run_logged([sys.executable, "-c", program + "; print(r.show_config())"], 120, emulated)
@@ -91,5 +100,27 @@ def run(section: Section) -> int:
         found["failed"] = "import rnnfused"
     elif not section.dry_run and "stepwise" not in output:
         found["failed"] = "rnnfused has no CUDA kernels"
+    return found
+
+
+def run(section: Section) -> int:
+    end = time.monotonic() + section.seconds
+    of_device = section.of("device")
+    arch = of_device["arch"]
+    with_cuda = not section.dry_run or find_nvcc() is not None
+    if not with_cuda:
+        print("build: nvcc was not found, so the dry run builds for the CPU alone")
+    environment = settings(arch, of_device["cpus"], with_cuda, section.dry_run)
+    commands = _commands(environment)
+    if section.dry_run:
+        commands.append(["make", "emulated", "VENV=none", f"PYTHON={sys.executable}"])
+    found: dict[str, Any] = {"arch": arch, "commands": [shlex.join(c) for c in commands]}
+    # At the same time: each program is one source, and the extension's last ones leave processors idle.
+    with ThreadPoolExecutor(len(PROGRAMS)) as pool:
+        programs = {name: pool.submit(_program, name, arch, end) for name in PROGRAMS if with_cuda}
+        found |= _extension(section, commands, environment, end)
+        found["programs"] = {name: made.result() for name, made in programs.items()}
     section.save(found)
-    return 1 if "failed" in found else 0
+    wrong = [name for name, words in found["programs"].items() if words != "ok"]
+    print("programs:", found["programs"])
+    return 1 if "failed" in found or wrong else 0

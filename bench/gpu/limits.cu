@@ -1,6 +1,6 @@
 // What it costs blocks to meet and to exchange data, and what a kernel costs to start: the measure that the
-// recurrent kernels are held against. bench/gpu/limits.py builds this with nvcc, or against the emulation of
-// tests/cpp/cuda_on_host, and loads it. In angle brackets: which of the two is the include path's choice.
+// recurrent kernels are held against. bench/gpu/programs.py builds this with nvcc, or against the emulation
+// of tests/cpp/cuda_on_host, and loads it. In angle brackets: which of the two is the include path's choice.
 #include <cuda/launch.cuh>
 #include <cuda/ptx.cuh>
 #include <exception>
@@ -11,6 +11,7 @@ namespace cuda {
 namespace {
 
 constexpr unsigned kThreads = 128;
+constexpr int kKeepThreads = 256, kKept = 200;
 constexpr unsigned kLine = 64;  // words between two flags: never in one line of L2
 
 __global__ void __launch_bounds__(32) nothing() {}
@@ -77,8 +78,8 @@ __global__ void __launch_bounds__(32) cluster_hops(Global<uint32_t> passed, int 
   cluster_sync();
   if (threadIdx.x == 0 && (rank == 0 || rank == last)) {
     const unsigned peer = rank == 0 ? last : 0;
-    const Shared<uint32_t> there = cluster_map(word, peer);
-    const Shared<Mbarrier> completes = cluster_map(full, peer);
+    const Remote<uint32_t> there = cluster_map(word, peer);
+    const Remote<Mbarrier> completes = cluster_map(full, peer);
     uint32_t value = 0;
     for (unsigned r = 0; r < unsigned(rounds); ++r) {
       if (rank == 0) st_async(there, value + 1, completes);
@@ -135,6 +136,21 @@ __global__ void __launch_bounds__(32) l2_hops(Global<uint32_t> flags, Global<uin
     if (blockIdx.x == 1) store_release(other, uint32_t(r + 1));
   }
   passed[blockIdx.x] = load_acquire(mine);
+}
+
+// Keeps so much in registers that a multiprocessor has room for one block, as kernels do that keep weights
+// there: how many clusters of such blocks run at once?
+__global__ void __launch_bounds__(kKeepThreads, 1) keep(float* memory, int rounds) {
+  float* const own = memory + threadIdx.x;
+  float kept[kKept];
+  RNNFUSED_UNROLL
+  for (int i = 0; i < kKept; ++i) kept[i] = own[i * kKeepThreads];
+  for (int round = 0; round < rounds; ++round) {
+    RNNFUSED_UNROLL
+    for (int i = 0; i < kKept; ++i) kept[i] = kept[i] * kept[(i + 1) % kKept] + kept[(i + 7) % kKept];
+  }
+  RNNFUSED_UNROLL
+  for (int i = 0; i < kKept; ++i) own[i * kKeepThreads] = kept[i];
 }
 
 std::string& last_error() {
@@ -220,6 +236,16 @@ int limits_cluster_exchanges(void* stream, uint32_t* passed, int cluster, int st
     config.cluster = cluster;
     config.shared_bytes = 2 * cluster * int(gpu::kThreads * sizeof(uint4)) + 2 * int(sizeof(gpu::Mbarrier));
     gpu::launch(config, stream, gpu::cluster_exchanges, passed, steps);
+  });
+}
+
+// `clusters`: how many run at once; 0 where the device has no room for one.
+int limits_max_clusters(int cluster, int shared_bytes, int* clusters) {
+  return gpu::guarded([&] {
+    gpu::LaunchConfig config = gpu::blocks(cluster, gpu::kKeepThreads);
+    config.cluster = cluster;
+    config.shared_bytes = shared_bytes;
+    *clusters = gpu::max_active_clusters(config, gpu::keep);
   });
 }
 

@@ -7,8 +7,6 @@ are in limits.cu, which also runs on the emulation: a dry run proves their logic
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,50 +15,22 @@ from typing import Any
 
 import torch
 
-from bench.gpu.build import find_nvcc
 from bench.gpu.device import take_emulated_extension
-from bench.gpu.part import ROOT, Section, tail
+from bench.gpu.part import NOT_REACHED, Section, tail
+from bench.gpu.programs import built
 from bench.gpu.timing import Spread, capture, elapsed, host_seconds, repeats_for, spread
 
-__all__ = ["CLUSTERS", "Kernels", "build", "emulation_library", "run"]
+__all__ = ["CLUSTERS", "OCCUPANCY_CLUSTERS", "OCCUPANCY_KIB", "Kernels", "occupancy", "run"]
 
 CLUSTERS = (2, 4, 8, 16)
+OCCUPANCY_CLUSTERS = (2, 4, 8, 12, 16)
+OCCUPANCY_KIB = (20, 50, 100, 150, 200)  # of shared memory a block
 REPETITIONS = 9
 _LINE = 64  # words, as in limits.cu
 
 
 def _repetitions(device: str) -> int:
     return REPETITIONS if device == "cuda" else 2
-
-
-def emulation_library() -> Path:
-    """Of the emulator, as `make emulated` leaves it; it need not be there."""
-    return ROOT / "build" / "emulated" / "librnnfused_cuda_emulation.a"
-
-
-def build(folder: Path, arch: str | None) -> Path:
-    """The library, for a GPU of that architecture, or for the host. Raises RuntimeError with the compiler's
-    words.
-    """
-    source, library = ROOT / "bench" / "gpu" / "limits.cu", folder / f"gpu_limits_{arch or 'host'}.so"
-    folder.mkdir(parents=True, exist_ok=True)
-    csrc = ["-I", str(ROOT / "csrc")]
-    if arch is None:
-        command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O2", "-fPIC", "-shared", "-pthread"]
-        # The emulation's cuda/ptx.cuh and cuda/launch.cuh are found first.
-        command += ["-I", str(ROOT / "tests" / "cpp" / "cuda_on_host"), *csrc]
-        command += ["-x", "c++", str(source), "-x", "none", str(emulation_library())]
-    else:
-        compiler = find_nvcc() or "nvcc"
-        command = [compiler, "-std=c++17", "-O3", "-Xcompiler=-fPIC", "-shared", *csrc, str(source)]
-        command += [f"-gencode=arch=compute_{arch},code=sm_{arch}"]
-    try:
-        made = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise RuntimeError(f"limits.cu: the compiler {command[0]} was not found") from None
-    if made.returncode != 0:
-        raise RuntimeError(f"limits.cu does not compile: {tail(made.stdout + made.stderr)}")
-    return library
 
 
 class Kernels:
@@ -111,6 +81,14 @@ class Kernels:
         self._words.zero_()
         self._call("l2_hops", self._words, self.passed, rounds)
 
+    def max_clusters(self, cluster: int, shared_bytes: int) -> int:
+        """How many clusters of a kernel that leaves a multiprocessor room for one block run at once."""
+        found = ctypes.c_int(0)
+        arguments = (ctypes.c_int(cluster), ctypes.c_int(shared_bytes), ctypes.byref(found))
+        if self._library.limits_max_clusters(*arguments) != 0:
+            raise RuntimeError(self._library.limits_error().decode())
+        return found.value
+
     def check(self, name: str, expected: list[int]) -> None:
         """Raises RuntimeError unless the first words of `passed` are the expected ones."""
         found = self.passed[: len(expected)].tolist()
@@ -128,6 +106,20 @@ def _per_round(device: str, few: int, many: int, call: Callable[[int], None]) ->
     return spread(values)
 
 
+def occupancy(kernels: Kernels) -> list[dict[str, Any]]:
+    """A row for each size of a cluster and of the shared memory; one that fails has the words."""
+    rows: list[dict[str, Any]] = []
+    for cluster in OCCUPANCY_CLUSTERS:
+        for kib in OCCUPANCY_KIB:
+            row: dict[str, Any] = {"cluster": cluster, "shared_kib": kib}
+            try:
+                row["clusters"] = kernels.max_clusters(cluster, kib << 10)
+            except RuntimeError as error:
+                row["failed"] = str(error)
+            rows.append(row)
+    return rows
+
+
 class _Measures:
     """Names every limit, measures it, and saves after each: what a hang cuts off is only what comes after."""
 
@@ -135,11 +127,15 @@ class _Measures:
         self._section, self._device = section, device
         self._end = time.monotonic() + section.seconds
         self.found: dict[str, Any] = {}
+        self.occupancy: list[dict[str, Any]] = []
+
+    def save(self, **more: Any) -> None:
+        self._section.save({"limits": self.found, "occupancy": self.occupancy, **more})
 
     def take(self, name: str, unit: str, what: str, measure: Callable[[], Spread]) -> None:
         entry: dict[str, Any] = {"unit": unit, "what": what}
         if time.monotonic() > self._end:
-            entry["failed"] = "not reached: the time of the section was over"
+            entry["failed"] = NOT_REACHED
         else:
             try:
                 entry |= measure()
@@ -148,7 +144,7 @@ class _Measures:
             except Exception as error:  # the other limits are still wanted, and this one's words are kept
                 entry["failed"] = f"{type(error).__name__}: {tail(str(error), 3)}"
         self.found[name] = entry
-        self._section.save({"limits": self.found})
+        self.save()
         figure = "ok" if self._section.dry_run else f"{entry.get('median')} {unit}"
         print(name, entry.get("failed", figure), flush=True)
 
@@ -283,13 +279,18 @@ def run(section: Section) -> int:
     measures = _Measures(section, device)
     _libraries(measures, device, section.dry_run)
     try:
-        library = build(section.parts, None if section.dry_run else of_device["arch"])
+        library = built("limits", None if section.dry_run else of_device["arch"])
     except RuntimeError as error:
         print(f"limits: {error}", file=sys.stderr)
-        section.save({"limits": measures.found, "failed": str(error)})
+        measures.save(failed=str(error))
         return 1
     kernels = Kernels(library, device, of_device["multiprocessors"])
+    measures.occupancy = occupancy(kernels)
+    measures.save()
     _launches(measures, device, kernels, section.dry_run)
     _exchanges(measures, device, kernels, section.dry_run)
     failed = [name for name, entry in measures.found.items() if "failed" in entry]
+    if wrong := [row["failed"] for row in measures.occupancy if "failed" in row]:
+        print("occupancy:", wrong[0])
+        failed.append("occupancy")
     return 1 if failed and not (section.dry_run and failed == ["graph_node"]) else 0

@@ -11,19 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "Section", "read", "run_logged", "tail", "write"]
+__all__ = ["NOT_REACHED", "ROOT", "Section", "read", "run_logged", "tail", "write"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+NOT_REACHED = "not reached: the time of the section was over"
 
 
 @dataclass(frozen=True)
 class Section:
-    """`parts` holds a file of every section; `seconds` are this one's. A dry run has no GPU."""
+    """`parts` holds a file of every section; `seconds` are this one's. A dry run has no GPU. `rows`: those of
+    the benchmark.
+    """
 
     name: str
     parts: Path
     seconds: float
     dry_run: bool
+    rows: str = "key"
 
     def save(self, found: dict[str, Any]) -> None:
         """May be called again and again: what is there when a section is cut off counts."""

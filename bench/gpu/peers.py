@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,16 +54,35 @@ def sets(row: GpuCase, device: str, cache_bytes: float) -> Sets:
 
 
 class Layer:
-    """A peer. `call(i)` takes the i-th set and returns its results by name."""
+    """A peer. `call(i)` takes the i-th set and returns its results by name. `autocast`: a kind of device and
+    the dtype in which a call goes forward.
+    """
 
-    def __init__(self, module: torch.nn.Module, row: GpuCase, given: Sets) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        row: GpuCase,
+        given: Sets,
+        autocast: tuple[str, torch.dtype] | None = None,
+    ) -> None:
         self.module, self._row, self._given = module.train(row.case.trains), row, given
         self._names, self._parameters = zip(*module.named_parameters(), strict=True)
+        self._autocast = autocast
+        self._cast: dict[int, Tensor] = {}
+
+    def _dy(self, i: int, dtype: torch.dtype) -> Tensor:
+        """In the output's dtype, which under autocast only the output tells."""
+        if self._given.dy[i].dtype == dtype:
+            return self._given.dy[i]
+        if i not in self._cast:
+            self._cast[i] = self._given.dy[i].to(dtype)
+        return self._cast[i]
 
     def _output(self, x: Tensor) -> Tensor:
-        if self._given.batch_sizes is None:
-            return self.module(x)[0]
-        return self.module(PackedSequence(x, self._given.batch_sizes))[0].data
+        with torch.autocast(*self._autocast) if self._autocast else contextlib.nullcontext():
+            if self._given.batch_sizes is None:
+                return self.module(x)[0]
+            return self.module(PackedSequence(x, self._given.batch_sizes))[0].data
 
     def call(self, i: int) -> dict[str, Tensor]:
         x = self._given.x[i]
@@ -70,7 +90,7 @@ class Layer:
             with torch.inference_mode():
                 return {"y": self._output(x)}
         y = self._output(x)
-        gradients = torch.autograd.grad(y, (x, *self._parameters), self._given.dy[i])
+        gradients = torch.autograd.grad(y, (x, *self._parameters), self._dy(i, y.dtype))
         return {"y": y.detach(), **dict(zip(("x", *self._names), gradients, strict=True))}
 
     def lap(self) -> dict[str, Tensor]:

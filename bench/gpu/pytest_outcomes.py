@@ -73,6 +73,11 @@ class _Writer:
             self._say(report.nodeid, "failed", f"not collected: {str(report.longrepr)[-400:]}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What only a GPU shows comes first: the time may end before the tests do."""
+    items.sort(key=lambda item: item.get_closest_marker("gpu") is None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # pytest-xdist's workers report to the process that started them, and that one writes.
     if OUTCOMES in os.environ and not hasattr(config, "workerinput"):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.cases import PRECISIONS
 from bench.gpu.device import safe_name
-from bench.gpu.part import ROOT, read, write
+from bench.gpu.part import NOT_REACHED, ROOT, read, write
 
 __all__ = ["RESULTS", "assemble", "file_name", "save", "tables"]
 
 RESULTS = ROOT / "bench" / "results"
-SECTIONS = ("build", "tests", "sanitizers", "limits", "bench")
+SECTIONS = ("build", "smoke", "limits", "bench", "tests", "sanitizers")
 _UNITS = {"s": (1e6, "us"), "bytes/s": (1e-9, "GB/s"), "operations/s": (1e-12, "TFLOP/s")}
 
 
@@ -32,7 +31,10 @@ def _outcomes(parts: Path) -> list[dict[str, Any]]:
 def assemble(parts: Path, dry_run: bool) -> dict[str, Any]:
     record: dict[str, Any] = {"dry_run": dry_run, "device": read(parts / "device.json")}
     record["sections"] = _outcomes(parts)
-    return record | {name: read(parts / f"{name}.json") for name in SECTIONS}
+    record |= {name: read(parts / f"{name}.json") for name in SECTIONS}
+    for entry in record["sections"]:
+        entry["line"] = line(record, entry["section"])
+    return record
 
 
 def save(record: dict[str, Any], out: Path) -> list[Path]:
@@ -46,36 +48,96 @@ def save(record: dict[str, Any], out: Path) -> list[Path]:
     return paths
 
 
-def _notes(record: dict[str, Any], section: str) -> str:
-    part = record[section]
-    if section == "build" and part:
-        spilling = part.get("spills", {})
-        return part.get("failed", f"for {part['arch']}; {len(spilling)} kernels spill registers")
-    if section == "tests" and part:
-        notes = []
-        for name, result in part.items():
-            counts = ", ".join(f"{count} {kind}" for kind, count in result["counts"].items())
-            notes.append(f"{name} {counts}" + (", STOPPED" if "stopped" in result else ""))
-        return "; ".join(notes)
-    if section == "sanitizers" and part and not record["dry_run"]:
-        if "failed" in part:
-            return str(part["failed"])
-        return "; ".join(f"{tool} {result['errors']} in {result['cases']}" for tool, result in part.items())
-    if section == "limits" and part:
-        failed = [name for name, entry in part["limits"].items() if "failed" in entry]
-        without = f", without {', '.join(failed)}" if failed else ""
-        return f"{len(part['limits']) - len(failed)} measured{without}"
-    if section == "bench" and part:
-        failed = [row for row in part["rows"] if "failed" in row]
-        return f"{len(part['rows'])} rows, {len(failed)} failed, {len(part['not_reached'])} not reached"
-    return ""
+def _outcome(ran: str, failed: list[str], cut: str = "") -> str:
+    """A section in a line: what ran, what failed, and what the time cut off."""
+    named = ", ".join(failed[:4]) + (f", ... ({len(failed)})" if len(failed) > 4 else "")
+    return f"ran {ran}; failed: {named or 'nothing'}; cut by time: {cut or 'nothing'}"
+
+
+def _build(part: dict[str, Any]) -> str:
+    programs = part.get("programs", {})
+    failed = [part["failed"]] if "failed" in part else []
+    failed += [name for name, words in programs.items() if words != "ok"]
+    spilling = f", {len(part['spills'])} kernels spill registers" if "spills" in part else ""
+    cut = "the extension" if "failed" in part and part.get("status", 0) is None else ""
+    return _outcome(f"extension for {part['arch']}{spilling}, {len(programs)} programs", failed, cut)
+
+
+def _named(part: dict[str, Any], names: list[str], whole: str) -> list[str]:
+    """What failed by name; where nothing has one, the whole of it with its words."""
+    if names or "failed" not in part:
+        return names
+    return [f"{whole} ({_first_line(part['failed'], 60)})"]
+
+
+def _smoke(part: dict[str, Any]) -> str:
+    wrappers, layers = part.get("wrappers", {}), part.get("layers", {})
+    said = [text.split(" differs: ")[0] for text in wrappers.get("differ", [])]
+    cases = [case["name"] for case in layers.get("failures", [])]
+    failed = _named(wrappers, said, "wrappers") + _named(layers, cases, "layers")
+    checks, reached = wrappers.get("ok", 0) + len(said), len(layers.get("cases", []))
+    cut = [f"wrappers after {checks}"] if wrappers.get("status", 0) is None else []
+    cut += [f"layers after {reached}"] if layers.get("status", 0) is None else []
+    return _outcome(f"{checks} checks of wrappers, {reached} layers", failed, ", ".join(cut))
+
+
+def _of_limits(part: dict[str, Any]) -> str:
+    entries = part["limits"]
+    cut = [name for name, entry in entries.items() if entry.get("failed") == NOT_REACHED]
+    failed = [name for name, entry in entries.items() if "failed" in entry and name not in cut]
+    failed += [_first_line(part["failed"], 60)] if "failed" in part else []
+    rows = part.get("occupancy", [])
+    found = [row for row in rows if "clusters" in row]
+    ran = f"{len(entries) - len(failed) - len(cut)} limits, {len(found)} of {len(rows)} occupancies"
+    return _outcome(ran, failed, ", ".join(cut))
+
+
+def _bench(part: dict[str, Any]) -> str:
+    failed = [row["name"] for row in part["rows"] if "failed" in row]
+    cut = part["not_reached"]
+    return _outcome(f"{len(part['rows'])} rows", failed, f"{len(cut)} rows" if cut else "")
+
+
+def _tests(part: dict[str, Any]) -> str:
+    counts = ", ".join(f"{count} {kind}" for kind, count in part["counts"].items())
+    cut = f"what came after, {len(part['running'])} running" if "stopped" in part else ""
+    return _outcome(counts, [failure["test"] for failure in part["failures"]], cut)
+
+
+def _sanitizers(part: dict[str, Any]) -> str:
+    if "commands" in part:
+        failed = ["the layers"] if part["emulated"]["status"] != 0 else []
+        return _outcome("the layers without a tool", failed)
+    if "failed" in part:
+        return _outcome("no tool", [part["failed"]])
+    tools = [f"{tool} ({of['errors']} errors in {of['cases']} layers)" for tool, of in part.items()]
+    cut = [
+        tool for tool, of in part.items() if of["status"] is None or (of["cases_in_all"] or 0) > of["cases"]
+    ]
+    return _outcome(", ".join(tools), [tool for tool, of in part.items() if "failed" in of], ", ".join(cut))
+
+
+_LINES = {
+    "build": _build,
+    "smoke": _smoke,
+    "limits": _of_limits,
+    "bench": _bench,
+    "tests": _tests,
+    "sanitizers": _sanitizers,
+}
+
+
+def line(record: dict[str, Any], section: str) -> str:
+    """What ran in the section, what failed, and what the time cut off; nothing known: it left no part."""
+    part = record.get(section, {})
+    return _LINES[section](part) if part else "ran nothing that it could tell of"
 
 
 def _sections(record: dict[str, Any]) -> list[str]:
     lines = [f"{'section':<11} {'result':<10} {'s':>4}  what"]
     for entry in record["sections"]:
-        note = _notes(record, entry["section"]) if entry["section"] in SECTIONS else ""
-        lines.append(f"{entry['section']:<11} {entry['result']:<10} {entry['seconds']:>4.0f}  {note[:170]}")
+        name = entry["section"]
+        lines.append(f"{name:<11} {entry['result']:<10} {entry['seconds']:>4.0f}  {entry['line'][:210]}")
     return lines
 
 
@@ -85,8 +147,15 @@ def _first_line(words: str, most: int) -> str:
 
 def _failures(record: dict[str, Any]) -> list[str]:
     lines = []
-    for part in record["tests"].values():
-        lines += [f"FAILED {f['test']}: {_first_line(f['words'], 90)}" for f in part["failures"]]
+    smoke = record["smoke"]
+    lines += [f"FAILED {_first_line(said, 150)}" for said in smoke.get("wrappers", {}).get("differ", [])]
+    lines += [
+        f"FAILED {case['name']}: {_first_line(case['failed'], 100)}"
+        for case in smoke.get("layers", {}).get("failures", [])
+    ]
+    lines += [
+        f"FAILED {f['test']}: {_first_line(f['words'], 90)}" for f in record["tests"].get("failures", [])
+    ]
     for tool, result in record["sanitizers"].items():
         if isinstance(result, dict) and "failed" in result:
             lines.append(f"FAILED {tool}: {_first_line(result['failed'], 120)}")
@@ -105,31 +174,31 @@ def _limits(record: dict[str, Any]) -> list[str]:
     return ["; ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)]
 
 
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "."
+def _occupancy(record: dict[str, Any]) -> list[str]:
+    """How many clusters run at once: a line for each size, a column for each share of shared memory."""
+    by_cluster: dict[int, list[str]] = {}
+    for row in record["limits"].get("occupancy", []):
+        said = f"{row['shared_kib']} KiB {row.get('clusters', '-')}"
+        by_cluster.setdefault(row["cluster"], []).append(said)
+    return [f"clusters of {size} at once: {', '.join(said)}" for size, said in by_cluster.items()]
+
+
+def _pair(values: list[float | None]) -> str:
+    return "/".join("-" if value is None else f"{value:.2f}" for value in values)
+
+
+def _row(row: dict[str, Any]) -> str:
     if "failed" in row:
-        return "FAILED"
-    ratios = [row.get(f"{way}_result", {}).get("ratio") for way in ("eager", "graph")]
-    text = "/".join("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+        return f"{row['name']:<42} FAILED"
+    ways = [row.get(f"{way}_result", {}) for way in ("eager", "graph")]
+    ours = _pair([way.get("us_per_step", {}).get("rnnfused") for way in ways])
+    text = f"{row['name']:<42} {ours:>13} us/step, torch {_pair([way.get('ratio') for way in ways])}"
     share = row.get("graph_result", row.get("eager_result", {})).get("share_of_floor")
-    return text + (f" {100 * share:.0f}%" if share is not None else "")
-
-
-def ratios(rows: list[dict[str, Any]]) -> list[str]:
-    """A line for each mode, cell and precision, a column for each size."""
-    of: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        case = row["case"]
-        shape = f"{case['steps']},{case['batch']},{case['hidden']}"
-        of.setdefault((case["mode"], case["cell"], row["precision"]), {})[shape] = row
-    shapes = list(dict.fromkeys(shape for found in of.values() for shape in found))
-    lines = [f"{'T,B,H':<19}" + "".join(f" {shape:>14}" for shape in shapes)]
-    order = {name: i for i, name in enumerate(("inference", "training", "ragged", "stacked", *PRECISIONS))}
-    for key in sorted(of, key=lambda k: (order[k[0]], k[1], order[k[2]])):
-        name = f"{key[0][:9]:<9} {key[1]:<4} {key[2]:<4}"
-        lines.append(f"{name:<19}" + "".join(f" {_cell(of[key].get(shape)):>14}" for shape in shapes))
-    return lines
+    text += f", floor {100 * share:.0f}%" if share is not None else ""
+    others = {name for way in ways for name in way.get("ratios", {}) if name != "torch"}
+    for name in sorted(others):
+        text += f", {name} {_pair([way.get('ratios', {}).get(name) for way in ways])}"
+    return text
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -143,12 +212,10 @@ def tables(record: dict[str, Any]) -> str:
     if record["dry_run"]:
         return "\n\n".join([*parts, "dry run: what it timed is in its JSON, and is no result"])
     if record["limits"]:
-        parts.append("\n".join(["limits", *_limits(record)]))
+        parts.append("\n".join(["limits", *_limits(record), *_occupancy(record)]))
     if record["bench"].get("rows"):
-        head = (
-            "torch.nn / rnnfused, eager/in a CUDA graph, and the share of the floor (of the graph, or eager)"
-        )
-        parts.append("\n".join([head, *ratios(record["bench"]["rows"])]))
+        head = "rnnfused, and times as fast as others; eager/in a CUDA graph; the share of the floor"
+        parts.append("\n".join([head, *map(_row, record["bench"]["rows"])]))
     return "\n\n".join(parts)
 
 

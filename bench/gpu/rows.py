@@ -21,6 +21,7 @@ from torch import Tensor
 from bench.cases import Case
 from bench.gpu.cases import PRECISIONS, GpuCase
 from bench.gpu.device import take_emulated_extension
+from bench.gpu.others import OTHERS, others_of
 from bench.gpu.part import tail
 from bench.gpu.peers import Layer, Sets, layers, precision_of_products, sets
 from bench.gpu.timing import (
@@ -75,23 +76,29 @@ class Failures(dict[str, str]):
         """What the call returns, or None where it raises."""
         try:
             return call()
-        except (RuntimeError, ImportError) as error:
+        except Exception as error:  # whatever another package raises
             self[name] = f"{type(error).__name__}: {tail(str(error), 3)}"
             return None
 
 
 def _check(
-    row: GpuCase, device: str, given: Sets, peers: dict[str, Layer], failures: Failures
+    row: GpuCase, device: str, given: Sets, peers: dict[str, Layer], failures: Failures, left_out: Failures
 ) -> dict[str, float]:
-    """The largest error of each peer; those that are beyond their bounds fail."""
+    """The largest error of each peer; those that are beyond their bounds fail, or are left out."""
     exact = _exact(row, device, given)
-    results = {name: failures.guard(name, lambda peer=peer: peer.call(0)) for name, peer in peers.items()}
-    of_peers = {name: errors(found, exact) for name, found in results.items() if found is not None}
-    for peer, of in of_peers.items():
+    of_peers: dict[str, dict[str, float]] = {}
+    for peer, layer in peers.items():
+        others = left_out if peer in OTHERS else failures
+        results = others.guard(peer, lambda layer=layer: layer.call(0))
+        if results is None:
+            continue
+        # Parameters that another package names in its own way are not compared.
+        known = {n: v for n, v in exact.items() if peer not in OTHERS or n in results or n in ("x", "y")}
+        of = of_peers[peer] = errors(results, known)
         for name, error in of.items():
             most = bound(row.precision, of_peers.get("torch", of)[name])
             if not error <= most:
-                failures[peer] = f"{name} is wrong: relative error {error:.1e}, at most {most:.1e}"
+                others[peer] = f"{name} is wrong: relative error {error:.1e}, at most {most:.1e}"
     return {peer: max(of.values()) for peer, of in of_peers.items()}
 
 
@@ -126,10 +133,11 @@ def _graph(row: GpuCase, peer: Layer) -> torch.cuda.CUDAGraph:
 
 def measure(row: GpuCase, device: str, cache_bytes: float, rounds: int, seconds: float) -> dict[str, Any]:
     """Errors, then times in seconds a call: "eager" and "graph", of each peer median and quartiles. A peer
-    that fails is left out, and the other one measured.
+    that fails is not measured, and the others are; of those in OTHERS the row does without.
     """
     precision_of_products(row)
-    given, failures, not_captured = sets(row, device, cache_bytes), Failures(), Failures()
+    given = sets(row, device, cache_bytes)
+    failures, left_out, not_captured = Failures(), Failures(), Failures()
     peers = {"torch": Layer(layers(row, device), row, given)}
 
     def ours() -> Layer:
@@ -139,9 +147,12 @@ def measure(row: GpuCase, device: str, cache_bytes: float, rounds: int, seconds:
 
     if (made := failures.guard("rnnfused", ours)) is not None:
         peers["rnnfused"] = made
+    for name, other in others_of(row).items():
+        if (layer := left_out.guard(name, lambda other=other: other.make(row, device, given))) is not None:
+            peers[name] = layer
     found: dict[str, Any] = row.as_dict() | {"name": row.name, "sets": len(given.x), "rounds": rounds}
-    found["errors"] = _check(row, device, given, peers, failures)
-    peers = {name: peer for name, peer in peers.items() if name not in failures}
+    found["errors"] = _check(row, device, given, peers, failures, left_out)
+    peers = {name: peer for name, peer in peers.items() if name not in failures | left_out}
     calls = len(given.x)
 
     def timed(runs: dict[str, Callable[[], object]]) -> dict[str, Spread]:
@@ -158,7 +169,7 @@ def measure(row: GpuCase, device: str, cache_bytes: float, rounds: int, seconds:
             replays[name] = graph.replay
         else:
             synchronize(device)  # after a fault of the device this ends the process
-    found["graph"], found["not_captured"] = timed(replays), not_captured
+    found["graph"], found["not_captured"], found["left_out"] = timed(replays), not_captured, left_out
     if failures:
         found["failed"] = "; ".join(f"{peer}: {words}" for peer, words in failures.items())
     return found

@@ -15,9 +15,10 @@ from typing import Any
 from bench.gpu.device import EXTENSION, emulated_extension
 from bench.gpu.part import Section, run_logged, tail
 
-__all__ = ["TOOLS", "command", "parse", "run", "verdict"]
+__all__ = ["OF_SHARED_MEMORY", "TOOLS", "command", "parse", "program", "run", "verdict"]
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+OF_SHARED_MEMORY = ("racecheck", "synccheck")  # these watch nothing else
 FOUND = 9  # the exit status where a tool found errors
 _OURS = "rnnfused"  # of the kernels' names; the others are torch's and cuBLAS's
 _SUMMARY = re.compile(r"= (?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?)")
@@ -38,6 +39,11 @@ def command(
         # initcheck must see what torch's kernels write, or their results would count as unwritten.
         options += ["--kernel-regex", f"kns={_OURS}"]
     return [sanitizer, *options, *program]
+
+
+def program(tool: str, seconds: float) -> list[str]:
+    only = ["shared"] if tool in OF_SHARED_MEMORY else []
+    return [sys.executable, "-m", "bench.gpu.small", "cuda", f"{seconds:.0f}", *only]
 
 
 def _names_our_kernel(report: str) -> bool:
@@ -88,8 +94,8 @@ def _watch(tool: str, sanitizer: str, seconds: float, log: Path) -> dict[str, An
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for filters in (True, False):
         left = end - time.monotonic()
-        program = [sys.executable, "-m", "bench.gpu.small", "cuda", f"{0.6 * left:.0f}"]
-        status, output = run_logged(command(tool, program, sanitizer, filters), left, environment)
+        line = command(tool, program(tool, 0.6 * left), sanitizer, filters)
+        status, output = run_logged(line, left, environment)
         log.write_text(output, encoding="utf-8")
         found = parse(output) | {"status": status, "filters": filters}
         if status is None or found["errors"] is not None or found["cases"] or not filters:
@@ -101,8 +107,7 @@ def _watch(tool: str, sanitizer: str, seconds: float, log: Path) -> dict[str, An
 
 
 def _dry_run(section: Section) -> int:
-    program = [sys.executable, "-m", "bench.gpu.small", "cuda"]
-    commands = {tool: shlex.join(command(tool, program)) for tool in TOOLS}
+    commands = {tool: shlex.join(command(tool, program(tool, 0.6 * section.seconds))) for tool in TOOLS}
     print(*(f"would run: {line}" for line in commands.values()), sep="\n")
     extension = emulated_extension()
     if extension is None:

@@ -1,11 +1,10 @@
-"""The tests of the CUDA drivers, then the other test files that a build for a GPU may break."""
+"""The tests of the CUDA drivers. Those of the CPU run on other machines."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 import time
-from typing import Any
 
 from bench.gpu.device import EXTENSION, emulated_extension
 from bench.gpu.part import Section, run_logged, tail
@@ -13,10 +12,7 @@ from bench.gpu.pytest_outcomes import OUTCOMES, summarize
 
 __all__ = ["run"]
 
-FIRST = ["tests/test_gpu.py"]
-# On the CPU, but with this machine's Python, torch and compiler.
-THEN = [f"tests/test_{name}.py" for name in ("load", "functional", "modules", "autograd", "native_checks")]
-THEN += [f"tests/test_{name}.py" for name in ("convert", "recompute", "threads", "sequence", "numerics")]
+SELECTED = ["tests/test_gpu.py"]
 DRY = ["tests/test_gpu.py", "-k", "layers_in_every_dtype or words or aligned or wanted"]
 WORKERS = 6  # more processes than that only wait for the GPU
 
@@ -29,7 +25,6 @@ def _parallel(cpus: int) -> list[str]:
 
 
 def run(section: Section) -> int:
-    end = time.monotonic() + section.seconds
     environment = {"PYTHONFAULTHANDLER": "1"}
     parallel: list[str] = []
     if section.dry_run:
@@ -40,30 +35,19 @@ def run(section: Section) -> int:
         environment |= {EXTENSION: str(extension), "RNNFUSED_ISA": "scalar"}
     else:
         parallel = _parallel(section.of("device")["cpus"])
-    found: dict[str, Any] = {}
-    worst = 0
-    for name, selection in (
-        {"gpu": DRY}.items() if section.dry_run else {"gpu": FIRST, "others": THEN}.items()
-    ):
-        outcomes = section.parts / f"tests-{name}.jsonl"
-        outcomes.unlink(missing_ok=True)
-        started = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
-        command += ["-p", "bench.gpu.pytest_outcomes", *parallel, *selection]
-        status, output = run_logged(
-            command, end - time.monotonic(), environment | {OUTCOMES: str(outcomes.resolve())}
-        )
-        result = summarize(outcomes) | {"status": status, "seconds": round(time.monotonic() - started, 1)}
-        if status is None:
-            result["stopped"] = (
-                f"the time of the section was over; {len(result['running'])} tests were running"
-            )
-        if status not in (0, None) and not result["failures"]:
-            result["output"] = tail(output)
-        if name == "gpu" and not section.dry_run and not result["counts"]["passed"]:
-            status = status or 1  # all skipped is no success
-        found[name] = result
-        section.save(found)
-        worst = worst or (1 if status is None else status)
-        print(name, result["counts"], [failure["test"] for failure in result["failures"][:20]])
-    return worst
+    outcomes = section.parts / "tests.jsonl"
+    outcomes.unlink(missing_ok=True)
+    started = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    command += ["-p", "bench.gpu.pytest_outcomes", *parallel, *(DRY if section.dry_run else SELECTED)]
+    status, output = run_logged(command, section.seconds, environment | {OUTCOMES: str(outcomes.resolve())})
+    found = summarize(outcomes) | {"status": status, "seconds": round(time.monotonic() - started, 1)}
+    if status is None:
+        found["stopped"] = f"the time of the section was over; {len(found['running'])} tests were running"
+    if status not in (0, None) and not found["failures"]:
+        found["output"] = tail(output)
+    section.save(found)
+    print(found["counts"], [failure["test"] for failure in found["failures"][:20]])
+    if not section.dry_run and not found["counts"]["passed"]:
+        return 1  # all skipped is no success
+    return 1 if status is None else status

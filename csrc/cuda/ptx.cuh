@@ -35,11 +35,6 @@ namespace cuda {
 // trap
 __device__ __forceinline__ void trap() { asm volatile("trap;"); }
 
-// nanosleep, sm_70
-__device__ __forceinline__ void nanosleep(unsigned nanoseconds) {
-  asm volatile("nanosleep.u32 %0;" : : "r"(nanoseconds));
-}
-
 // ---- 16-bit floating point
 
 __device__ __forceinline__ float to_float(float value) { return value; }
@@ -106,24 +101,25 @@ __device__ __forceinline__ uint32_t pack_floats<BFloat16>(float low, float high)
   return result;
 }
 
-// ---- Approximate functions: fast, and not for results that a reference is compared with
+// ---- Approximate functions: fast, and not for results that a reference is compared with. Where .ftz stands,
+// subnormal numbers are zeros of the same sign, as input and as result.
 
-// ex2.approx.f32
+// At most 2 ulp from the rounded result. ex2.approx.ftz.f32
 __device__ __forceinline__ float exp2_approx(float x) {
   float result;
-  asm("ex2.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
-// tanh.approx.f32, sm_75
+// Relative error of at most 2^-11; subnormal numbers stay as they are. tanh.approx.f32, sm_75
 __device__ __forceinline__ float tanh_approx(float x) {
   float result;
   asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
-// rcp.approx.f32
+// At most 1 ulp from the rounded result. rcp.approx.ftz.f32
 __device__ __forceinline__ float reciprocal_approx(float x) {
   float result;
-  asm("rcp.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 
@@ -633,7 +629,8 @@ __device__ __forceinline__ void mma_sync_tf32(float (&d)[4], const uint32_t (&a)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Rounded to nearest, ties away from zero. cvt.rna.tf32.f32, sm_80
+// Rounded to nearest, ties away from zero: a float whose lowest 13 bits do not count, whatever they are.
+// cvt.rna.tf32.f32, sm_80
 __device__ __forceinline__ uint32_t to_tf32(float value) {
   uint32_t result;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));

@@ -96,12 +96,6 @@ void polled(Site site) {
   grid_of(thread).progress();
 }
 
-void sleep(Site site) {
-  Thread& thread = running();
-  thread.site = site;
-  grid_of(thread).pause(thread);
-}
-
 void trap_at(Site site) { throw Fault(FaultKind::trap, running().str() + " at " + site.str()); }
 
 }  // namespace emulation

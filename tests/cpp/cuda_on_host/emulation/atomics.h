@@ -18,7 +18,6 @@ uint32_t add_word(uint32_t* address, uint32_t value, Order order, Site site);
 void fence(Site site);
 void poll_again(Site site);
 void polled(Site site);
-void sleep(Site site);
 [[noreturn]] void trap_at(Site site);
 
 template <class T>
@@ -86,7 +85,6 @@ void poll_until(Condition&& condition, emulation::Site site = emulation::Site::h
   while (!condition()) emulation::poll_again(site);
   emulation::polled(site);
 }
-inline void nanosleep(unsigned, emulation::Site site = emulation::Site::here()) { emulation::sleep(site); }
 [[noreturn]] inline void trap(emulation::Site site = emulation::Site::here()) { emulation::trap_at(site); }
 
 }  // namespace cuda

@@ -24,6 +24,7 @@ FILES = (
     "walk",
     "layouts",
     "varied",
+    "resident",
     "packed_gpu",
     "stepper",
     "frozen",

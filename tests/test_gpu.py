@@ -41,7 +41,8 @@ def full_precision() -> Any:
     before = {name: getattr(settings, name) for name in names}
     for name in names:
         setattr(settings, name, False)
-    yield
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
     for name, value in before.items():
         setattr(settings, name, value)
 

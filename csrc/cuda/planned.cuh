@@ -2,7 +2,9 @@
 // kernel between the products that both have in common.
 #pragma once
 
+#include <algorithm>
 #include <optional>
+#include <vector>
 
 #include "cuda/stepwise.cuh"
 
@@ -22,22 +24,30 @@ __global__ void __launch_bounds__(Threads) store_numbers(const __grid_constant__
   if (i < n.count) n.out[i] = n.values[i];
 }
 
-// The sequences' offsets on the device, where they say more than how large the batch is.
+// What a resident kernel is told of packed sequences (Walk::offsets), where they say more than how large the
+// batch is.
 class Offsets {
  public:
   Offsets(const SequenceShape& shape, Arena& arena) : shape_(shape) {
-    if (shape.steps > 0 && shape.active(shape.steps - 1) < shape.batch)
-      data_ = arena.take<int>(shape.steps + 1);
+    if (shape.active(shape.steps - 1) < shape.batch) data_ = arena.take<int>(count());
   }
 
   // Puts them there.
   const int* store(StreamHandle stream) const {
     if (!data_) return nullptr;
-    for (Index first = 0; first <= shape_.steps; first += Numbers::kMost) {
+    std::vector<int> all;
+    all.reserve(size_t(count()));
+    for (Index t = 0; t <= shape_.steps; ++t) all.push_back(int(shape_.offsets[t]));
+    Index length = shape_.steps;
+    for (Index b = 0; b < shape_.batch; ++b) {
+      while (shape_.active(length - 1) <= b) --length;
+      all.push_back(int(length));
+    }
+    for (Index first = 0; first < count(); first += Numbers::kMost) {
       Numbers numbers{};
       numbers.out = data_ + first;
-      for (Index i = first; i <= shape_.steps && numbers.count < Numbers::kMost; ++i)
-        numbers.values[numbers.count++] = int(shape_.offsets[i]);
+      numbers.count = int(std::min<Index>(Numbers::kMost, count() - first));
+      std::copy_n(all.begin() + first, numbers.count, numbers.values);
       LaunchConfig config;
       config.block = {kBlockThreads, 1, 1};
       config.grid = {unsigned(Numbers::kMost + kBlockThreads - 1) / kBlockThreads, 1, 1};
@@ -47,6 +57,8 @@ class Offsets {
   }
 
  private:
+  Index count() const { return shape_.steps + 1 + shape_.batch; }
+
   const SequenceShape& shape_;
   int* data_ = nullptr;
 };

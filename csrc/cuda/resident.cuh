@@ -123,22 +123,12 @@ struct Lane {
     const int steps = int(walk.steps);
     if (b >= int(walk.batch)) return 0;
     if (walk.lengths) return walk.lengths[b] < steps ? int(walk.lengths[b]) : steps;
-    if (!walk.offsets) return steps;
-    int low = 0, high = steps;  // the batch shrinks from step to step
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (walk.offsets[middle + 1] - walk.offsets[middle] > b) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
+    return walk.offsets ? walk.offsets[steps + 1 + b] : steps;
   }
   // The positions at which one of these sequences may be there.
   __device__ void clip(int first_sequence, int count, int& begin, int& end) const {
-    int longest = 0;
-    for (int b = first_sequence; b < first_sequence + count; ++b) {
+    int longest = length(first_sequence);  // packed sequences come longest first
+    for (int b = first_sequence; walk.lengths && b < first_sequence + count; ++b) {
       const int steps = length(b);
       longest = steps > longest ? steps : longest;
     }

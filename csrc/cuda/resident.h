@@ -10,8 +10,10 @@ namespace rnnfused::cuda {
 // The sequences, in device memory, and which positions of them a launch runs.
 struct Walk {
   Index steps, batch;
-  const int* offsets;    // [T + 1] of rows, or null: the whole batch at every step
-  const Index* lengths;  // [B] or null: as the offsets say
+  // Of packed sequences: offsets of rows [T + 1] and after them every sequence's length [B]; null where the
+  // whole batch is there at every step.
+  const int* offsets;
+  const Index* lengths;  // of padded ones [B], or null: all steps
   const bool* resets;    // [T, B] or null: none
   Index begin, end;      // positions, in the order in which forward runs
 };

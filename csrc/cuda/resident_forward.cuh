@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
       const Index at = (Index(d) * batch + b) * H + unit;
       if (s.continues && s.h_wide) return s.h_wide[at];
       // What is cut before the first step begins with zeros.
-      if (!s.continues && d == 0 && in.is_cut_before(0, b, in.length(b))) return 0;
+      if (s.walk.resets && !s.continues && d == 0 && in.is_cut_before(0, b, in.length(b))) return 0;
       return widen(s.h[at]);
     };
     for (int i = int(threadIdx.x); i < At::columns * Depth; i += kResidentThreads) {

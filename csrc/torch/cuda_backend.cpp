@@ -168,12 +168,12 @@ struct Call : DeviceWeights {
     if (logs_plans()) {
       std::fprintf(stderr,
                    "rnnfused: %s %s T=%lld B=%lld I=%lld H=%lld directions=%d device=%s driver=%s units=%d "
-                   "chunk_rows=%lld scratch_bytes=%lld cluster=%d slices=%lld\n",
+                   "cluster=%d slices=%lld chunk_rows=%lld scratch_bytes=%lld\n",
                    what, in.info.name, (long long)in.shape.steps, (long long)in.shape.batch,
                    (long long)in.shape.input, (long long)in.shape.hidden, in.directions,
                    in.x.device().str().c_str(), cuda::name_of(work.plan.driver), work.plan.units,
-                   (long long)work.plan.chunk_rows, (long long)work.scratch_bytes, work.plan.resident.cluster,
-                   (long long)work.plan.resident.slices);
+                   work.plan.resident.cluster, (long long)work.plan.resident.slices,
+                   (long long)work.plan.chunk_rows, (long long)work.scratch_bytes);
     }
     if (!scratch.defined()) scratch = at::empty({work.scratch_bytes}, in.x.options().dtype(at::kByte));
     TORCH_INTERNAL_ASSERT(scratch.numel() >= work.scratch_bytes);

@@ -34,8 +34,8 @@ def _cuda() -> str:
         return "not built (nvcc was not found, or RNNFUSED_CUDA=0)"
     count = torch.cuda.device_count()  # which does not start CUDA: this may run before a fork
     return (
-        f"resident driver where it fits, else stepwise (RNNFUSED_CUDA_DRIVER; nvcc {build_info.cuda} for {', '.join(build_info.cuda_archs)}); "
-        f"{count or 'no'} device{'s' if count > 1 else ''}"
+        f"resident driver where it fits, else stepwise (RNNFUSED_CUDA_DRIVER; nvcc {build_info.cuda} "
+        f"for {', '.join(build_info.cuda_archs)}); {count or 'no'} device{'s' if count > 1 else ''}"
     )
 
 

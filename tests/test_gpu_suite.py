@@ -575,7 +575,7 @@ def test_small_cases_cover_what_they_say() -> None:
     assert {case.varied for case in first} == {False, True}
     for attribute in ("ragged", "bidirectional", "recompute", "shares"):
         assert len({getattr(case, attribute) for case in cases}) == 2
-    assert {case.hidden for case in cases} == {5, 8, gpu_small.WIDE}
+    assert {case.hidden for case in cases} == {5, 8, gpu_small.WIDE, gpu_small.CLUSTER}
 
 
 def test_small_cases_run_every_source_with_shared_memory() -> None:
@@ -599,7 +599,8 @@ def test_the_sanitizers_script_on_the_emulated_gpu(only: list[str]) -> None:
     assert run.returncode == 0, run.stderr[-2000:]
     assert "case 1: " in run.stdout and run.stdout.splitlines()[-1].startswith("cases: ")
     named = [line for line in run.stdout.splitlines() if line.startswith("case ")]
-    assert not only or all("with options" in line or f"H{gpu_small.WIDE}" in line for line in named)
+    words = ("with options", f"H{gpu_small.WIDE}", f"H{gpu_small.CLUSTER}")
+    assert not only or all(any(word in line for word in words) for line in named)
 
 
 def test_limits_kernels_on_the_emulated_gpu(tmp_path: Path) -> None:

@@ -122,13 +122,18 @@ def gpu_cases() -> list[GpuCase]:
 
 # T, B, H: units that a thread takes one by one, and a few hundred, with a batch that no tile divides.
 SMOKE = ((5, 3, 7), (9, 17, 256))
+# Resident kernels (docs/gpu.md) that these sizes leave out: clusters of up to 16 blocks, alone and with so many
+# sequences that each cluster takes more of them; weights beyond the registers.
+SMOKE_CHIP = ((3, 200, 200), (4, 9, 500), (3, 130, 500), (3, 9, 750))
 
 
 def smoke_cases() -> list[GpuCase]:
-    """Every cell in every precision, small and larger, then ragged."""
+    """Every cell in every precision, small and larger, then ragged; last what asks most of the device."""
     found = []
     for mode, (t, b, h) in (*(("training", shape) for shape in SMOKE), ("ragged", SMOKE[-1])):
         found += [GpuCase(Case(mode, cell, t, b, h), p) for p in PRECISIONS for cell in CELLS]
+    for t, b, h in SMOKE_CHIP:
+        found += [GpuCase(Case("training", cell, t, b, h), p) for p in ("bf16", "tf32") for cell in CELLS]
     return found
 
 

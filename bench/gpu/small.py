@@ -24,6 +24,7 @@ __all__ = ["Small", "run_case", "small_cases"]
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 WIDE = 64  # units
+CLUSTER = 136  # units that more than one block shares
 VARIANTS = (("LSTM", 0), ("GRU", 0), ("RNN", 0), ("LSTM", 3))  # and units of the projection
 # Between them every kernel of layers with options, and every branch that sums over a row.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -83,6 +84,7 @@ def small_cases() -> list[Small]:
         if hidden == 8 and not recompute:
             wide = itertools.product(("bfloat16", "float32"), ("LSTM", "GRU", "RNN"))
             found += [Small(kind, 0, dtype, ragged, both, False, WIDE) for dtype, kind in wide]
+            found += [Small("LSTM", 0, "bfloat16", ragged, both, False, CLUSTER)]
     return found
 
 

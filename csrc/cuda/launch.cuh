@@ -53,18 +53,47 @@ inline void check(cudaError_t error) {
   throw std::runtime_error("CUDA kernel launch: " + reason);
 }
 
-// A launch as the runtime takes it; allows the kernel what it needs beyond the ordinary.
+inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device));
+  return device;
+}
+
+// What was asked of each device and kernel: the answers stay, and asking takes longer than a launch.
+struct Known {
+  std::mutex mutex;
+  std::map<std::tuple<int, const void*, int, int>, int> clusters;  // by device, kernel, cluster, shared bytes
+  std::map<std::pair<int, const void*>, int> shared_bytes;         // that a kernel may take by now
+};
+inline Known& known() {
+  static Known all;
+  return all;
+}
+
+// Lets the kernel take so much shared memory; what it may take belongs to the kernel, not to a launch, and
+// must not become less while another thread launches it.
+inline cudaError_t allow_shared_bytes(const void* function, int bytes) {
+  if (bytes <= kSharedBytesWithoutOptIn) return cudaSuccess;
+  const std::lock_guard<std::mutex> lock(known().mutex);
+  int& most = known().shared_bytes[{current_device(), function}];
+  if (bytes <= most) return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess) most = bytes;
+  return error;
+}
+
+inline cudaError_t allow_cluster(const void* function, int cluster) {
+  if (cluster <= kPortableCluster) return cudaSuccess;
+  return cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
+// A launch as the runtime takes it.
 struct Native {
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
 
-  Native(const LaunchConfig& from, Stream stream, const void* function) {
-    if (from.shared_bytes > kSharedBytesWithoutOptIn) {
-      check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, from.shared_bytes));
-    }
-    if (from.cluster > kPortableCluster) {
-      check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    }
+  Native(const LaunchConfig& from, Stream stream) {
     if (from.cluster > 1) {
       cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
       cluster.id = cudaLaunchAttributeClusterDimension;
@@ -87,40 +116,47 @@ struct Native {
 };
 
 inline int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&value, which, device));
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, current_device()));
   return value;
+}
+
+// Whether the machine code that would run on the device was compiled for one with clusters: code made of the
+// PTX of an older architecture was not.
+inline bool compiled_for_clusters(const void* function) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, function));
+  return attributes.ptxVersion >= 90;
 }
 
 inline int occupancy(const LaunchConfig& config, const void* function) {
   if (config.shared_bytes > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) return 0;
-  const Native native(config, nullptr, function);
   int count = 0;
-  if (config.cluster > 1) {
-    const cudaError_t error = cudaOccupancyMaxActiveClusters(&count, function, &native.config);
-    if (error == cudaErrorInvalidClusterSize || error == cudaErrorLaunchOutOfResources) {
+  if (config.cluster == 1) {
+    check(allow_shared_bytes(function, config.shared_bytes));
+    const int threads = int(config.block.x * config.block.y * config.block.z);
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, threads,
+                                                        size_t(config.shared_bytes)));
+    return count * attribute(cudaDevAttrMultiProcessorCount);
+  }
+  if (!compiled_for_clusters(function)) return 0;
+  // A device that has no such clusters answers by an error.
+  const Native native(config, nullptr);
+  cudaError_t error = allow_shared_bytes(function, config.shared_bytes);
+  if (error == cudaSuccess) error = allow_cluster(function, config.cluster);
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&count, function, &native.config);
+  switch (error) {
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorInvalidClusterSize:
+    case cudaErrorLaunchOutOfResources:
+    case cudaErrorNotSupported:
       cudaGetLastError();
       return 0;
-    }
-    check(error);
-    return count;
+    default:
+      check(error);
+      return count;
   }
-  const int threads = int(config.block.x * config.block.y * config.block.z);
-  check(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, threads, size_t(config.shared_bytes)));
-  return count * attribute(cudaDevAttrMultiProcessorCount);
-}
-
-// Asking takes longer than a launch, and the answer stays.
-struct Occupancies {
-  using Key = std::tuple<int, const void*, int, int>;  // device, kernel, cluster, shared bytes
-  std::mutex mutex;
-  std::map<Key, int> known;
-};
-inline Occupancies& occupancies() {
-  static Occupancies all;
-  return all;
 }
 
 }  // namespace launch_detail
@@ -137,13 +173,16 @@ template <class... P>
 int max_active_clusters(const LaunchConfig& config, void (*kernel)(P...)) {
   using namespace launch_detail;
   const void* function = reinterpret_cast<const void*>(kernel);
-  int device = 0;
-  check(cudaGetDevice(&device));
-  const Occupancies::Key key{device, function, config.cluster, config.shared_bytes};
-  const std::lock_guard<std::mutex> lock(occupancies().mutex);
-  const auto found = occupancies().known.find(key);
-  if (found != occupancies().known.end()) return found->second;
-  return occupancies().known[key] = occupancy(config, function);
+  const std::tuple<int, const void*, int, int> key{current_device(), function, config.cluster,
+                                                   config.shared_bytes};
+  {
+    const std::lock_guard<std::mutex> lock(known().mutex);
+    const auto found = known().clusters.find(key);
+    if (found != known().clusters.end()) return found->second;
+  }
+  const int count = occupancy(config, function);
+  const std::lock_guard<std::mutex> lock(known().mutex);
+  return known().clusters[key] = count;
 }
 
 // Zeroes `count` elements on `stream`.
@@ -160,7 +199,9 @@ void launch(const LaunchConfig& config, Stream stream, void (*kernel)(P...), A&&
   static_assert(sizeof...(P) == sizeof...(A), "as many arguments as the kernel has parameters");
   using launch_detail::check;
   const void* function = reinterpret_cast<const void*>(kernel);
-  const launch_detail::Native native(config, stream, function);
+  check(launch_detail::allow_shared_bytes(function, config.shared_bytes));
+  check(launch_detail::allow_cluster(function, config.cluster));
+  const launch_detail::Native native(config, stream);
 
   std::tuple<std::decay_t<P>...> values(std::forward<A>(arguments)...);
   std::apply(

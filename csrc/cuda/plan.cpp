@@ -9,9 +9,10 @@ namespace {
 constexpr Index kMaxGridRows = 65535;
 constexpr Index kRebuiltParts = 8;
 
-// Clusters that wait for others to end make a step take as often as long. Where it is more often than this, a
-// product of the whole batch is taken to be faster: an estimate, not measured.
-constexpr Index kMostWaves = 8;
+// Clusters that wait for others to end make a step take as often as long, where a product of the whole batch
+// takes hardly longer. Where each runs so often the two are about even, by estimate.
+constexpr Index kMostWaves[] = {8, 4};  // of blocks that are alone, of clusters
+
 // A step of two eights of the batch takes longer than one of one, by estimate: 5 to 4.
 constexpr Index kStepCost[] = {0, 4, 5};
 
@@ -34,14 +35,16 @@ bool find_resident(const PlanInput& in, Resident& best) {
     if (depth != 0 && kernel.depth != depth) break;
     if (kernel.depth < in.shape.hidden || (kernel.exchange == Exchange::cluster && in.arch < 900)) continue;
     Resident launch{k, 1, ceil_div(in.shape.batch, kEight * kernel.eights)};
-    if (kernel.exchange == Exchange::cluster)
+    if (kernel.exchange == Exchange::cluster) {
       launch.cluster = int(ceil_div(in.shape.hidden, kernel.block_units(in.unit_rows)));
+      if (launch.cluster == 1) continue;  // an asynchronous store needs a peer
+    }
     const Index active = in.active_clusters(launch);
     if (active <= 0) continue;
     depth = kernel.depth;
     const Index waves = ceil_div(launch.slices * in.directions, active);
     const Index cost = waves * kStepCost[kernel.eights];
-    if (waves > kMostWaves || (least != 0 && cost >= least)) continue;
+    if (waves > kMostWaves[int(kernel.exchange)] || (least != 0 && cost >= least)) continue;
     best = launch;
     least = cost;
   }

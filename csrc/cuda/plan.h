@@ -16,9 +16,8 @@ const char* name_of(Driver driver);
 // block; or through the shared memory of a cluster of them (sm_90).
 enum class Exchange : int { block, cluster };
 
-// A block of a resident kernel is so many warps. A warp multiplies so many rows of the weights, a multiple of
-// what one instruction takes, with eights of the batch.
-constexpr int kResidentWarps = 8, kTileRows = 16, kEight = 8;
+// Rows of the weights, and columns of the batch, that a matrix instruction takes.
+constexpr int kTileRows = 16, kEight = 8;
 
 // What there is a resident kernel of.
 struct ResidentKernel {
@@ -26,36 +25,52 @@ struct ResidentKernel {
   int depth;      // hidden units that it holds at most
   int row_tiles;  // of a warp
   int eights;     // of the batch, that a block or a cluster works on
+  int warps;      // of a block
+  // First operands of instructions that a warp holds in registers, forward and backward; the others lie in
+  // shared memory.
+  int held_forward, held_backward;
 
   // `unit_rows`: how many rows of the weights a unit has in a tile.
-  constexpr int block_units(int unit_rows) const {
-    return kResidentWarps * row_tiles * kTileRows / unit_rows;
-  }
+  constexpr int block_units(int unit_rows) const { return warps * row_tiles * kTileRows / unit_rows; }
+  // Operands that a warp holds, of so many numbers in depth each.
+  constexpr int operands(Type type) const { return row_tiles * depth / (type == Type::f32 ? 8 : 16); }
 };
 
 struct ResidentKernels {
   int count;
-  ResidentKernel all[6];
+  ResidentKernel all[7];
 };
 
-// Smallest first: the weights of a warp take at most 128 registers of a thread. A unit's rows in a tile are
-// one for cells of one gate, four for the others, so that a thread gets all gates of a unit.
+// Smallest first: an operand takes 4 registers of a thread, of which 255 are there with 8 warps and 168
+// with 12. A unit's rows in a tile are one for cells of one gate, four for the others, so that a thread gets
+// all gates of a unit.
 constexpr ResidentKernels resident_kernels(int unit_rows, Type type) {
   constexpr Exchange block = Exchange::block, cluster = Exchange::cluster;
   if (type == Type::f64 || unit_rows == 0) return {0, {}};
   if (type == Type::f32) {  // multiplied as TF32
-    return unit_rows == 1
-               ? ResidentKernels{2, {{block, 128, 1, 1}, {cluster, 256, 1, 1}}}
-               : ResidentKernels{3, {{block, 64, 2, 1}, {cluster, 256, 1, 1}, {cluster, 256, 1, 2}}};
+    return unit_rows == 1 ? ResidentKernels{3,
+                                            {{block, 128, 1, 1, 8, 32, 32},
+                                             {cluster, 256, 1, 1, 8, 32, 32},
+                                             {cluster, 512, 1, 1, 8, 30, 30}}}
+                          : ResidentKernels{4,
+                                            {{block, 64, 2, 1, 8, 32, 32},
+                                             {cluster, 256, 1, 1, 8, 32, 32},
+                                             {cluster, 256, 1, 2, 8, 32, 32},
+                                             {cluster, 512, 1, 1, 8, 30, 30}}};
   }
-  return unit_rows == 1 ? ResidentKernels{3, {{block, 128, 1, 1}, {block, 256, 2, 1}, {cluster, 512, 1, 1}}}
-                        : ResidentKernels{6,
-                                          {{block, 64, 2, 1},
-                                           {block, 128, 4, 1},
-                                           {cluster, 256, 1, 1},
-                                           {cluster, 256, 1, 2},
-                                           {cluster, 512, 1, 1},
-                                           {cluster, 512, 1, 2}}};
+  return unit_rows == 1 ? ResidentKernels{4,
+                                          {{block, 128, 1, 1, 8, 32, 32},
+                                           {block, 256, 2, 1, 8, 32, 32},
+                                           {cluster, 512, 1, 1, 8, 32, 32},
+                                           {cluster, 1024, 1, 1, 8, 30, 30}}}
+                        : ResidentKernels{7,
+                                          {{block, 64, 2, 1, 8, 32, 32},
+                                           {block, 128, 4, 1, 8, 32, 32},
+                                           {cluster, 256, 1, 1, 8, 32, 32},
+                                           {cluster, 256, 1, 2, 8, 32, 32},
+                                           {cluster, 512, 1, 1, 8, 32, 32},
+                                           {cluster, 512, 1, 2, 8, 32, 32},
+                                           {cluster, 768, 1, 1, 12, 20, 24}}};
 }
 
 // A launch of one.

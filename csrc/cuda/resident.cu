@@ -16,20 +16,22 @@ template <class Cell, int K>
 struct Forward {
   using Arguments = ResidentForward<T>;
   static constexpr ResidentKernel kIs = resident_kernels(kUnitRows<Cell>, TypeOf<T>::value).all[K];
-  static constexpr auto kernel =
-      &resident_forward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights, kIs.exchange>;
+  static constexpr auto kernel = &resident_forward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights,
+                                                   kIs.exchange, kIs.warps, kIs.held_forward>;
   static constexpr size_t bytes(int) {
-    return ForwardSizes<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights, kIs.exchange>::bytes;
+    return ForwardSizes<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights, kIs.exchange, kIs.warps,
+                        kIs.held_forward>::bytes;
   }
 };
 template <class Cell, int K>
 struct Backward {
   using Arguments = ResidentBackward<T>;
   static constexpr ResidentKernel kIs = resident_kernels(kUnitRows<Cell>, TypeOf<T>::value).all[K];
-  static constexpr auto kernel =
-      &resident_backward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights, kIs.exchange>;
+  static constexpr auto kernel = &resident_backward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights,
+                                                    kIs.exchange, kIs.warps, kIs.held_backward>;
   static constexpr size_t bytes(int blocks) {
-    return BackwardSizes<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights, kIs.exchange>::bytes(blocks);
+    return BackwardSizes<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights, kIs.exchange, kIs.warps,
+                         kIs.held_backward>::bytes(blocks);
   }
 };
 
@@ -42,7 +44,7 @@ void with_kernel(const Resident& chosen, Index directions, Body body) {
     LaunchConfig config;
     config.cluster = chosen.cluster;
     config.grid = {unsigned(chosen.slices * chosen.cluster), unsigned(directions), 1};
-    config.block = {unsigned(kResidentThreads), 1, 1};
+    config.block = {unsigned(Kernel::kIs.warps * 32), 1, 1};
     config.shared_bytes = int(Kernel::bytes(chosen.cluster));
     body(Kernel::kernel, config);
   } else {

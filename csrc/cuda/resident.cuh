@@ -7,8 +7,6 @@
 
 namespace rnnfused::cuda {
 
-constexpr int kResidentThreads = kResidentWarps * 32;
-
 // What matrix instructions make of T: 16-bit types as they are, float as TF32.
 template <class T>
 struct Operand {
@@ -41,6 +39,9 @@ template <class T>
 __device__ int k_of(int lane, int part) {
   return kPair<T> * (part * 4 + lane % 4);
 }
+// Of sm_90; smaller devices are asked what they have.
+constexpr size_t kMostSharedBytes = size_t(227) << 10;
+
 // Elements of 16 bytes: what a row of shared memory is longer than its numbers, so that eight rows, one below
 // the other, lie in different banks.
 template <class T>
@@ -86,33 +87,69 @@ struct TileMap {
   }
 };
 
-// Copies rows of W_hh into shared memory [rows, pitch], zeros where there is none: row_of(i) says which row
-// of the matrix is the i-th, negative for none; columns beyond H are zero. All threads call it; what they
-// copied is there after cp_async_wait_all and a barrier.
-template <int Rows, int Columns, int Pitch, class T, class RowOf>
-__device__ void stage_weights(const T* weights, int H, Shared<T> to, RowOf row_of) {
+// Copies columns of some rows of W_hh, from `first` on, into shared memory [rows, pitch], zeros where there
+// is none: row_of(i) says which row of the matrix is the i-th, negative for none. All threads call it; what
+// they copied is there after cp_async_wait_all and a barrier.
+template <int Threads, int Rows, int Columns, int Pitch, class T, class RowOf>
+__device__ void stage_weights(const T* weights, int H, int first, Shared<T> to, RowOf row_of) {
   constexpr int kVector = kChunk<T>;
-  static_assert(Rows * Columns % (kVector * kResidentThreads) == 0, "whole rounds of all threads");
+  static_assert(Rows * Columns % (kVector * Threads) == 0, "whole rounds of all threads");
   if (H % kVector == 0 && reinterpret_cast<size_t>(weights) % 16 == 0) {
     RNNFUSED_UNROLL
-    for (int i = 0; i < Rows * Columns / kVector / kResidentThreads; ++i) {
-      const int at = (i * kResidentThreads + int(threadIdx.x)) * kVector, row = at / Columns,
-                column = at % Columns;
+    for (int i = 0; i < Rows * Columns / kVector / Threads; ++i) {
+      const int at = (i * Threads + int(threadIdx.x)) * kVector, row = at / Columns, column = at % Columns;
       const int from = row_of(row);
-      const bool there = from >= 0 && column < H;
-      cp_async_zfill<16>(to + (row * Pitch + column), weights + (there ? Index(from) * H + column : 0),
-                         there ? 16 : 0);
+      const bool there = from >= 0 && first + column < H;
+      cp_async_zfill<16>(to + (row * Pitch + column),
+                         weights + (there ? Index(from) * H + first + column : 0), there ? 16 : 0);
     }
     return;
   }
-  for (int at = int(threadIdx.x); at < Rows * Columns; at += kResidentThreads) {
+  for (int at = int(threadIdx.x); at < Rows * Columns; at += Threads) {
     const int row = at / Columns, column = at % Columns, from = row_of(row);
-    to[row * Pitch + column] = from >= 0 && column < H ? weights[Index(from) * H + column] : T{};
+    to[row * Pitch + column] =
+        from >= 0 && first + column < H ? weights[Index(from) * H + first + column] : T{};
   }
 }
 
+// First operands of matrix instructions, `All` of a warp: the first `Held` in registers, the others in shared
+// memory, where every lane keeps its own parts.
+template <int All, int Held>
+class Operands {
+ public:
+  static constexpr int kept = All > Held ? All - Held : 0;
+  static constexpr size_t bytes(int warps) { return size_t(warps) * kept * 32 * sizeof(uint4); }
+
+  // Of all warps, one after the other.
+  __device__ explicit Operands(Shared<uint4> memory)
+      : own_(memory + (int(threadIdx.x) / 32 * kept * 32 + int(threadIdx.x) % 32)) {}
+
+  // i and part are known when the loops around are unrolled.
+  __device__ void set(int i, int part, uint32_t value) {
+    if (i < Held) {
+      held_[i < Held ? i : 0][part] = value;
+    } else {
+      shared_cast<uint32_t>(own_)[(i - Held) * 32 * 4 + part] = value;
+    }
+  }
+  template <class Body>
+  __device__ void use(int i, Body body) const {
+    if (i < Held) {
+      body(held_[i < Held ? i : 0]);
+    } else {
+      const uint4 own = own_[(i - Held) * 32];
+      const uint32_t parts[4] = {own.x, own.y, own.z, own.w};
+      body(parts);
+    }
+  }
+
+ private:
+  Shared<uint4> own_;
+  uint32_t held_[Held < All ? Held : All][4];
+};
+
 // A direction's sequences. 32 bits count rows, steps and the batch; the driver sees to it that they suffice.
-struct Lane {
+struct Directed {
   const Walk& walk;
   bool reverse;
 

@@ -11,54 +11,64 @@ namespace rnnfused::cuda {
 // What a kernel leaves out, for tests that must see it reported; nothing in the product.
 enum class BackwardFault { none, no_block_sync, one_partial, one_gradient, no_last_wait, no_arm };
 
-template <class Cell, class T, int Depth, int M, int N, Exchange X>
+template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held>
 struct BackwardSizes {
-  static constexpr int columns = kEight * N;
-  static constexpr int block_units = kResidentWarps * TileMap<Cell>::units * M;
-  static constexpr int rows = Cell::gates * block_units;  // of W_hh, gate by gate
+  static constexpr int columns = kEight * N, threads = Warps * 32;
+  static constexpr int block_units = Warps * TileMap<Cell>::units * M;
   // Tiles of hidden units: a warp sums for so many; where there are fewer than warps, several warps share the
   // rows of one.
   static constexpr int all_tiles = Depth / kTileRows;
-  static constexpr int tiles = all_tiles > kResidentWarps ? all_tiles / kResidentWarps : 1;
-  static constexpr int shares = all_tiles < kResidentWarps ? kResidentWarps / all_tiles : 1;
+  static constexpr int tiles = all_tiles > Warps ? all_tiles / Warps : 1;
+  static constexpr int shares = all_tiles < Warps ? Warps / all_tiles : 1;
+  // Rows of W_hh, gate by gate, and zeros up to whole pairs of instructions.
+  static constexpr int pair = 2 * Operand<T>::depth * shares;
+  static constexpr int rows = (Cell::gates * block_units + pair - 1) / pair * pair;
   static constexpr int deep = rows / Operand<T>::depth / shares;  // instructions to a tile
   static constexpr int chains = tiles == 1 ? 4 : tiles == 2 ? 2 : 1;
-  static constexpr int cells = block_units * columns / kResidentThreads;  // of a thread
+  static constexpr int cells = block_units * columns / threads;    // of a thread
+  static constexpr int together = threads / block_units;           // columns of all threads' first cells
   static constexpr int row = rows + kChunk<T>, line = kEight + 2;  // line: the columns of a unit, padded
   static constexpr int buffer = columns * row, slot = N * block_units * line;
+  using Weights = Operands<tiles * deep, Held>;
   // While weights are loaded, so many instructions' rows of each share are in shared memory at once.
-  static constexpr int pitch = Depth + kChunk<T>, staged_deep = deep % 4 == 0 ? 4 : deep % 3 == 0 ? 3 : 2;
-  static_assert(deep % staged_deep == 0, "whole rounds of loading");
-  static_assert(deep % 2 == 0 && rows % (Operand<T>::depth * shares) == 0, "whole pairs of instructions");
-  static constexpr int together = kResidentThreads / block_units;  // columns of all threads' first cells
-  static_assert(Depth % kTileRows == 0 && kResidentThreads % block_units == 0, "whole tiles, whole columns");
+  static constexpr int pitch = Depth + kChunk<T>;
+  static constexpr int loaded = Held < tiles * deep ? 2 : deep % 4 == 0 ? 4 : deep % 3 == 0 ? 3 : 2;
+  static_assert(deep % loaded == 0, "whole rounds of loading");
+  static_assert(all_tiles % Warps == 0 || Warps % all_tiles == 0, "whole tiles, whole shares");
+  static_assert(threads % block_units == 0 && cells * threads == block_units * columns, "whole columns");
 
-  static constexpr size_t gradients = 0;  // [2, columns, row]
+  static constexpr size_t kept = 0;                                  // Weights
+  static constexpr size_t gradients = kept + Weights::bytes(Warps);  // [2, columns, row]
   static constexpr size_t partial =
-      gradients + 2 * buffer * sizeof(T);  // [2, blocks * shares, N, units, line]
-  static constexpr size_t staged = size_t(shares * staged_deep * Operand<T>::depth * pitch) * sizeof(T);
+      gradients + 2 * buffer * sizeof(T);       // [2, blocks * shares, N, units, line]
+  static constexpr size_t loading = gradients;  // [shares, rows, pitch]
+  static constexpr size_t end_of_loading =
+      loading + size_t(shares * loaded * Operand<T>::depth * pitch) * sizeof(T);
   RNNFUSED_HD static constexpr size_t full(int blocks) {  // [2]
-    const size_t used = partial + size_t(2 * blocks * shares * slot) * sizeof(float);
-    return used > staged ? used : (staged + 15) / 16 * 16;
+    const size_t end = partial + size_t(2 * blocks * shares * slot) * sizeof(float);
+    return ((end > end_of_loading ? end : end_of_loading) + 15) / 16 * 16;
   }
   RNNFUSED_HD static constexpr size_t bytes(int blocks) { return full(blocks) + 2 * sizeof(Mbarrier); }
+  static_assert(bytes((Depth + block_units - 1) / block_units) <= kMostSharedBytes,
+                "what a multiprocessor has");
 };
 
-template <class Cell, class T, int Depth, int M, int N, Exchange X, BackwardFault F = BackwardFault::none>
-__global__ void __launch_bounds__(kResidentThreads, 1)
+template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held,
+          BackwardFault F = BackwardFault::none>
+__global__ void __launch_bounds__(Warps * 32, 1)
     resident_backward(const __grid_constant__ ResidentBackward<T> s) {
   if constexpr (!kCompiles<X>) {
     trap();
   } else {
     using Op = Operand<T>;
-    using At = BackwardSizes<Cell, T, Depth, M, N, X>;
+    using At = BackwardSizes<Cell, T, Depth, M, N, X, Warps, Held>;
     constexpr int A = Cell::accumulators, G = Cell::gates, S = Cell::states, kCells = At::cells;
 
     const int size = X == Exchange::cluster ? int(cluster_size()) : 1;
     const int rank = X == Exchange::cluster ? int(cluster_rank()) : 0;
     const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32), d = int(blockIdx.y);
     const int H = int(s.hidden), batch = int(s.walk.batch);
-    const Lane in{s.walk, d == 1};
+    const Directed in{s.walk, d == 1};
     const int slice = int(blockIdx.x) / size * At::columns, first = rank * At::block_units;
     int begin, end;
     in.clip(slice, At::columns, begin, end);
@@ -80,35 +90,39 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
     // W_hh^T: 16 hidden units by this warp's share of the block's rows; through shared memory, some rows at a
     // time.
     const int share = warp % At::shares, first_tile = warp / At::shares * At::tiles;
-    uint32_t w[At::tiles][At::deep][4];
-    const Shared<T> staged = shared_memory<T>(0);  // [shares, rows, pitch]
+    typename At::Weights w(shared_memory<uint4>(At::kept));
+    const Shared<T> loading = shared_memory<T>(At::loading);
     RNNFUSED_UNROLL
-    for (int chunk = 0; chunk < At::deep / At::staged_deep; ++chunk) {
-      constexpr int kRows = At::staged_deep * Op::depth;
-      stage_weights<At::shares * kRows, Depth, At::pitch>(
-          s.weights + Index(d) * G * H * H, H, staged, [&](int i) {
+    for (int chunk = 0; chunk < At::deep / At::loaded; ++chunk) {
+      constexpr int kRows = At::loaded * Op::depth;
+      stage_weights<At::threads, At::shares * kRows, Depth, At::pitch>(
+          s.weights + Index(d) * G * H * H, H, 0, loading, [&](int i) {
             const int row = i / kRows * At::deep * Op::depth + chunk * kRows + i % kRows;
             const int gate = row / At::block_units, of = first + row % At::block_units;
-            return of < H ? gate * H + of : -1;
+            return gate < G && of < H ? gate * H + of : -1;
           });
       cp_async_wait_all();
       block_sync();
       RNNFUSED_UNROLL
       for (int tile = 0; tile < At::tiles; ++tile) {
         RNNFUSED_UNROLL
-        for (int deep = 0; deep < At::staged_deep; ++deep) {
+        for (int deep = 0; deep < At::loaded; ++deep) {
           RNNFUSED_UNROLL
           for (int part = 0; part < 4; ++part) {
             const int to = (first_tile + tile) * kTileRows + lane / 4 + part % 2 * 8;
             const int row = share * kRows + deep * Op::depth + k_of<T>(lane, part / 2);
             T some[kPair<T>];
             RNNFUSED_UNROLL
-            for (int i = 0; i < kPair<T>; ++i) some[i] = staged[(row + i) * At::pitch + to];
-            w[tile][chunk * At::staged_deep + deep][part] = Op::make(some);
+            for (int i = 0; i < kPair<T>; ++i) some[i] = loading[(row + i) * At::pitch + to];
+            w.set(tile * At::deep + chunk * At::loaded + deep, part, Op::make(some));
           }
         }
       }
       block_sync();
+    }
+    // Beyond the gates a row of gradients stays zero.
+    for (int i = int(threadIdx.x); At::rows > G * At::block_units && i < 2 * At::columns; i += At::threads) {
+      for (int k = G * At::block_units; k < At::rows; ++k) gradients[i * At::row + k] = T{};
     }
 
     // A thread's cells are of one unit; neighbouring threads have neighbouring ones.
@@ -237,8 +251,11 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
           const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
           RNNFUSED_UNROLL
           for (int tile = 0; tile < At::tiles; ++tile) {
-            Op::multiply(sums[n][tile][deep % At::chains], w[tile][deep], low);
-            Op::multiply(sums[n][tile][(deep + 1) % At::chains], w[tile][deep + 1], high);
+            w.use(tile * At::deep + deep,
+                  [&](const uint32_t (&a)[4]) { Op::multiply(sums[n][tile][deep % At::chains], a, low); });
+            w.use(tile * At::deep + deep + 1, [&](const uint32_t (&a)[4]) {
+              Op::multiply(sums[n][tile][(deep + 1) % At::chains], a, high);
+            });
           }
         }
       }

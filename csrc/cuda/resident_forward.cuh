@@ -12,11 +12,12 @@ namespace rnnfused::cuda {
 enum class ForwardFault { none, no_first_sync, no_last_sync, one_buffer, no_warp_sync, one_stage, no_arm };
 
 // Sizes of a kernel, and where what is in its shared memory.
-template <class Cell, class T, int Depth, int M, int N, Exchange X>
+template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held>
 struct ForwardSizes {
   using Map = TileMap<Cell>;
   static constexpr int tiles = Depth / Operand<T>::depth, columns = kEight * N;
-  static constexpr int block_units = kResidentWarps * Map::units * M;
+  static constexpr int threads = Warps * 32, block_units = Warps * Map::units * M;
+  using Weights = Operands<M * tiles, Held>;
   static constexpr int row = Depth + kChunk<T>;  // of h, with what keeps banks apart
   static constexpr int buffer = columns * row, stage = columns * Map::units;
   // Sums of a tile over its depth, in so many chains: an instruction waits for the one before it in its
@@ -26,14 +27,21 @@ struct ForwardSizes {
   static_assert(X == Exchange::block || M == 1, "a warp stages the units of one tile");
   static_assert(X == Exchange::cluster || Depth == block_units, "a block that is alone has all units");
 
-  static constexpr size_t h = 0;                                // [2, columns, row]
-  static constexpr size_t staged = h + 2 * buffer * sizeof(T);  // [warps, 2, columns, units]
-  static constexpr size_t staging = X == Exchange::cluster ? 2 * kResidentWarps * stage * sizeof(T) : 0;
-  // While weights are loaded, half of the rows of all tiles [warps, 8, row] lie there.
-  static constexpr size_t loading = size_t(kResidentWarps * 8 * row) * sizeof(T);
-  static constexpr size_t used = staged + staging > loading ? staged + staging : loading;
-  static constexpr size_t full = (used + 15) / 16 * 16;  // [2]
+  // While weights are loaded, half of the rows of every warp's tile lie in shared memory, so many columns at
+  // a time.
+  static constexpr int loaded = Depth < 256 ? Depth : 256, pitch = loaded + kChunk<T>;
+
+  static constexpr size_t kept = 0;                             // Weights
+  static constexpr size_t h = kept + Weights::bytes(Warps);     // [2, columns, row]
+  static constexpr size_t stages = h + 2 * buffer * sizeof(T);  // [warps, 2, columns, units]
+  static constexpr size_t loading = h;                          // [warps, 8, pitch]
+  static constexpr size_t end_of_stages =
+      stages + (X == Exchange::cluster ? 2 * Warps * stage * sizeof(T) : 0);
+  static constexpr size_t end_of_loading = loading + size_t(Warps * 8 * pitch) * sizeof(T);
+  static constexpr size_t end = end_of_stages > end_of_loading ? end_of_stages : end_of_loading;
+  static constexpr size_t full = (end + 15) / 16 * 16;  // [2]
   static constexpr size_t bytes = full + 2 * sizeof(Mbarrier);
+  static_assert(bytes <= kMostSharedBytes, "what a multiprocessor has");
 };
 
 // Which of a tile's units and columns a lane works on, and with which sequence of the batch.
@@ -43,7 +51,7 @@ struct Columns {
   int first;                    // sequence
   int length[N][Map::columns];  // of this lane's
 
-  __device__ Columns(const Lane& of, int slice, int lane) : first(slice) {
+  __device__ Columns(const Directed& of, int slice, int lane) : first(slice) {
     RNNFUSED_UNROLL
     for (int n = 0; n < N; ++n) {
       RNNFUSED_UNROLL
@@ -54,32 +62,31 @@ struct Columns {
   __device__ int length_of(int n, int i) const { return length[n][i % Map::columns]; }
 };
 
-template <class Cell, class T, int Depth, int M, int N, Exchange X, ForwardFault F = ForwardFault::none>
-__global__ void __launch_bounds__(kResidentThreads, 1)
+template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held,
+          ForwardFault F = ForwardFault::none>
+__global__ void __launch_bounds__(Warps * 32, 1)
     resident_forward(const __grid_constant__ ResidentForward<T> s) {
   if constexpr (!kCompiles<X>) {
     trap();
   } else {
     using Op = Operand<T>;
     using Map = TileMap<Cell>;
-    using At = ForwardSizes<Cell, T, Depth, M, N, X>;
+    using At = ForwardSizes<Cell, T, Depth, M, N, X, Warps, Held>;
     constexpr int A = Cell::accumulators, G = Cell::gates, S = Cell::states, kCells = Map::cells;
 
     const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32), d = int(blockIdx.y);
     const unsigned size = X == Exchange::cluster ? cluster_size() : 1;
     const unsigned rank = X == Exchange::cluster ? cluster_rank() : 0;
     const int H = int(s.hidden), batch = int(s.walk.batch);
-    const Lane in{s.walk, d == 1};
+    const Directed in{s.walk, d == 1};
     const int slice = int(blockIdx.x / size) * At::columns;
     const Columns<Cell, N> columns(in, slice, lane);
     int position, end;
     in.clip(slice, At::columns, position, end);
     const int steps = end - position;
     // The first unit of this warp's tile m.
-    const auto first = [&](int m) {
-      return int(rank) * At::block_units + (m * kResidentWarps + warp) * Map::units;
-    };
-    const Shared<T> h = shared_memory<T>(At::h), stages = shared_memory<T>(At::staged);
+    const auto first = [&](int m) { return int(rank) * At::block_units + (m * Warps + warp) * Map::units; };
+    const Shared<T> h = shared_memory<T>(At::h), stages = shared_memory<T>(At::stages);
     const Shared<Mbarrier> full = shared_memory<Mbarrier>(At::full);
     const unsigned sent = unsigned(At::columns * At::block_units * int(size) * int(sizeof(T)));
 
@@ -92,33 +99,35 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
       }
     }
 
-    // W_hh, through shared memory, half of the rows of every warp's tile at a time.
-    uint32_t w[M][At::tiles][4];
-    const Shared<T> staged = shared_memory<T>(0);  // [warps, 8, row]
+    typename At::Weights w(shared_memory<uint4>(At::kept));
+    const Shared<T> loading = shared_memory<T>(At::loading);
     RNNFUSED_UNROLL
     for (int m = 0; m < M; ++m) {
       RNNFUSED_UNROLL
       for (int half = 0; half < 2; ++half) {
-        stage_weights<kResidentWarps * 8, Depth, At::row>(
-            s.weights + Index(d) * G * H * H, H, staged, [&](int i) {
-              const int row = i % 8 + 8 * half, gate = Map::gate_of_row(row);
-              const int unit = first(m) + (i / 8 - warp) * Map::units + Map::unit_of_row(row);
-              return gate < G && unit < H ? gate * H + unit : -1;
-            });
-        cp_async_wait_all();
-        block_sync();
         RNNFUSED_UNROLL
-        for (int tile = 0; tile < At::tiles; ++tile) {
+        for (int column = 0; column < Depth; column += At::loaded) {
+          stage_weights<At::threads, Warps * 8, At::loaded, At::pitch>(
+              s.weights + Index(d) * G * H * H, H, column, loading, [&](int i) {
+                const int of = i % 8 + 8 * half, gate = Map::gate_of_row(of);
+                const int unit = first(m) + (i / 8 - warp) * Map::units + Map::unit_of_row(of);
+                return gate < G && unit < H ? gate * H + unit : -1;
+              });
+          cp_async_wait_all();
+          block_sync();
           RNNFUSED_UNROLL
-          for (int part = 0; part < 2; ++part) {
-            T some[kPair<T>];
+          for (int tile = 0; tile < At::loaded / Op::depth; ++tile) {
             RNNFUSED_UNROLL
-            for (int i = 0; i < kPair<T>; ++i)
-              some[i] = staged[(warp * 8 + lane / 4) * At::row + tile * Op::depth + k_of<T>(lane, part) + i];
-            w[m][tile][2 * part + half] = Op::make(some);
+            for (int part = 0; part < 2; ++part) {
+              const int at = (warp * 8 + lane / 4) * At::pitch + tile * Op::depth + k_of<T>(lane, part);
+              T some[kPair<T>];
+              RNNFUSED_UNROLL
+              for (int i = 0; i < kPair<T>; ++i) some[i] = loading[at + i];
+              w.set(m * At::tiles + column / Op::depth + tile, 2 * part + half, Op::make(some));
+            }
           }
+          block_sync();
         }
-        block_sync();
       }
     }
 
@@ -131,7 +140,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
       if (s.walk.resets && !s.continues && d == 0 && in.is_cut_before(0, b, in.length(b))) return 0;
       return widen(s.h[at]);
     };
-    for (int i = int(threadIdx.x); i < At::columns * Depth; i += kResidentThreads) {
+    for (int i = int(threadIdx.x); i < At::columns * Depth; i += At::threads) {
       const int column = i / Depth, unit = i % Depth, b = slice + column;
       h[column * At::row + unit] = b < batch && unit < H ? Op::round(state_before(b, unit)) : T{};
       h[At::buffer + column * At::row + unit] = T{};
@@ -173,7 +182,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
           for (int i = 0; i < kCells; ++i) {
             const int unit = first(m) + Map::unit(lane, i);
             body(n, m, i, step < columns.length_of(n, i) && unit < H, n * kEight + Map::column_step(i),
-                 m * kResidentWarps * Map::units + Map::unit_step(i));
+                 m * Warps * Map::units + Map::unit_step(i));
           }
         }
       }
@@ -251,8 +260,11 @@ __global__ void __launch_bounds__(kResidentThreads, 1)
           const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
           RNNFUSED_UNROLL
           for (int m = 0; m < M; ++m) {
-            Op::multiply(sums[n][m][tile % At::chains], w[m][tile], low);
-            Op::multiply(sums[n][m][(tile + 1) % At::chains], w[m][tile + 1], high);
+            w.use(m * At::tiles + tile,
+                  [&](const uint32_t (&a)[4]) { Op::multiply(sums[n][m][tile % At::chains], a, low); });
+            w.use(m * At::tiles + tile + 1, [&](const uint32_t (&a)[4]) {
+              Op::multiply(sums[n][m][(tile + 1) % At::chains], a, high);
+            });
           }
         }
       }

@@ -128,9 +128,10 @@ TEST_CASE("a resident kernel has room for every unit, and its clusters for every
           // st.async needs a peer.
           CHECK((kernel.exchange == Exchange::cluster) == (plan.resident.cluster > 1));
           CHECK(plan.resident.slices * kEight * kernel.eights >= batch);
-          // Weights of a warp: a register for two numbers of 16 bits, or for one.
-          const int numbers = kTileRows * kernel.row_tiles * kernel.depth / 32;
-          CHECK(numbers / (type == Type::f32 ? 1 : 2) <= 128);
+          // Registers of a thread: 4 to an operand, and some for the rest.
+          const int most = std::max(kernel.held_forward, kernel.held_backward);
+          const int held = std::min(most, kernel.operands(type));
+          CHECK(held * 4 <= (kernel.warps == 8 ? 128 : 96));
         }
       }
     }

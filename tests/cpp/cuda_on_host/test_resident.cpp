@@ -134,6 +134,14 @@ TEST_CASE("a cluster of many blocks; two eights of the batch give the same bits 
   }
 }
 
+TEST_CASE("weights that lie in shared memory where registers do not suffice") {
+  for (const CellOf& cell : kCells) {
+    if (cell.id == CellId::rnn_relu) continue;
+    check_against_stepwise({cell.id, cell.gates, cell.states, Type::bf16, {3, 2}, 1, 5, 518, 518, false});
+    check_against_stepwise({cell.id, cell.gates, cell.states, Type::f32, {3, 2}, 1, 5, 260, 260, false});
+  }
+}
+
 TEST_CASE("where the device holds no cluster, or has none, layers run step by step") {
   Problem p{CellId::lstm, 4, 2, Type::bf16, {3, 3}, 1, 5, 200, 200, false};
   const Outcome stepwise = run(p);
@@ -174,7 +182,7 @@ struct TwoBlocks {
     LaunchConfig launch;
     launch.cluster = 2;
     launch.grid = {2, 1, 1};
-    launch.block = {unsigned(kResidentThreads), 1, 1};
+    launch.block = {256u, 1, 1};
     launch.shared_bytes = int(bytes);
     return launch;
   }
@@ -187,8 +195,9 @@ struct TwoBlocks {
     s.gates = floats(kRows * Cell::accumulators * kHidden);
     s.gates_stride = kRows * Cell::accumulators * kHidden;
     s.h = numbers(kBatch * kHidden), s.c = floats(kBatch * kHidden), s.y = numbers(kRows * kHidden);
-    using Sizes = ForwardSizes<Cell, T, 256, 1, 1, Exchange::cluster>;
-    launch(config(Sizes::bytes), nullptr, &resident_forward<Cell, T, 256, 1, 1, Exchange::cluster, F>, s);
+    using Sizes = ForwardSizes<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32>;
+    launch(config(Sizes::bytes), nullptr, &resident_forward<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32, F>,
+           s);
   }
   template <class Cell, BackwardFault F>
   void backward() {
@@ -202,8 +211,9 @@ struct TwoBlocks {
     s.h0 = numbers(kBatch * kHidden), s.c0 = floats(kBatch * kHidden);
     s.dh = floats(kBatch * kHidden), s.dc = floats(kBatch * kHidden);
     s.gradients = numbers(kRows * Cell::accumulators * kHidden);
-    using Sizes = BackwardSizes<Cell, T, 256, 1, 1, Exchange::cluster>;
-    launch(config(Sizes::bytes(2)), nullptr, &resident_backward<Cell, T, 256, 1, 1, Exchange::cluster, F>, s);
+    using Sizes = BackwardSizes<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32>;
+    launch(config(Sizes::bytes(2)), nullptr,
+           &resident_backward<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32, F>, s);
   }
 };
 

@@ -122,8 +122,8 @@ def gpu_cases() -> list[GpuCase]:
 
 # T, B, H: units that a thread takes one by one, and a few hundred, with a batch that no tile divides.
 SMOKE = ((5, 3, 7), (9, 17, 256))
-# Resident kernels (docs/gpu.md) that these sizes leave out: clusters of up to 16 blocks, alone and with so many
-# sequences that each cluster takes more of them; weights beyond the registers.
+# Resident kernels (docs/gpu.md) that these sizes leave out: clusters of up to 16 blocks, alone and with so
+# many sequences that each cluster takes more of them; weights beyond the registers.
 SMOKE_CHIP = ((3, 200, 200), (4, 9, 500), (3, 130, 500), (3, 9, 750))
 
 

@@ -18,22 +18,20 @@ constexpr Index kStepCost[] = {0, 4, 5};
 
 Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
+// With one warp's many tiles a block that is alone takes longer than a cluster that shares them, by estimate.
+constexpr int kMostTiles = 2;
+
 // The first depth that holds the units decides between block and cluster; the batch how many eights a cluster
-// takes.
-bool find_resident(const PlanInput& in, Resident& best) {
-  if (!in.allows_resident || in.shape.projected() || in.shape.rows() == 0 || in.shape.hidden == 0)
-    return false;
-  if (in.type == Type::f32 && !in.allows_tf32) return false;
-  // The kernels count in 32 bits.
-  const Index row = std::max(in.accumulators, in.directions) * in.shape.hidden;
-  if (std::max(in.shape.rows(), in.shape.batch * row) > std::numeric_limits<int>::max()) return false;
+// takes, on which no bit of a result depends. `slow`: kernels that are for devices without clusters.
+bool find_resident(const PlanInput& in, bool slow, Resident& best) {
   const ResidentKernels kernels = resident_kernels(in.unit_rows, in.type);
   Index least = 0;
   int depth = 0;
   for (int k = 0; k < kernels.count; ++k) {
     const ResidentKernel& kernel = kernels.all[k];
     if (depth != 0 && kernel.depth != depth) break;
-    if (kernel.depth < in.shape.hidden || (kernel.exchange == Exchange::cluster && in.arch < 900)) continue;
+    if (kernel.depth < in.shape.hidden || (kernel.row_tiles > kMostTiles && !slow)) continue;
+    if (kernel.exchange == Exchange::cluster && in.arch < 900) continue;
     Resident launch{k, 1, ceil_div(in.shape.batch, kEight * kernel.eights)};
     if (kernel.exchange == Exchange::cluster) {
       launch.cluster = int(ceil_div(in.shape.hidden, kernel.block_units(in.unit_rows)));
@@ -49,6 +47,16 @@ bool find_resident(const PlanInput& in, Resident& best) {
     least = cost;
   }
   return least != 0;
+}
+
+bool find_resident(const PlanInput& in, Resident& best) {
+  if (!in.allows_resident || in.shape.projected() || in.shape.rows() == 0 || in.shape.hidden == 0)
+    return false;
+  if (in.type == Type::f32 && !in.allows_tf32) return false;
+  // The kernels count in 32 bits.
+  const Index row = std::max(in.accumulators, in.directions) * in.shape.hidden;
+  if (std::max(in.shape.rows(), in.shape.batch * row) > std::numeric_limits<int>::max()) return false;
+  return find_resident(in, false, best) || find_resident(in, true, best);
 }
 
 }  // namespace

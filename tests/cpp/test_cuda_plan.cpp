@@ -165,6 +165,15 @@ TEST_CASE("what no resident kernel can run, or only in many turns, runs step by 
   CHECK(driver(nothing, {5, 5000, 200, 200}) == Driver::stepwise);
 }
 
+TEST_CASE("many tiles to a warp are for devices without clusters") {
+  std::vector<Index> offsets;
+  PlanInput in = resident_input({5, 16, 128, 128}, offsets, 4, Type::bf16);
+  CHECK(make_plan(in).resident.cluster == 4);
+  in.arch = 800;
+  CHECK(make_plan(in).resident.cluster == 1);
+  CHECK(make_plan(in).driver == Driver::resident);
+}
+
 TEST_CASE("a cluster takes two eights of the batch where that saves turns") {
   std::vector<Index> offsets;
   for (const Index batch : {8, 16, 128, 129, 200, 256}) {

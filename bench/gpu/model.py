@@ -1,5 +1,5 @@
-"""`python -m bench.gpu.model`: what a step of the resident kernels should take, by estimate: the instructions of
-their loops (tools/sass.json) and latencies that others have published. No GPU is asked, and no GPU has
+"""`python -m bench.gpu.model`: what a step of the resident kernels should take, by estimate: the instructions
+of their loops (tools/sass.json) and latencies that others have published. No GPU is asked, and no GPU has
 confirmed it: the GPU suite's rows are what to hold it against (docs/gpu.md).
 """
 

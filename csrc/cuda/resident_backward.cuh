@@ -155,9 +155,12 @@ __global__ void __launch_bounds__(Warps * 32, 1)
       const T *const y = s.y + y_row, *const y_before = s.y + (Index(row_before) * y_step + d * H);
       const T* const h0 = s.h0 + Index(d) * batch * H;
       const float* const gates = s.gates + (d * s.gates_stride + Index(row - first_row) * gate_step);
-      const float* const cells = S > 1 ? s.cell + d * s.cell_stride : nullptr;
-      const float *const cell = cells + Index(row) * H, *const cell_before = cells + Index(row_before) * H;
-      const float* const c0 = S > 1 ? s.c0 + Index(d) * batch * H : nullptr;
+      const float *cell = nullptr, *cell_before = nullptr, *c0 = nullptr;
+      if constexpr (S > 1) {
+        cell = s.cell + (d * s.cell_stride + Index(row) * H);
+        cell_before = s.cell + (d * s.cell_stride + Index(row_before) * H);
+        c0 = s.c0 + Index(d) * batch * H;
+      }
       goes_on = 0;
       RNNFUSED_UNROLL
       for (int i = 0; i < kCells; ++i) {

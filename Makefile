@@ -74,7 +74,7 @@ test: $(test_environment) lint build ctest
 
 # What takes longer than a change should wait for: all that `make test` leaves out.
 check: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
-check: $(test_environment) docs ctest-rest ctest-aarch64 ctest-tsan cuda-all ctest-asan pytest-asan pytest-long
+check: $(test_environment) docs ctest-rest ctest-aarch64 ctest-tsan cuda ctest-asan pytest-asan pytest-long
 
 # Tests that take minutes each: those of the layers on the emulated GPU, a cell added to a copy of the project, ...
 pytest-long: $(test_environment) build emulated

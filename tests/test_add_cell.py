@@ -60,6 +60,20 @@ def apply_page(root: Path) -> None:
         file.write_text(source.replace(before, after))
 
 
+# By the resident kernels, in one size, since their emulation takes long.
+RESIDENT = f"""
+import conftest, numpy, torch
+from test_sequence import Problem, check_errors
+from tolerances import FLOOR_ULPS
+size = (4, 9, 5, 40)
+for dtype in (torch.float16, torch.bfloat16):
+    options = dict(dtype=numpy.float64, ragged=True, bidirectional=True, bias=True)
+    problem = Problem({CELL!r}, False, size, **options).rounded(dtype)
+    bound = FLOOR_ULPS * numpy.sqrt(4 * 9 + 40) * torch.finfo(dtype).eps
+    check_errors(problem.native("cpu", dtype), problem.exact(), bound, size)
+"""
+
+
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     # Tools of this environment come first, as they do in setup.py; the copy hides any other rnnfused.
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
@@ -109,4 +123,6 @@ def test_the_page_is_all_there_is_to_do(tmp_path: Path) -> None:
         *pytest_run, *(f"tests/test_{name}.py" for name in ("sequence", "reference", "convert")), cwd=tmp_path
     )
     (emulated,) = (tmp_path / "build" / "emulated").glob("_C.*.so")
-    run(*pytest_run, "tests/test_gpu.py", cwd=tmp_path, RNNFUSED_TEST_EXTENSION=str(emulated))
+    on_gpu = {"RNNFUSED_TEST_EXTENSION": str(emulated)}
+    run(*pytest_run, "tests/test_gpu.py", cwd=tmp_path, RNNFUSED_CUDA_DRIVER="stepwise", **on_gpu)
+    run(sys.executable, "-c", RESIDENT, cwd=tmp_path / "tests", PYTHONPATH=str(tmp_path), **on_gpu)

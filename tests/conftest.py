@@ -20,6 +20,8 @@ if _path := os.environ.get("RNNFUSED_TEST_EXTENSION"):
 
 # cuBLAS is deterministic only if it is told so before it starts (torch.use_deterministic_algorithms asks).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# float32 is tested as such; test_resident.py allows recurrent layers TF32.
+torch.backends.cudnn.allow_tf32 = False
 
 
 # Files in which tests share what takes long to make: one process runs them all.

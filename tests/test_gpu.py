@@ -41,8 +41,7 @@ def full_precision() -> Any:
     before = {name: getattr(settings, name) for name in names}
     for name in names:
         setattr(settings, name, False)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield
+    yield
     for name, value in before.items():
         setattr(settings, name, value)
 

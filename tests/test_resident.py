@@ -126,6 +126,7 @@ def taken(lines: list[str]) -> list[tuple[str, int]]:
 
 def test_which_driver_is_said(gpu: str) -> None:
     layers = f"""
+torch.backends.cudnn.allow_tf32 = True
 def run(kind, hidden, dtype, **options):
     module = getattr(rnnfused, kind)(4, hidden, device={gpu!r}, dtype=dtype, **options)
     module(torch.zeros(2, 3, 4, device={gpu!r}, dtype=dtype))[0].sum().backward()

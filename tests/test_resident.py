@@ -150,6 +150,12 @@ run("LSTM", 64, torch.bfloat16)"""
     assert drivers == [driver for driver in expected for _ in ("forward", "backward")]
 
 
+def test_a_driver_that_is_none(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNFUSED_CUDA_DRIVER", "fast")
+    with pytest.raises(RuntimeError, match="RNNFUSED_CUDA_DRIVER: expected resident or stepwise, got 'fast'"):
+        rnnfused.RNN(2, 3, device=gpu)(torch.zeros(2, 1, 2, device=gpu))
+
+
 def test_a_batch_does_not_change_its_sequences(gpu: str) -> None:
     """Each sequence has the bits that it has alone, whatever the plan makes of the batch."""
     module = rnnfused.LSTM(8, 132, device=gpu, dtype=torch.bfloat16, bidirectional=True)

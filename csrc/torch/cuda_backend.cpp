@@ -88,10 +88,13 @@ class Variations {
   std::vector<std::pair<at::Tensor, at::Tensor>> narrowed_;
 };
 
-// RNNFUSED_CUDA_DRIVER=stepwise keeps the weights where they are.
+// RNNFUSED_CUDA_DRIVER=stepwise: no resident kernels.
 bool allows_resident() {
   const char* driver = std::getenv("RNNFUSED_CUDA_DRIVER");
-  return !driver || std::strcmp(driver, "stepwise") != 0;
+  if (!driver || std::strcmp(driver, "resident") == 0) return true;
+  TORCH_CHECK(std::strcmp(driver, "stepwise") == 0,
+              "RNNFUSED_CUDA_DRIVER: expected resident or stepwise, got '", driver, "'");
+  return false;
 }
 
 // Those of all directions one after the other.

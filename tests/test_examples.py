@@ -299,19 +299,28 @@ def test_padding_tells_a_classifier_of_series_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("lines", "message"),
     [
-        (b"no gzip", "expected a text file that gzip has compressed"),
-        (gzip.compress(b"0,1,2\n"), "line 1: expected 64 pixels from 0 to 16 and a digit"),
-        (gzip.compress(b"17," + b"0," * 63 + b"1\n"), "line 1: expected 64 pixels from 0 to 16 and a digit"),
-        (gzip.compress(b"0," * 64 + b"1\n"), "expected at least 2 digits, got 1"),
+        ("0,1,2\n", "line 1: expected 64 pixels from 0 to 16 and a digit"),
+        ("17," + "0," * 63 + "1\n", "line 1: expected 64 pixels from 0 to 16 and a digit"),
+        ("0," * 64 + "1\n", "expected at least 2 digits, got 1"),
     ],
+    ids=["too few pixels", "too dark", "too few digits"],
 )
 def test_what_is_no_digits_gets_one_clear_line(
-    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lines: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "digits.csv.gz"
-    path.write_bytes(content)
+    path.write_bytes(gzip.compress(lines.encode()))
+    assert message in error_of(capsys, "handwriting", ["--data", str(path)])
+
+
+def test_digits_that_are_not_compressed_get_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "digits.csv.gz"
+    path.write_bytes(b"no gzip")
+    message = "expected a text file that gzip has compressed"
     assert message in error_of(capsys, "handwriting", ["--data", str(path)])
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import test_own_cells
 import torch
+from graphs import captured
 from one_layer import layer
 from test_sequence import SIZES, VARIANTS, Problem, check_errors
 from test_varied import Made, check_against_twin, differentiated, draw, make, native
@@ -449,18 +450,11 @@ def test_captured_in_a_graph(kind: str, lengths: list[int] | None) -> None:
         y = module(packed._replace(data=data))[0].data
         return (y, *torch.autograd.grad(y.sin().sum(), (data, *module.parameters())))
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, results = captured(step)
     data.data.copy_(pack_padded_sequence(fresh, lengths or [7] * 4).data)
     want = [t.clone() for t in step()]
     graph.replay()
-    for got, value in zip(captured, want, strict=True):
+    for got, value in zip(results, want, strict=True):
         assert torch.equal(got, value)
 
 

@@ -354,18 +354,25 @@ def test_a_sanitizer_that_refuses_options_or_hangs(tmp_path: Path, monkeypatch: 
     assert "failed" not in found["memcheck"] and "stopped after 3 s" in found["initcheck"]["failed"]
 
 
-def test_outcomes_of_tests(tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text(
-        "import os, pytest\ndef test_good(): pass\ndef test_bad(): assert 1 == 2, 'words'\n"
-        "@pytest.mark.skip('why')\ndef test_left_out(): pass\ndef test_dies(): os._exit(3)\n"
-    )
-    outcomes = tmp_path / "outcomes.jsonl"
+def outcomes_of(folder: Path, tests: str) -> Path:
+    """Where the plugin has written what became of them."""
+    (folder / "test_it.py").write_text(tests)
+    outcomes = folder / "outcomes.jsonl"
     subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_outcomes", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_outcomes", str(folder)],
         cwd=ROOT,
         env=os.environ | {OUTCOMES: str(outcomes)},
         capture_output=True,
         check=False,
+    )
+    return outcomes
+
+
+def test_outcomes_of_tests(tmp_path: Path) -> None:
+    outcomes = outcomes_of(
+        tmp_path,
+        "import os, pytest\ndef test_good(): pass\ndef test_bad(): assert 1 == 2, 'words'\n"
+        "@pytest.mark.skip('why')\ndef test_left_out(): pass\ndef test_dies(): os._exit(3)\n",
     )
     found = summarize(outcomes)
     assert found["counts"] == {"passed": 1, "failed": 1, "skipped": 1}
@@ -374,17 +381,10 @@ def test_outcomes_of_tests(tmp_path: Path) -> None:
 
 
 def test_what_only_a_gpu_shows_is_tested_first(tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text(
+    outcomes = outcomes_of(
+        tmp_path,
         "import pytest\ndef test_first(): pass\ndef test_second(): pass\n"
-        "@pytest.mark.gpu\ndef test_third(): pass\n"
-    )
-    outcomes = tmp_path / "outcomes.jsonl"
-    subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.pytest_outcomes", str(tmp_path)],
-        cwd=ROOT,
-        env=os.environ | {OUTCOMES: str(outcomes)},
-        capture_output=True,
-        check=False,
+        "@pytest.mark.gpu\ndef test_third(): pass\n",
     )
     lines = [json.loads(line) for line in outcomes.read_text().splitlines()]
     started = [entry["test"].rpartition("::")[2] for entry in lines if entry["outcome"] == "started"]

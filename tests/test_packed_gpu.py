@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from graphs import captured
 from results import tensors
 from test_gpu import KINDS
 from tolerances import FLOAT64, FLOOR_ULPS
@@ -319,19 +320,6 @@ def test_autocast_is_for_modules(gpu: str) -> None:
 
 
 # ---- What only a GPU shows
-
-
-def captured(body: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A graph of what the body does, which has run once before."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        body()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = body()
-    return graph, result
 
 
 @pytest.mark.gpu

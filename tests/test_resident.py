@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from graphs import captured
 from results import tensors
 from test_gpu import KINDS, logged
 from tolerances import FLOOR_ULPS, TORCH_ERRORS
@@ -181,16 +182,9 @@ def test_in_a_graph(kind: str) -> None:
         return [y.data, *tensors(final), gradient]
 
     data = packed.data.clone().requires_grad_()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run(data)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run(data)
+    graph, results = captured(lambda: run(data))
     with torch.no_grad():
         data.copy_(torch.randn_like(data))
     graph.replay()
-    for got, want in zip(captured, run(data), strict=True):
+    for got, want in zip(results, run(data), strict=True):
         assert torch.equal(got, want)

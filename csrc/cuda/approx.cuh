@@ -3,6 +3,7 @@
 // float.
 #pragma once
 
+#include "core/math.h"
 #include "cuda/ptx.cuh"
 
 namespace rnnfused::cuda {
@@ -16,6 +17,9 @@ struct Approx {
 
 __device__ __forceinline__ float plain(Approx x) { return x.value; }
 
+__device__ __forceinline__ Approx operator-(Approx a) { return -a.value; }
+__device__ __forceinline__ bool operator<(Approx a, Approx b) { return a.value < b.value; }
+__device__ __forceinline__ bool operator<=(Approx a, Approx b) { return a.value <= b.value; }
 __device__ __forceinline__ Approx operator+(Approx a, Approx b) { return a.value + b.value; }
 __device__ __forceinline__ Approx operator-(Approx a, Approx b) { return a.value - b.value; }
 __device__ __forceinline__ Approx operator*(Approx a, Approx b) { return a.value * b.value; }
@@ -38,16 +42,15 @@ __device__ __forceinline__ Approx tanh(Approx x) {
   return square < 0.01f ? small : large;
 }
 
-__device__ __forceinline__ Approx relu(Approx x) { return x.value < 0 ? 0.0f : x.value; }
-
-__device__ __forceinline__ Approx tanh_gradient(Approx dy, Approx y) {
-  return dy.value * __builtin_fmaf(-y.value, y.value, 1.0f);
-}
-__device__ __forceinline__ Approx sigmoid_gradient(Approx dy, Approx y) {
-  return dy.value * (y.value * (1.0f - y.value));
-}
-__device__ __forceinline__ Approx relu_gradient(Approx dy, Approx y) {
-  return y.value <= 0 ? 0.0f : dy.value;
-}
-
 }  // namespace rnnfused::cuda
+
+namespace rnnfused::RNNFUSED_ISA {
+
+// What core/math.h makes of values that are there (gradients, relu) it makes of these, too.
+template <>
+struct Lanes<cuda::Approx> {
+  using Scalar = float;
+  static constexpr int count = 1;
+};
+
+}  // namespace rnnfused::RNNFUSED_ISA

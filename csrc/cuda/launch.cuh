@@ -59,33 +59,39 @@ inline int current_device() {
   return device;
 }
 
+// What kernels may take beyond the ordinary.
+struct Allowed {
+  int shared_bytes = kSharedBytesWithoutOptIn, cluster = kPortableCluster;
+};
+
 // What was asked of each device and kernel: the answers stay, and asking takes longer than a launch.
 struct Known {
   std::mutex mutex;
   std::map<std::tuple<int, const void*, int, int>, int> clusters;  // by device, kernel, cluster, shared bytes
-  std::map<std::pair<int, const void*>, int> shared_bytes;         // that a kernel may take by now
+  std::map<std::pair<int, const void*>, Allowed> allowed;
 };
 inline Known& known() {
   static Known all;
   return all;
 }
 
-// Lets the kernel take so much shared memory; what it may take belongs to the kernel, not to a launch, and
-// must not become less while another thread launches it.
-inline cudaError_t allow_shared_bytes(const void* function, int bytes) {
-  if (bytes <= kSharedBytesWithoutOptIn) return cudaSuccess;
+// Allows the kernel what the launch needs. It belongs to the kernel, not to a launch, and must not become
+// less while another thread launches it.
+inline cudaError_t allow(const LaunchConfig& config, const void* function) {
+  if (config.shared_bytes <= kSharedBytesWithoutOptIn && config.cluster <= kPortableCluster)
+    return cudaSuccess;
   const std::lock_guard<std::mutex> lock(known().mutex);
-  int& most = known().shared_bytes[{current_device(), function}];
-  if (bytes <= most) return cudaSuccess;
-  const cudaError_t error =
-      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error == cudaSuccess) most = bytes;
-  return error;
-}
-
-inline cudaError_t allow_cluster(const void* function, int cluster) {
-  if (cluster <= kPortableCluster) return cudaSuccess;
-  return cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  Allowed& allowed = known().allowed[{current_device(), function}];
+  const auto raise = [&](int Allowed::* most, int wanted, cudaFuncAttribute attribute, int value) {
+    if (wanted <= allowed.*most) return cudaSuccess;
+    const cudaError_t error = cudaFuncSetAttribute(function, attribute, value);
+    if (error == cudaSuccess) allowed.*most = wanted;
+    return error;
+  };
+  const cudaError_t error = raise(&Allowed::shared_bytes, config.shared_bytes,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes);
+  if (error != cudaSuccess) return error;
+  return raise(&Allowed::cluster, config.cluster, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 }
 
 // A launch as the runtime takes it.
@@ -133,7 +139,7 @@ inline int occupancy(const LaunchConfig& config, const void* function) {
   if (config.shared_bytes > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) return 0;
   int count = 0;
   if (config.cluster == 1) {
-    check(allow_shared_bytes(function, config.shared_bytes));
+    check(allow(config, function));
     const int threads = int(config.block.x * config.block.y * config.block.z);
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, threads,
                                                         size_t(config.shared_bytes)));
@@ -142,8 +148,7 @@ inline int occupancy(const LaunchConfig& config, const void* function) {
   if (!compiled_for_clusters(function)) return 0;
   // A device that has no such clusters answers by an error.
   const Native native(config, nullptr);
-  cudaError_t error = allow_shared_bytes(function, config.shared_bytes);
-  if (error == cudaSuccess) error = allow_cluster(function, config.cluster);
+  cudaError_t error = allow(config, function);
   if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&count, function, &native.config);
   switch (error) {
     case cudaErrorInvalidValue:
@@ -199,8 +204,7 @@ void launch(const LaunchConfig& config, Stream stream, void (*kernel)(P...), A&&
   static_assert(sizeof...(P) == sizeof...(A), "as many arguments as the kernel has parameters");
   using launch_detail::check;
   const void* function = reinterpret_cast<const void*>(kernel);
-  check(launch_detail::allow_shared_bytes(function, config.shared_bytes));
-  check(launch_detail::allow_cluster(function, config.cluster));
+  check(launch_detail::allow(config, function));
   const launch_detail::Native native(config, stream);
 
   std::tuple<std::decay_t<P>...> values(std::forward<A>(arguments)...);

@@ -63,69 +63,101 @@ class Offsets {
   int* data_ = nullptr;
 };
 
-// What asks for the kernels of one way, where there are any.
-template <class Cell, class T, class Arguments>
-constexpr int (*active_clusters())(const Resident&) {
-  if constexpr (kHasResident<Cell, T>) {
-    return &ResidentLaunch<Cell, Arguments>::active;
-  } else {
-    return nullptr;
-  }
-}
-
-template <class Cell, class T>
-class PlannedForward : StepwiseForward<Cell, T> {
-  using Base = StepwiseForward<Cell, T>;
-  using Base::gates_, Base::gates_stride_, Base::plan_, Base::scratch_bytes_, Base::stream_handle_;
-  using Base::layer_, Base::layer_forward_, Base::shape_, Base::tape_;
-
+// What both ways have in common: Stepwise is the driver that this one takes the place of, Arguments are the
+// resident kernels'.
+template <class Cell, class T, class Stepwise, class Arguments>
+class Planned : protected Stepwise {
  public:
-  PlannedForward(const ForwardLayer& layer, Matmul* matmul, StreamHandle stream)
-      : Base(layer, matmul, stream, active_clusters<Cell, T, ResidentForward<T>>()) {
+  using Stepwise::work;
+
+ protected:
+  using Stepwise::layer_, Stepwise::plan_, Stepwise::scratch_bytes_, Stepwise::shape_,
+      Stepwise::stream_handle_;
+  using Launch = ResidentLaunch<Cell, Arguments>;
+
+  template <class LayerOfWay>
+  Planned(const LayerOfWay& layer, Matmul* matmul, StreamHandle stream)
+      : Stepwise(layer, matmul, stream, active_clusters()) {
     Arena arena(layer.scratch);
     arena.take<char>(scratch_bytes_);
     if (plan_.driver == Driver::resident) offsets_.emplace(shape_, arena);
     scratch_bytes_ = arena.used();
   }
 
-  using Base::work;
-
-  void run() const {
+  // What asks for the kernels, where there are any.
+  static constexpr typename Stepwise::ActiveClusters active_clusters() {
     if constexpr (kHasResident<Cell, T>) {
-      if (plan_.driver == Driver::resident) return run_resident();
-    }
-    Base::run();
-  }
-
- private:
-  void run_resident() const {
-    ResidentForward<T> args = arguments();
-    // Beyond their lengths the kernel writes nothing.
-    if (layer_.lengths) {
-      clear(args.y, shape_.rows() * this->output_stride(), stream_handle_);
-      if (args.cells) clear(args.cells, shape_.rows() * this->output_stride(), stream_handle_);
-    }
-    for (Index s = 0, end; s < shape_.steps; s = end) {
-      Range chunk[kMaxDirections];
-      end = this->start_chunk(s, chunk);
-      args.walk.begin = s, args.walk.end = end;
-      args.continues = s > 0;
-      for (int d = 0; d < layer_.directions; ++d) args.first_row[d] = chunk[d].first;
-      ResidentLaunch<Cell, ResidentForward<T>>::start(plan_.resident, args, stream_handle_);
+      return &Launch::active;
+    } else {
+      return nullptr;
     }
   }
 
-  ResidentForward<T> arguments() const {
-    const ForwardStep<T> step = this->step_arguments();
-    ResidentForward<T> args{};
+  // Calls body where the plan is a resident one, else the stepwise driver.
+  template <class Body>
+  void run_planned(Body body) const {
+    if constexpr (kHasResident<Cell, T>) {
+      if (plan_.driver == Driver::resident) return body();
+    }
+    Stepwise::run();
+  }
+
+  Arguments arguments() const {
+    Arguments args{};
     args.walk = {
         shape_.steps, shape_.batch, offsets_->store(stream_handle_), layer_.lengths, layer_.resets, 0, 0};
     args.hidden = shape_.hidden;
     args.directions = layer_.directions;
-    args.weights = Base::typed(layer_.recurrent_weights);
+    args.weights = Stepwise::typed(layer_.recurrent_weights);
+    return args;
+  }
+
+  // The positions whose rows of each direction are the chunk, in one launch.
+  void run(Range positions, const Range (&chunk)[kMaxDirections], Arguments& args) const {
+    args.walk.begin = positions.first, args.walk.end = positions.last;
+    for (int d = 0; d < layer_.directions; ++d) args.first_row[d] = chunk[d].first;
+    Launch::start(plan_.resident, args, stream_handle_);
+  }
+
+ private:
+  std::optional<Offsets> offsets_;
+};
+
+template <class Cell, class T>
+class PlannedForward : Planned<Cell, T, StepwiseForward<Cell, T>, ResidentForward<T>> {
+  using Base = Planned<Cell, T, StepwiseForward<Cell, T>, ResidentForward<T>>;
+  using Base::layer_, Base::shape_, Base::stream_handle_;
+
+ public:
+  PlannedForward(const ForwardLayer& layer, Matmul* matmul, StreamHandle stream)
+      : Base(layer, matmul, stream) {}
+
+  using Base::work;
+
+  void run() const {
+    this->run_planned([&] {
+      ResidentForward<T> args = arguments();
+      // Beyond their lengths the kernel writes nothing.
+      if (layer_.lengths) {
+        clear(args.y, shape_.rows() * this->output_stride(), stream_handle_);
+        if (args.cells) clear(args.cells, shape_.rows() * this->output_stride(), stream_handle_);
+      }
+      for (Index s = 0, end; s < shape_.steps; s = end) {
+        Range chunk[kMaxDirections];
+        end = this->start_chunk(s, chunk);
+        args.continues = s > 0;
+        Base::run({s, end}, chunk, args);
+      }
+    });
+  }
+
+ private:
+  ResidentForward<T> arguments() const {
+    const ForwardStep<T> step = this->step_arguments();
+    ResidentForward<T> args = Base::arguments();
     for (int d = 0; d < layer_.directions; ++d) args.biases[d] = step.biases[d];
-    args.gates = gates_;
-    args.gates_stride = gates_stride_;
+    args.gates = step.gates;
+    args.gates_stride = step.gates_stride;
     args.tapes_gates = step.tapes_gates;
     args.h = step.h;
     args.h_wide = step.h_wide;
@@ -136,58 +168,38 @@ class PlannedForward : StepwiseForward<Cell, T> {
     args.cell_stride = step.cell_stride;
     return args;
   }
-
-  std::optional<Offsets> offsets_;
 };
 
 template <class Cell, class T>
-class PlannedBackward : StepwiseBackward<Cell, T> {
-  using Base = StepwiseBackward<Cell, T>;
-  using Base::gradients_, Base::plan_, Base::rebuilds_, Base::scratch_bytes_, Base::stream_handle_;
-  using Base::layer_, Base::layer_backward_, Base::shape_, Base::tape_;
+class PlannedBackward : Planned<Cell, T, StepwiseBackward<Cell, T>, ResidentBackward<T>> {
+  using Base = Planned<Cell, T, StepwiseBackward<Cell, T>, ResidentBackward<T>>;
+  using Base::layer_, Base::shape_, Base::stream_handle_;
 
  public:
   PlannedBackward(const BackwardLayer& layer, Matmul* matmul, StreamHandle stream)
-      : Base(layer, matmul, stream, active_clusters<Cell, T, ResidentBackward<T>>()) {
-    Arena arena(layer.scratch);
-    arena.take<char>(scratch_bytes_);
-    if (plan_.driver == Driver::resident) offsets_.emplace(shape_, arena);
-    scratch_bytes_ = arena.used();
-  }
+      : Base(layer, matmul, stream) {}
 
   using Base::work;
 
   void run() const {
-    if constexpr (kHasResident<Cell, T>) {
-      if (plan_.driver == Driver::resident) return run_resident();
-    }
-    Base::run();
+    this->run_planned([&] {
+      this->gather_h_before();
+      ResidentBackward<T> args = arguments();
+      // Beyond their lengths the kernel writes nothing, but products over all rows take these along.
+      if (layer_.lengths) clear(args.gradients, layer_.directions * args.gradients_stride, stream_handle_);
+      for (Index end = shape_.steps, begin; end > 0; end = begin) {
+        Range chunk[kMaxDirections] = {};
+        begin = this->rebuilds_ ? this->rebuild(end, chunk) : 0;
+        Base::run({begin, end}, chunk, args);
+      }
+      this->gradients_of_rows();
+    });
   }
 
  private:
-  void run_resident() const {
-    this->gather_h_before();
-    // Beyond their lengths the kernel writes nothing, but products over all rows take these along.
-    if (layer_.lengths) clear(gradients_, layer_.directions * tape_.gates_stride, stream_handle_);
-    ResidentBackward<T> args = arguments();
-    for (Index end = shape_.steps; end > 0; end = args.walk.begin) {
-      Range chunk[kMaxDirections] = {};
-      args.walk.begin = rebuilds_ ? this->rebuild(end, chunk) : 0;
-      args.walk.end = end;
-      for (int d = 0; d < layer_.directions; ++d) args.first_row[d] = chunk[d].first;
-      ResidentLaunch<Cell, ResidentBackward<T>>::start(plan_.resident, args, stream_handle_);
-    }
-    this->gradients_of_rows();
-  }
-
   ResidentBackward<T> arguments() const {
     const BackwardStep<T> step = this->step_arguments();
-    ResidentBackward<T> args{};
-    args.walk = {
-        shape_.steps, shape_.batch, offsets_->store(stream_handle_), layer_.lengths, layer_.resets, 0, 0};
-    args.hidden = shape_.hidden;
-    args.directions = layer_.directions;
-    args.weights = Base::typed(layer_.recurrent_weights);
+    ResidentBackward<T> args = Base::arguments();
     args.gates = step.gates;
     args.gates_stride = step.gates_stride;
     args.cell = step.cell;
@@ -203,8 +215,6 @@ class PlannedBackward : StepwiseBackward<Cell, T> {
     args.gradients_stride = step.gradients_stride;
     return args;
   }
-
-  std::optional<Offsets> offsets_;
 };
 
 }  // namespace rnnfused::cuda

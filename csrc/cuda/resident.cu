@@ -11,11 +11,14 @@ namespace {
 
 using T = RNNFUSED_TYPE;
 
+template <class Cell>
+constexpr ResidentKernels kKernels = resident_kernels(kUnitRows<Cell>, TypeOf<T>::value);
+
 // A kernel of the list, and the shared memory that it takes with so many blocks.
 template <class Cell, int K>
 struct Forward {
   using Arguments = ResidentForward<T>;
-  static constexpr ResidentKernel kIs = resident_kernels(kUnitRows<Cell>, TypeOf<T>::value).all[K];
+  static constexpr ResidentKernel kIs = kKernels<Cell>.all[K];
   static constexpr auto kernel = &resident_forward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights,
                                                    kIs.exchange, kIs.warps, kIs.held_forward>;
   static constexpr size_t bytes(int) {
@@ -26,7 +29,7 @@ struct Forward {
 template <class Cell, int K>
 struct Backward {
   using Arguments = ResidentBackward<T>;
-  static constexpr ResidentKernel kIs = resident_kernels(kUnitRows<Cell>, TypeOf<T>::value).all[K];
+  static constexpr ResidentKernel kIs = kKernels<Cell>.all[K];
   static constexpr auto kernel = &resident_backward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights,
                                                     kIs.exchange, kIs.warps, kIs.held_backward>;
   static constexpr size_t bytes(int blocks) {
@@ -38,7 +41,7 @@ struct Backward {
 // body(kernel, its launch) for the one that was chosen.
 template <class Cell, int K = 0, class Body>
 void with_kernel(const Resident& chosen, Index directions, Body body) {
-  if constexpr (K < resident_kernels(kUnitRows<Cell>, TypeOf<T>::value).count) {
+  if constexpr (K < kKernels<Cell>.count) {
     if (chosen.kernel != K) return with_kernel<Cell, K + 1>(chosen, directions, body);
     using Kernel = RNNFUSED_WAY<Cell, K>;
     LaunchConfig config;

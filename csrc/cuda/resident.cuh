@@ -180,7 +180,8 @@ struct Directed {
     const int cut = reverse ? step : step + 1;
     return cut < length && walk.resets[Index(cut) * walk.batch + b];
   }
-  // And the one that it has before the step.
+  // And the one that it has before the step. With one function behind both, the loops of some kernels become
+  // longer (tools/sass.json).
   __device__ bool is_cut_before(int step, int b, int length) const {
     if (!walk.resets || step >= length) return false;
     const int cut = reverse ? step + 1 : step;

@@ -18,16 +18,22 @@ struct Walk {
   Index begin, end;      // positions, in the order in which forward runs
 };
 
+// What either way is told of a layer.
 template <class T>
-struct ResidentForward {
-  using C = Compute<T>;
+struct ResidentLayer {
   Walk walk;
   Index hidden, directions;
-  const T* weights;  // W_hh [D, G * H, H]
+  const T* weights;                 // W_hh [D, G * H, H]
+  Index gates_stride;               // of a direction
+  Index first_row[kMaxDirections];  // of the chunk
+  Index cell_stride;
+};
+
+template <class T>
+struct ResidentForward : ResidentLayer<T> {
+  using C = Compute<T>;
   Biases<T> biases[kMaxDirections];
   C* gates;  // [D, rows of the chunk, A, H]: the input's projection, then what is taped
-  Index gates_stride;
-  Index first_row[kMaxDirections];  // of the chunk
   bool tapes_gates;
   bool continues;  // the walk before this one, whose states are in h_wide (in h where that is null)
   T* h;            // [D, B, H]
@@ -36,20 +42,13 @@ struct ResidentForward {
   T* y;            // [rows, D * H]
   T* cells;        // c of every row, as it is given out [rows, D * H], or null
   C* cell;         // the same as backward reads it [D, rows, H], or null
-  Index cell_stride;
 };
 
 template <class T>
-struct ResidentBackward {
+struct ResidentBackward : ResidentLayer<T> {
   using C = Compute<T>;
-  Walk walk;
-  Index hidden, directions;
-  const T* weights;  // W_hh [D, G * H, H]
-  const C* gates;    // what the cell taped, or would have [D, rows of the chunk, A, H]
-  Index gates_stride;
-  Index first_row[kMaxDirections];  // of the chunk
-  const C* cell;                    // c of every row [D, rows, H]
-  Index cell_stride;
+  const C* gates;   // what the cell taped, or would have [D, rows of the chunk, A, H]
+  const C* cell;    // c of every row [D, rows, H]
   const T* y;       // [rows, D * H]
   const T* h0;      // [D, B, H]
   const C* c0;      // [D, B, H]

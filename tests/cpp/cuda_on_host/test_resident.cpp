@@ -207,13 +207,21 @@ struct TwoBlocks {
     return launch;
   }
 
-  template <class Cell, ForwardFault F>
-  void forward() {
-    ResidentForward<T> s{};
+  // What both ways are told.
+  template <class Cell, class Arguments>
+  Arguments arguments() {
+    Arguments s{};
     s.walk = walk, s.hidden = kHidden, s.directions = 1;
     s.weights = numbers(Cell::gates * kHidden * kHidden);
     s.gates = floats(kRows * Cell::accumulators * kHidden);
     s.gates_stride = kRows * Cell::accumulators * kHidden;
+    s.cell_stride = kRows * kHidden;
+    return s;
+  }
+
+  template <class Cell, ForwardFault F>
+  void forward() {
+    auto s = arguments<Cell, ResidentForward<T>>();
     s.h = numbers(kBatch * kHidden), s.c = floats(kBatch * kHidden), s.y = numbers(kRows * kHidden);
     using Sizes = ForwardSizes<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32>;
     launch(config(Sizes::bytes), nullptr, &resident_forward<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32, F>,
@@ -221,12 +229,9 @@ struct TwoBlocks {
   }
   template <class Cell, BackwardFault F>
   void backward() {
-    ResidentBackward<T> s{};
-    s.walk = walk, s.hidden = kHidden, s.directions = 1;
-    s.weights = numbers(Cell::gates * kHidden * kHidden);
-    s.gates = floats(kRows * Cell::accumulators * kHidden);
-    s.gates_stride = s.gradients_stride = kRows * Cell::accumulators * kHidden;
-    s.cell = floats(kRows * kHidden), s.cell_stride = kRows * kHidden;
+    auto s = arguments<Cell, ResidentBackward<T>>();
+    s.gradients_stride = s.gates_stride;
+    s.cell = floats(kRows * kHidden);
     s.y = numbers(kRows * kHidden), s.dy = numbers(kRows * kHidden);
     s.h0 = numbers(kBatch * kHidden), s.c0 = floats(kBatch * kHidden);
     s.dh = floats(kBatch * kHidden), s.dc = floats(kBatch * kHidden);

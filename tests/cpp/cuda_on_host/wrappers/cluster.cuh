@@ -25,6 +25,18 @@ LaunchConfig clusters_of(unsigned size, size_t shared_bytes) {
   return config;
 }
 
+// What every block has of every block of its cluster in each round, its lanes last first: word(round, block,
+// peer, lane).
+template <class T, class Word>
+std::vector<T> from_peers(unsigned rounds, unsigned size, Word word) {
+  std::vector<T> all;
+  for (unsigned round = 0; round < rounds; ++round)
+    for (unsigned block = 0; block < kClusters * size; ++block)
+      for (unsigned rank = 0; rank < size; ++rank)
+        for (unsigned i = kLanes; i-- > 0;) all.push_back(word(round, block, block / size * size + rank, i));
+  return all;
+}
+
 __global__ void __launch_bounds__(kLanes) tell_ranks(uint32_t* out) {
   if (threadIdx.x == 0) out[blockIdx.x] = cluster_rank() << 16 | cluster_size();
 }
@@ -58,12 +70,10 @@ std::string check_peers() {
   constexpr unsigned kRounds = 3;
   return for_clusters([&](unsigned size) {
     const unsigned blocks = kClusters * size;
-    std::vector<uint32_t> expected;
-    for (unsigned round = 0; round < kRounds; ++round)
-      for (unsigned block = 0; block < blocks; ++block)
-        for (unsigned rank = 0; rank < size; ++rank)
-          for (unsigned i = kLanes; i-- > 0;)
-            expected.push_back(mix((round * blocks + block / size * size + rank) * kLanes + i));
+    const auto expected =
+        from_peers<uint32_t>(kRounds, size, [&](unsigned round, unsigned, unsigned peer, unsigned i) {
+          return mix((round * blocks + peer) * kLanes + i);
+        });
     const Buffer<uint32_t> words(std::vector<uint32_t>(blocks * kLanes, 7));
     const Buffer<uint32_t> out(std::vector<uint32_t>(expected.size(), 7));
     launch(clusters_of(size, 0), nullptr, read_peers, words.data(), out.data(), kRounds);
@@ -166,13 +176,10 @@ template <class T>
 std::string check_send(bool apart) {
   constexpr unsigned kSteps = 5;
   return for_clusters([&](unsigned size) {
-    const unsigned blocks = kClusters * size;
-    std::vector<T> expected;
-    for (unsigned step = 0; step < kSteps; ++step)
-      for (unsigned block = 0; block < blocks; ++block)
-        for (unsigned peer = 0; peer < size; ++peer)
-          for (unsigned i = kLanes; i-- > 0;)
-            expected.push_back(message<T>(step, block / size * size + peer, block, i));
+    const auto expected =
+        from_peers<T>(kSteps, size, [](unsigned step, unsigned block, unsigned peer, unsigned i) {
+          return message<T>(step, peer, block, i);
+        });
     const Buffer<T> out(std::vector<T>(expected.size(), T{}));
     launch(clusters_of(size, 2 * size * kLanes * sizeof(T) + 2 * sizeof(Mbarrier)), nullptr, send<T>,
            out.data(), kSteps, apart);

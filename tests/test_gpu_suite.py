@@ -692,9 +692,9 @@ def test_wrappers_on_the_emulated_gpu(tmp_path: Path) -> None:
     status, output = run_logged([str(program)], 120)
     found = gpu_smoke.of_wrappers(output, status)
     assert "failed" not in found and found["ok"] > 60 and not found["skipped"]
-    status, output = run_logged([str(program), "ballot", "cp_async"], 60)
+    status, output = run_logged([str(program), "trap", "cp_async"], 60)
     names = [line.split(" ")[0] for line in output.splitlines()]
-    assert status == 0 and sorted(names) == ["ballot", *("cp_async",) * 3, "wrappers:"]
+    assert status == 0 and sorted(names) == [*("cp_async",) * 3, "trap", "wrappers:"]
 
 
 # Instead of the project's checks: what goes wrong in each way, and what comes after it.

@@ -75,31 +75,6 @@ template <class T>
 __device__ __forceinline__ uint32_t pack(T low, T high) {
   return uint32_t(low.bits) | uint32_t(high.bits) << 16;
 }
-template <class T>
-__device__ __forceinline__ T unpack_low(uint32_t pair) {
-  return T{uint16_t(pair)};
-}
-template <class T>
-__device__ __forceinline__ T unpack_high(uint32_t pair) {
-  return T{uint16_t(pair >> 16)};
-}
-// The same from two floats, rounded.
-template <class T>
-__device__ __forceinline__ uint32_t pack_floats(float low, float high);
-// cvt.rn.f16x2.f32, sm_80; its first source is the upper half
-template <>
-__device__ __forceinline__ uint32_t pack_floats<Half>(float low, float high) {
-  uint32_t result;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  return result;
-}
-// cvt.rn.bf16x2.f32, sm_80; its first source is the upper half
-template <>
-__device__ __forceinline__ uint32_t pack_floats<BFloat16>(float low, float high) {
-  uint32_t result;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  return result;
-}
 
 // ---- Approximate functions: fast, and not for results that a reference is compared with. Where .ftz stands,
 // subnormal numbers are zeros of the same sign, as input and as result.
@@ -108,12 +83,6 @@ __device__ __forceinline__ uint32_t pack_floats<BFloat16>(float low, float high)
 __device__ __forceinline__ float exp2_approx(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-// Relative error of at most 2^-11; subnormal numbers stay as they are. tanh.approx.f32, sm_75
-__device__ __forceinline__ float tanh_approx(float x) {
-  float result;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 // At most 1 ulp from the rounded result. rcp.approx.ftz.f32
@@ -192,12 +161,6 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 // bar.warp.sync, sm_70
 __device__ __forceinline__ void warp_sync() { __syncwarp(kAllLanes); }
-// shfl.sync.idx.b32, sm_70
-template <class T>
-__device__ __forceinline__ T shuffle(T value, unsigned lane) {
-  static_assert(sizeof(T) == 4, "a shuffle moves 32 bits");
-  return __shfl_sync(kAllLanes, value, int(lane));
-}
 // shfl.sync.bfly.b32, sm_70
 template <class T>
 __device__ __forceinline__ T shuffle_xor(T value, unsigned mask) {
@@ -210,8 +173,6 @@ __device__ __forceinline__ T shuffle_down(T value, unsigned delta) {
   static_assert(sizeof(T) == 4, "a shuffle moves 32 bits");
   return __shfl_down_sync(kAllLanes, value, delta);
 }
-// vote.sync.ballot.b32, sm_70
-__device__ __forceinline__ uint32_t ballot(bool predicate) { return __ballot_sync(kAllLanes, predicate); }
 
 // ---- The cluster
 
@@ -436,31 +397,6 @@ __device__ __forceinline__ void mbarrier_arrive(Shared<Mbarrier> barrier) {
                : "memory");
 }
 
-// On an mbarrier of any block of the cluster: `barrier` comes from cluster_map.
-// mbarrier.arrive.release.cluster.shared::cluster, sm_90
-__device__ __forceinline__ void mbarrier_arrive_cluster(Remote<Mbarrier> barrier) {
-#if RNNFUSED_ARCH == 0 || RNNFUSED_ARCH >= 900
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];"
-               :
-               : "r"(barrier.address)
-               : "memory");
-#else
-  trap();
-#endif
-}
-
-// mbarrier.expect_tx, sm_90
-__device__ __forceinline__ void mbarrier_expect_tx(Shared<Mbarrier> barrier, unsigned bytes) {
-#if RNNFUSED_ARCH == 0 || RNNFUSED_ARCH >= 900
-  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;"
-               :
-               : "r"(ptx_detail::shared_address(barrier)), "r"(bytes)
-               : "memory");
-#else
-  trap();
-#endif
-}
-
 // mbarrier.arrive.expect_tx, sm_90
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(Shared<Mbarrier> barrier, unsigned bytes) {
 #if RNNFUSED_ARCH == 0 || RNNFUSED_ARCH >= 900
@@ -569,29 +505,6 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&fragments)[N], T* row) {
                  : "memory");
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(fragments[0]), "=r"(fragments[1]), "=r"(fragments[2]), "=r"(fragments[3])
-                 : "r"(address)
-                 : "memory");
-  }
-}
-
-// The same, transposed: of column i / 4. ldmatrix.m8n8.trans, sm_75
-template <int N, class T>
-__device__ __forceinline__ void ldmatrix_trans(uint32_t (&fragments)[N], T* row) {
-  static_assert(N == 1 || N == 2 || N == 4, "ldmatrix loads 1, 2 or 4 matrices");
-  const uint32_t address = ptx_detail::shared_address(row);
-  if constexpr (N == 1) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-                 : "=r"(fragments[0])
-                 : "r"(address)
-                 : "memory");
-  } else if constexpr (N == 2) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(fragments[0]), "=r"(fragments[1])
-                 : "r"(address)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(fragments[0]), "=r"(fragments[1]), "=r"(fragments[2]), "=r"(fragments[3])
                  : "r"(address)
                  : "memory");

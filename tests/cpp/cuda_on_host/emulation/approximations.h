@@ -17,7 +17,6 @@ inline float flush(float x) {
 namespace cuda {
 
 inline float exp2_approx(float x) { return emulation::flush(std::exp2(emulation::flush(x))); }
-inline float tanh_approx(float x) { return std::tanh(x); }
 inline float reciprocal_approx(float x) { return emulation::flush(1.0f / emulation::flush(x)); }
 
 }  // namespace cuda

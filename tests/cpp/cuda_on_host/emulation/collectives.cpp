@@ -18,9 +18,6 @@ void exchange_shuffle(const std::vector<Thread*>& lanes) {
     auto& own = *static_cast<ShuffleOperands*>(lanes[lane]->operands);
     size_t source = 0;
     switch (own.kind) {
-      case Shuffle::index:
-        source = own.argument % 32;
-        break;
       case Shuffle::exclusive_or:
         source = lane ^ own.argument;
         break;
@@ -35,18 +32,6 @@ void exchange_shuffle(const std::vector<Thread*>& lanes) {
                                                      lanes[lane]->site.str());
     own.result = static_cast<ShuffleOperands*>(lanes[source]->operands)->value;
   }
-}
-
-struct BallotOperands {
-  bool predicate;
-  uint32_t result;
-};
-
-void exchange_ballot(const std::vector<Thread*>& lanes) {
-  uint32_t result = 0;
-  for (size_t lane = 0; lane < lanes.size(); ++lane)
-    result |= uint32_t(static_cast<BallotOperands*>(lanes[lane]->operands)->predicate) << lane;
-  for (Thread* lane : lanes) static_cast<BallotOperands*>(lane->operands)->result = result;
 }
 
 }  // namespace
@@ -77,14 +62,6 @@ uint32_t shuffle_word(uint32_t value, Shuffle kind, unsigned argument, Site site
   ShuffleOperands operands = {kind, value, argument, 0};
   thread.operands = &operands;
   thread.block->warp_of(thread).meet(thread, "a shuffle", site, false, exchange_shuffle);
-  return operands.result;
-}
-
-uint32_t ballot_word(bool predicate, Site site) {
-  Thread& thread = running();
-  BallotOperands operands = {predicate, 0};
-  thread.operands = &operands;
-  thread.block->warp_of(thread).meet(thread, "ballot", site, false, exchange_ballot);
   return operands.result;
 }
 

@@ -10,14 +10,13 @@
 namespace rnnfused {
 namespace emulation {
 
-enum class Shuffle { index, exclusive_or, down };
+enum class Shuffle { exclusive_or, down };
 
 void meet_block(Site site);
 void meet_warp(Site site);
 void meet_cluster(Site site);
 void meet_grid(Site site);
 uint32_t shuffle_word(uint32_t value, Shuffle kind, unsigned argument, Site site);
-uint32_t ballot_word(bool predicate, Site site);
 Block* peer_block(unsigned rank, Site site);
 unsigned own_cluster_rank();
 unsigned own_cluster_size();
@@ -42,10 +41,6 @@ inline void block_sync(emulation::Site site = emulation::Site::here()) { emulati
 // All lanes of a warp call these together.
 inline void warp_sync(emulation::Site site = emulation::Site::here()) { emulation::meet_warp(site); }
 template <class T>
-T shuffle(T value, unsigned lane, emulation::Site site = emulation::Site::here()) {
-  return emulation::shuffle_value(value, emulation::Shuffle::index, lane, site);
-}
-template <class T>
 T shuffle_xor(T value, unsigned mask, emulation::Site site = emulation::Site::here()) {
   return emulation::shuffle_value(value, emulation::Shuffle::exclusive_or, mask, site);
 }
@@ -53,9 +48,6 @@ T shuffle_xor(T value, unsigned mask, emulation::Site site = emulation::Site::he
 template <class T>
 T shuffle_down(T value, unsigned delta, emulation::Site site = emulation::Site::here()) {
   return emulation::shuffle_value(value, emulation::Shuffle::down, delta, site);
-}
-inline uint32_t ballot(bool predicate, emulation::Site site = emulation::Site::here()) {
-  return emulation::ballot_word(predicate, site);
 }
 
 inline unsigned cluster_rank() { return emulation::own_cluster_rank(); }

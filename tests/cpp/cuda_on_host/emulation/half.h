@@ -58,19 +58,6 @@ template <class T>
 uint32_t pack(T low, T high) {
   return uint32_t(low.bits) | uint32_t(high.bits) << 16;
 }
-template <class T>
-T unpack_low(uint32_t pair) {
-  return T{uint16_t(pair)};
-}
-template <class T>
-T unpack_high(uint32_t pair) {
-  return T{uint16_t(pair >> 16)};
-}
-// The same from two floats, rounded.
-template <class T>
-uint32_t pack_floats(float low, float high) {
-  return pack(from_float<T>(low), from_float<T>(high));
-}
 
 }  // namespace cuda
 }  // namespace rnnfused

@@ -11,7 +11,6 @@ constexpr std::ptrdiff_t kRowBytes = 16;
 struct LoadOperands {
   uint32_t* fragments;
   int count;
-  bool transposed;
   Block* block;
   std::ptrdiff_t offset;
 };
@@ -54,9 +53,8 @@ void exchange_load(const std::vector<Thread*>& lanes) {
     for (unsigned i = 0; i < 32; ++i) {
       const auto& operands = *static_cast<LoadOperands*>(lanes[i]->operands);
       const unsigned line = i / 4, first = i % 4 * 2;
-      const uint16_t low = operands.transposed ? elements[first][line] : elements[line][first];
-      const uint16_t high = operands.transposed ? elements[first + 1][line] : elements[line][first + 1];
-      operands.fragments[matrix] = uint32_t(low) | uint32_t(high) << 16;
+      operands.fragments[matrix] = uint32_t(elements[line][first]) | uint32_t(elements[line][first + 1])
+                                                                         << 16;
     }
     count_bank_conflicts(lanes, matrix);
   }
@@ -117,10 +115,9 @@ void exchange_multiply(const std::vector<Thread*>& lanes) {
 
 }  // namespace
 
-void load_matrices(uint32_t* fragments, int count, bool transposed, Block* block, std::ptrdiff_t offset,
-                   Site site) {
+void load_matrices(uint32_t* fragments, int count, Block* block, std::ptrdiff_t offset, Site site) {
   Thread& thread = running();
-  LoadOperands operands = {fragments, count, transposed, block, offset};
+  LoadOperands operands = {fragments, count, block, offset};
   thread.operands = &operands;
   thread.block->warp_of(thread).meet(thread, "ldmatrix", site, false, exchange_load);
 }

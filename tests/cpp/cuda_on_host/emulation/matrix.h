@@ -9,8 +9,7 @@
 namespace rnnfused {
 namespace emulation {
 
-void load_matrices(uint32_t* fragments, int count, bool transposed, Block* block, std::ptrdiff_t offset,
-                   Site site);
+void load_matrices(uint32_t* fragments, int count, Block* block, std::ptrdiff_t offset, Site site);
 
 enum class Operand { half, bfloat16, tf32 };
 void multiply_accumulate(float* d, const uint32_t* a, const uint32_t* b, Operand type, Site site);
@@ -31,16 +30,11 @@ struct OperandOf<BFloat16> {
 namespace cuda {
 
 // N 8x8 matrices of 16-bit elements. Lane i gives the address of row i % 8 of matrix i / 8, 16 bytes; it gets
-// elements 2 * (i % 4) and the next of row i / 4 of each matrix, transposed: of column i / 4.
+// elements 2 * (i % 4) and the next of row i / 4 of each matrix.
 template <int N, class T>
 void ldmatrix(uint32_t (&fragments)[N], Shared<T> row, emulation::Site site = emulation::Site::here()) {
   static_assert(N == 1 || N == 2 || N == 4, "ldmatrix loads 1, 2 or 4 matrices");
-  emulation::load_matrices(fragments, N, false, row.block(), row.offset(), site);
-}
-template <int N, class T>
-void ldmatrix_trans(uint32_t (&fragments)[N], Shared<T> row, emulation::Site site = emulation::Site::here()) {
-  static_assert(N == 1 || N == 2 || N == 4, "ldmatrix loads 1, 2 or 4 matrices");
-  emulation::load_matrices(fragments, N, true, row.block(), row.offset(), site);
+  emulation::load_matrices(fragments, N, row.block(), row.offset(), site);
 }
 
 // d += a b, with a 16x16 and b 16x8 of T (Half or BFloat16), d 16x8 of float.

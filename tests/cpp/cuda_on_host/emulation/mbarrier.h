@@ -88,15 +88,6 @@ inline void fence_mbarrier_init(emulation::Site site = emulation::Site::here()) 
 inline void mbarrier_arrive(Shared<Mbarrier> barrier, emulation::Site site = emulation::Site::here()) {
   emulation::arrive(barrier, 1, 0, "mbarrier_arrive", site);
 }
-// On an mbarrier of any block of the cluster: `barrier` comes from cluster_map.
-inline void mbarrier_arrive_cluster(Shared<Mbarrier> barrier,
-                                    emulation::Site site = emulation::Site::here()) {
-  emulation::arrive(barrier, 1, 0, "mbarrier_arrive_cluster", site);
-}
-inline void mbarrier_expect_tx(Shared<Mbarrier> barrier, unsigned bytes,
-                               emulation::Site site = emulation::Site::here()) {
-  emulation::arrive(barrier, 0, bytes, "mbarrier_expect_tx", site);
-}
 inline void mbarrier_arrive_expect_tx(Shared<Mbarrier> barrier, unsigned bytes,
                                       emulation::Site site = emulation::Site::here()) {
   emulation::arrive(barrier, 1, bytes, "mbarrier_arrive_expect_tx", site);

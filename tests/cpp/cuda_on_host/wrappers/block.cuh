@@ -77,18 +77,16 @@ std::string check_casts() {
   return compare(out.read(), expected);
 }
 
-enum class Shuffle { index, exclusive_or, down };
+enum class Shuffle { exclusive_or, down };
 
-// Every lane, mask and distance.
+// Every mask and distance.
 template <class T, Shuffle S>
 __global__ void __launch_bounds__(kLanes) shuffle_lanes(const T* in, T* out) {
   const unsigned i = threadIdx.x;
   const T own = in[i];
   for (unsigned k = 0; k < kLanes; ++k) {
     T other;
-    if constexpr (S == Shuffle::index) {
-      other = shuffle(own, (i * 5 + k) % kLanes);
-    } else if constexpr (S == Shuffle::exclusive_or) {
+    if constexpr (S == Shuffle::exclusive_or) {
       other = shuffle_xor(own, k);
     } else {
       other = shuffle_down(own, k);
@@ -104,29 +102,11 @@ std::string check_shuffle() {
   for (unsigned k = 0; k < kLanes; ++k) {
     for (unsigned i = 0; i < kLanes; ++i) {
       const unsigned down = i + k < kLanes ? i + k : i;
-      expected.push_back(values[S == Shuffle::index          ? (i * 5 + k) % kLanes
-                                : S == Shuffle::exclusive_or ? i ^ k
-                                                             : down]);
+      expected.push_back(values[S == Shuffle::exclusive_or ? i ^ k : down]);
     }
   }
   const Buffer<T> in(values), out(std::vector<T>(kLanes * kLanes, T(7)));
   launch(blocks_of(1, kLanes), nullptr, shuffle_lanes<T, S>, in.data(), out.data());
-  return compare(out.read(), expected);
-}
-
-__global__ void __launch_bounds__(kLanes) vote(uint32_t* out) {
-  const unsigned i = threadIdx.x;
-  for (unsigned k = 0; k < kLanes; ++k) {
-    const uint32_t votes = ballot((mix(k) >> i & 1) != 0);
-    out[k * kLanes + i] = votes;
-  }
-}
-
-std::string check_ballot() {
-  const Buffer<uint32_t> out(std::vector<uint32_t>(kLanes * kLanes, 7));
-  launch(blocks_of(1, kLanes), nullptr, vote, out.data());
-  std::vector<uint32_t> expected;
-  for (unsigned k = 0; k < kLanes; ++k) expected.insert(expected.end(), kLanes, mix(k));
   return compare(out.read(), expected);
 }
 
@@ -194,13 +174,10 @@ inline WrapperChecks block_checks() {
       {"aligned", "", 80, check_casts},
       {"block_sync", "", 80, check_blocks},
       {"warp_sync", "", 80, check_warps},
-      {"shuffle", "float", 80, check_shuffle<float, Shuffle::index>},
-      {"shuffle", "uint32", 80, check_shuffle<uint32_t, Shuffle::index>},
       {"shuffle_xor", "float", 80, check_shuffle<float, Shuffle::exclusive_or>},
       {"shuffle_xor", "uint32", 80, check_shuffle<uint32_t, Shuffle::exclusive_or>},
       {"shuffle_down", "float", 80, check_shuffle<float, Shuffle::down>},
       {"shuffle_down", "uint32", 80, check_shuffle<uint32_t, Shuffle::down>},
-      {"ballot", "", 80, check_ballot},
       {"mbarrier_init", "", 80, check_arrivals},
       {"mbarrier_arrive", "", 80, check_arrivals},
       {"mbarrier_test", "", 80, check_arrivals},

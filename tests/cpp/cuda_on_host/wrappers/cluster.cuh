@@ -81,43 +81,6 @@ std::string check_peers() {
   });
 }
 
-// ---- Arrivals at the mbarriers of others
-
-// Every thread writes a word into global memory, and arrives at every block of its cluster.
-__global__ void __launch_bounds__(kLanes) arrive_at_peers(Global<uint32_t> words, uint32_t* out) {
-  const unsigned i = threadIdx.x, size = cluster_size(), first = blockIdx.x - cluster_rank();
-  const Shared<Mbarrier> barrier = shared_memory<Mbarrier>(0);
-  if (i == 0) {
-    mbarrier_init(barrier, size * kLanes);
-    fence_mbarrier_init();
-  }
-  cluster_sync();
-  words[blockIdx.x * kLanes + i] = mix(blockIdx.x * kLanes + i);
-  for (unsigned peer = 0; peer < size; ++peer) {
-    mbarrier_arrive_cluster(cluster_map(barrier, peer));
-  }
-  mbarrier_wait(barrier, 0);
-  for (unsigned peer = 0; peer < size; ++peer) {
-    const uint32_t word = words[(first + peer) * kLanes + (kLanes - 1 - i)];
-    out[(blockIdx.x * size + peer) * kLanes + i] = word;
-  }
-  cluster_sync();
-}
-
-std::string check_arrive_cluster() {
-  return for_clusters([](unsigned size) {
-    std::vector<uint32_t> expected;
-    for (unsigned block = 0; block < kClusters * size; ++block)
-      for (unsigned peer = 0; peer < size; ++peer)
-        for (unsigned i = kLanes; i-- > 0;)
-          expected.push_back(mix((block / size * size + peer) * kLanes + i));
-    const Buffer<uint32_t> words(std::vector<uint32_t>(kClusters * size * kLanes, 7));
-    const Buffer<uint32_t> out(std::vector<uint32_t>(expected.size(), 7));
-    launch(clusters_of(size, sizeof(Mbarrier)), nullptr, arrive_at_peers, words.data(), out.data());
-    return compare(out.read(), expected);
-  });
-}
-
 // ---- Asynchronous stores into the cluster
 
 // What a lane of a block sends to another at a step.
@@ -132,22 +95,17 @@ __host__ __device__ inline T message(unsigned step, unsigned from, unsigned to, 
 }
 
 // Step after step from every lane of every block to all blocks of the cluster, through two buffers. Where
-// `apart` is set, half of the bytes are expected in a call of its own, and pointers come from casts.
+// `cast` is set, pointers come from casts.
 template <class T>
-__global__ void __launch_bounds__(kLanes) send(T* out, unsigned steps, bool apart) {
+__global__ void __launch_bounds__(kLanes) send(T* out, unsigned steps, bool cast) {
   const unsigned i = threadIdx.x, rank = cluster_rank(), size = cluster_size();
   const unsigned all = size * kLanes, bytes = all * unsigned(sizeof(T)), first = blockIdx.x - rank;
   const Shared<T> words = shared_memory<T>(0);                                 // [2, size, kLanes]
   const Shared<Mbarrier> full = shared_memory<Mbarrier>(2 * all * sizeof(T));  // [2]
-  const auto arm = [&](unsigned buffer) {
-    const unsigned part = apart ? bytes / 2 : 0;
-    if (apart) mbarrier_expect_tx(full + buffer, part);
-    mbarrier_arrive_expect_tx(full + buffer, bytes - part);
-  };
   if (i == 0) {
     for (unsigned k = 0; k < 2; ++k) mbarrier_init(full + k, 1);
     fence_mbarrier_init();
-    for (unsigned k = 0; k < 2; ++k) arm(k);
+    for (unsigned k = 0; k < 2; ++k) mbarrier_arrive_expect_tx(full + k, bytes);
   }
   cluster_sync();
   for (unsigned step = 0; step < steps; ++step) {
@@ -158,11 +116,11 @@ __global__ void __launch_bounds__(kLanes) send(T* out, unsigned steps, bool apar
       const Remote<T> there = cluster_map(now + (rank * kLanes + i), peer);
       const Remote<T> around =
           remote_cast<T>(remote_cast<uint32_t>(cluster_map(now, peer))) + int(rank * kLanes + i);
-      st_async(apart ? around : there, value, cluster_map(full + step % 2, peer));
+      st_async(cast ? around : there, value, cluster_map(full + step % 2, peer));
     }
     mbarrier_wait(full + step % 2, step / 2);
     // Armed before this block's next words, without which no peer gets to the step after that.
-    if (i == 0 && step + 2 < steps) arm(step % 2);
+    if (i == 0 && step + 2 < steps) mbarrier_arrive_expect_tx(full + step % 2, bytes);
     for (unsigned peer = 0; peer < size; ++peer) {
       const T got = now[peer * kLanes + (kLanes - 1 - i)];
       out[((step * gridDim.x + blockIdx.x) * size + peer) * kLanes + i] = got;
@@ -173,7 +131,7 @@ __global__ void __launch_bounds__(kLanes) send(T* out, unsigned steps, bool apar
 }
 
 template <class T>
-std::string check_send(bool apart) {
+std::string check_send(bool cast) {
   constexpr unsigned kSteps = 5;
   return for_clusters([&](unsigned size) {
     const auto expected =
@@ -182,7 +140,7 @@ std::string check_send(bool apart) {
         });
     const Buffer<T> out(std::vector<T>(expected.size(), T{}));
     launch(clusters_of(size, 2 * size * kLanes * sizeof(T) + 2 * sizeof(Mbarrier)), nullptr, send<T>,
-           out.data(), kSteps, apart);
+           out.data(), kSteps, cast);
     return compare(out.read(), expected);
   });
 }
@@ -190,7 +148,7 @@ template <class T>
 std::string check_st_async() {
   return check_send<T>(false);
 }
-std::string check_expect_tx() { return check_send<uint2>(true); }
+std::string check_casts_of_remotes() { return check_send<uint2>(true); }
 
 }  // namespace
 
@@ -200,11 +158,9 @@ inline WrapperChecks cluster_checks() {
       {"cluster_size", "", 90, check_ranks},
       {"cluster_sync", "", 90, check_peers},
       {"cluster_map", "", 90, check_st_async<uint32_t>},
-      {"remote_cast", "", 90, check_expect_tx},
-      {"mbarrier_arrive_cluster", "", 90, check_arrive_cluster},
+      {"remote_cast", "", 90, check_casts_of_remotes},
       {"mbarrier_arrive_expect_tx", "", 90, check_st_async<uint32_t>},
-      {"mbarrier_expect_tx", "", 90, check_expect_tx},
-      {"fence_mbarrier_init", "", 90, check_arrive_cluster},
+      {"fence_mbarrier_init", "", 90, check_st_async<uint32_t>},
       {"st_async", "4 bytes", 90, check_st_async<uint32_t>},
       {"st_async", "8 bytes", 90, check_st_async<uint2>},
       {"st_async", "16 bytes", 90, check_st_async<uint4>},

@@ -14,7 +14,7 @@ namespace {
 
 constexpr unsigned kPitch = 24;  // elements between rows
 
-template <int N, bool Transposed>
+template <int N>
 __global__ void __launch_bounds__(kLanes) load_matrices(uint32_t* out) {
   const unsigned i = threadIdx.x;
   const Shared<Half> rows = shared_memory<Half>(0);  // N matrices of 8 rows of 8
@@ -23,30 +23,22 @@ __global__ void __launch_bounds__(kLanes) load_matrices(uint32_t* out) {
       rows[i * kPitch + column] = Half{uint16_t(i * 256 + column)};
   warp_sync();
   uint32_t fragments[N];
-  if constexpr (Transposed) {
-    ldmatrix_trans(fragments, rows + i % (N * 8) * kPitch);
-  } else {
-    ldmatrix(fragments, rows + i % (N * 8) * kPitch);
-  }
+  ldmatrix(fragments, rows + i % (N * 8) * kPitch);
   for (unsigned k = 0; k < N; ++k) out[i * N + k] = fragments[k];
 }
 
-template <int N, bool Transposed>
+template <int N>
 std::string check_load_matrices() {
   std::vector<uint32_t> expected;
   for (unsigned lane = 0; lane < kLanes; ++lane) {
     for (unsigned matrix = 0; matrix < N; ++matrix) {
-      // Row r of a matrix goes to lanes 4 r ... 4 r + 3, two elements each; transposed, column r.
-      const unsigned line = lane / 4, first = lane % 4 * 2;
-      const auto element = [&](unsigned k) {
-        return (matrix * 8 + (Transposed ? k : line)) * 256 + (Transposed ? line : k);
-      };
-      expected.push_back(element(first) | element(first + 1) << 16);
+      // Row r of a matrix goes to lanes 4 r ... 4 r + 3, two elements each.
+      const unsigned first = (matrix * 8 + lane / 4) * 256 + lane % 4 * 2;
+      expected.push_back(first | (first + 1) << 16);
     }
   }
   const Buffer<uint32_t> out(std::vector<uint32_t>(expected.size(), 7));
-  launch(blocks_of(1, kLanes, N * 8 * kPitch * sizeof(Half)), nullptr, load_matrices<N, Transposed>,
-         out.data());
+  launch(blocks_of(1, kLanes, N * 8 * kPitch * sizeof(Half)), nullptr, load_matrices<N>, out.data());
   return compare(out.read(), expected);
 }
 
@@ -154,12 +146,9 @@ std::string check_multiply() {
 
 inline WrapperChecks matrix_checks() {
   return {
-      {"ldmatrix", "1", 80, check_load_matrices<1, false>},
-      {"ldmatrix", "2", 80, check_load_matrices<2, false>},
-      {"ldmatrix", "4", 80, check_load_matrices<4, false>},
-      {"ldmatrix_trans", "1", 80, check_load_matrices<1, true>},
-      {"ldmatrix_trans", "2", 80, check_load_matrices<2, true>},
-      {"ldmatrix_trans", "4", 80, check_load_matrices<4, true>},
+      {"ldmatrix", "1", 80, check_load_matrices<1>},
+      {"ldmatrix", "2", 80, check_load_matrices<2>},
+      {"ldmatrix", "4", 80, check_load_matrices<4>},
       {"mma_sync", "float16", 80, check_multiply<Half>},
       {"mma_sync", "bfloat16", 80, check_multiply<BFloat16>},
       {"mma_sync_tf32", "", 80, check_multiply<float>},

@@ -39,8 +39,9 @@ endif
 
 # setup.py's folder under build/: the extension, the one whose GPU is emulated and the C++ tests share their objects.
 tree = $(shell $(python) -c 'import sys, sysconfig; print(sys.implementation.cache_tag, sysconfig.get_platform(), sep="-")')
-with_python = -DRNNFUSED_BUILD_PYTHON=ON -DPython_EXECUTABLE="$$($(python) -c 'import sys; print(sys.executable)')" $(CMAKE_ARGS)
-without_python = -DRNNFUSED_BUILD_PYTHON=OFF -DRNNFUSED_CUDA=OFF -DRNNFUSED_WERROR=ON
+with_python = -DRNNFUSED_BUILD_PYTHON=ON -DPython_EXECUTABLE="$$($(python) -c 'import sys; print(sys.executable)')" \
+  "-DRNNFUSED_ISAS=$(RNNFUSED_ISAS)" $(CMAKE_ARGS)
+without_python = -DRNNFUSED_BUILD_PYTHON=OFF -DRNNFUSED_CUDA=OFF $(CMAKE_ARGS)
 
 machine := $(shell uname -m)
 vector_isas := $(if $(filter x86_64,$(machine)),avx2;avx512;avx512_vnni;avx512_bf16;avx512_amx,$(if $(filter aarch64 arm64,$(machine)),neon;neon_dot;neon_bf16,scalar))
@@ -55,9 +56,11 @@ CPP_SOURCES = $(shell find csrc tests/cpp bench examples -name '*.h' -o -name '*
 .PHONY: demo data test check build emulated lint format bench docs clean
 .PHONY: ctest ctest-rest ctest-asan ctest-tsan ctest-aarch64 cuda cuda-all pytest-asan pytest-long
 
-# A newcomer need not wait for the paths of other processors, for GPUs that are not there, nor for what only tests need.
-demo: export RNNFUSED_ISAS ?= $(if $(shell grep -ls RNNFUSED_ISAS:STRING=ALL build/cpython-*/CMakeCache.txt),ALL,NATIVE)
-demo: export RNNFUSED_CUDA ?= $(if $(wildcard /dev/nvidia[0-9]*),,0)
+# Nobody need wait for kernels of a GPU that is not there: `make check` compiles them all the same, for one.
+export RNNFUSED_CUDA ?= $(if $(wildcard /dev/nvidia[0-9]*),,0)
+# Nor for the paths of other processors: those are built once `make check` or RNNFUSED_ISAS=ALL asked for them.
+export RNNFUSED_ISAS ?= $(if $(shell grep -ls RNNFUSED_ISAS:STRING=ALL build/cpython-*/CMakeCache.txt),ALL,NATIVE)
+
 demo: build
 	$(python) examples/char_lm.py --output demo-output
 
@@ -67,13 +70,12 @@ data: $(environment)
 
 # pytest comes last, so that its summary is what the output ends with. Without a network the tests of the
 # examples skip; RNNFUSED_REQUIRE_DATA=1 makes that a failure.
-test: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
 test: $(test_environment) lint build ctest
 	$(python) examples/fetch_data.py $(if $(RNNFUSED_REQUIRE_DATA),,|| true)
 	tools/run_pytest $(python) -m "not long"
 
 # What takes longer than a change should wait for: all that `make test` leaves out.
-check: export CMAKE_ARGS := $(CMAKE_ARGS) -DRNNFUSED_WERROR=ON
+check: export RNNFUSED_ISAS := ALL
 check: $(test_environment) docs ctest-rest ctest-aarch64 ctest-tsan cuda ctest-asan pytest-asan pytest-long
 
 # Tests that take minutes each: those of the layers on the emulated GPU, a cell added to a copy of the project, ...
@@ -97,11 +99,13 @@ format: $(test_environment)
 	ruff format .
 	clang-format -i $(CPP_SOURCES)
 
-# The vectors' ISAs, and the instructions of one GPU architecture.
+# The vectors' ISAs that are built, and the instructions of one GPU architecture.
 ctest: $(environment)
-	tools/run_ctest $(tree) $(with_python) "-DRNNFUSED_TEST_ISAS=$(vector_isas)" -DRNNFUSED_TEST_ARCHS=90a
+	tools/run_ctest $(tree) $(with_python) "-DRNNFUSED_TEST_ISAS=$(if $(filter ALL,$(RNNFUSED_ISAS)),$(vector_isas))" \
+	  -DRNNFUSED_TEST_ARCHS=90a
 
 # The paths and architectures that `make test` leaves out.
+ctest-rest: export RNNFUSED_ISAS := ALL
 ctest-rest: $(environment)
 	tools/run_ctest $(tree) $(with_python) -DRNNFUSED_TEST_ISAS=scalar "-DRNNFUSED_TEST_ARCHS=80;86;100;120"
 
@@ -132,14 +136,14 @@ ctest-tsan: $(environment)
 ctest-aarch64: export RNNFUSED_EMULATED := 1
 ctest-aarch64: $(environment)
 	tools/run_ctest ctest-aarch64 $(without_python) -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/tools/aarch64.cmake \
-	  "-DRNNFUSED_TEST_ISAS=neon;neon_dot;neon_bf16"
+	  "-DRNNFUSED_ISAS=neon;neon_dot;neon_bf16"
 
 # Every CUDA kernel, compiled for one architecture, or for each generation; none may spill registers.
 cuda: $(environment)
-	tools/check_cuda
+	tools/check_cuda $(tree) $(with_python)
 
 cuda-all: $(environment)
-	RNNFUSED_CUDA_ARCHS="80;90a-real;100-real;120" tools/check_cuda
+	RNNFUSED_CUDA_ARCHS="80;90a-real;100-real;120" tools/check_cuda cuda -DRNNFUSED_BUILD_PYTHON=OFF -DRNNFUSED_WERROR=ON
 
 bench: build
 	$(python) -m bench.cpu

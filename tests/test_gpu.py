@@ -156,6 +156,26 @@ def test_states_may_be_wider_than_the_input(kind: str, dtype: torch.dtype, gpu: 
         torch.testing.assert_close(wide, narrow, rtol=bound, atol=bound * (1 + float(narrow.abs().max())))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kind", "share"), [("LSTM", 0.6), ("GRU", 0.5)])
+def test_gates_are_kept_in_the_layers_type(kind: str, share: float, dtype: torch.dtype, gpu: str) -> None:
+    """All four numbers of a unit; an LSTM's c stays float32."""
+
+    def tape_bytes(dtype: torch.dtype) -> int:
+        kept = []
+
+        def note(t: Tensor) -> Tensor:
+            kept.append(t.nbytes)
+            return t
+
+        module = getattr(rnnfused, kind)(4, 64, dtype=dtype, device=gpu)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            module(torch.randn(50, 8, 4, dtype=dtype, device=gpu))
+        return max(kept)
+
+    assert tape_bytes(dtype) == share * tape_bytes(torch.float32)
+
+
 @pytest.mark.gpu
 def test_a_graph_does_not_repeat_masks() -> None:
     layer = rnnfused.GRU(4, 8, zoneout=0.5, device="cuda")

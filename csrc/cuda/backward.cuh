@@ -37,14 +37,14 @@ __device__ void add_outer(const T* dy, Compute<T> (&dh)[N]) {
   for (int i = 0; i < N; ++i) dh[i] = dh[i] + outer[i];
 }
 
-template <class T>
+template <class Cell, class T>
 struct BackwardStep {
   BackwardRows at[kMaxDirections];
   Mask mask;
   Index batch, hidden, directions;
-  const Compute<T>* gates;  // what the cell taped, or would have [D, rows, A, H]
-  Index gates_stride;       // of a direction
-  const Compute<T>* cell;   // c of every row [D, rows, H]
+  const GateOf<Cell, T>* gates;  // what the cell taped, or would have [D, rows, A, H]
+  Index gates_stride;            // of a direction
+  const Compute<T>* cell;        // c of every row [D, rows, H]
   Index cell_stride;
   const T* y;  // [rows, y_stride]
   Index y_stride;
@@ -64,7 +64,7 @@ struct BackwardStep {
 };
 
 template <class Cell, class T, int N>
-__global__ void __launch_bounds__(kBlockThreads) backward_step(BackwardStep<T> s) {
+__global__ void __launch_bounds__(kBlockThreads) backward_step(BackwardStep<Cell, T> s) {
   using C = Compute<T>;
   constexpr int A = Cell::accumulators, S = Cell::states;
   const Place<N> place;
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kBlockThreads) backward_step(BackwardStep<T> s
       if (!zeroed) load(s.dc + state, dnext[1]);
       if (s.dcells) add_outer(s.dcells + (at.row + b) * s.directions * H + d * H + unit, dnext[1]);
     }
-    const C* tape = s.gates + d * s.gates_stride + (at.gates_row + b) * A * H + unit;
+    const GateOf<Cell, T>* tape = s.gates + d * s.gates_stride + (at.gates_row + b) * A * H + unit;
     RNNFUSED_UNROLL
     for (int a = 0; a < Cell::taped; ++a) load(tape + a * H, taped[a]);
 

@@ -32,7 +32,8 @@ template <class Cell, class T>
 struct DeviceTape {
   using C = Compute<T>;
   Index gates_stride, cell_stride;  // of a direction; also of `unprojected`
-  C *gates = nullptr, *cell = nullptr, *norms = nullptr;
+  GateOf<Cell, T>* gates = nullptr;
+  C *cell = nullptr, *norms = nullptr;
   T* unprojected = nullptr;
   Index bytes;
 
@@ -40,7 +41,7 @@ struct DeviceTape {
       : gates_stride(layer.shape.rows() * Cell::accumulators * layer.shape.hidden),
         cell_stride(layer.shape.rows() * layer.shape.hidden) {
     Arena arena(base);
-    if (Cell::taped > 0 && !layer.recompute) gates = arena.take<C>(directions * gates_stride);
+    if (Cell::taped > 0 && !layer.recompute) gates = arena.take<GateOf<Cell, T>>(directions * gates_stride);
     if constexpr (kStaged<Cell>) {
       const Variation<C>& v = variation_of<T>(layer);
       cell_stride = layer.shape.rows() * (v.states - 1) * v.hidden;
@@ -87,6 +88,7 @@ class LayerCall {
 
  protected:
   using C = Compute<T>;
+  using Gate = GateOf<Cell, T>;
   static constexpr int A = Cell::accumulators, G = Cell::gates;
 
   // How many clusters of a resident kernel there can be at once.
@@ -104,9 +106,9 @@ class LayerCall {
     const bool aligned = (... && (reinterpret_cast<uintptr_t>(loaded) % 16 == 0));
     // A resident kernel asks nobody which rows take a step.
     const bool asks = active_clusters_ && layer_.allows_resident && !layer_.active;
-    plan_ = make_plan({layer_.type, shape_, layer_.directions, A, gates, layer_.chunk_bytes, aligned,
-                       asks ? kUnitRows<Cell> : 0, asks ? device_arch() : 0, asks, layer_.allows_tf32,
-                       active_clusters_});
+    plan_ = make_plan({layer_.type, shape_, layer_.directions, A, gates, TypeOf<Gate>::value,
+                       layer_.chunk_bytes, aligned, asks ? kUnitRows<Cell> : 0, asks ? device_arch() : 0,
+                       asks, layer_.allows_tf32, active_clusters_});
   }
 
   Positions positions(int direction) const {
@@ -145,7 +147,7 @@ class LayerCall {
   }
 
   // The gates that the input feeds, of `rows` rows of x: gates [rows, A, H] = x W_ih^T.
-  void project_input(int direction, Range rows, C* gates) const {
+  void project_input(int direction, Range rows, Gate* gates) const {
     const Index I = shape_.input, H = shape_.hidden;
     (*matmul_)({1, rows.size(), G * H, I, matrix(gates + Cell::x_first * H, A * H),
                 matrix(typed(layer_.x) + rows.first * layer_.x_stride, layer_.x_stride),
@@ -182,7 +184,7 @@ class LayerCall {
   StreamHandle stream_handle_;
   ActiveClusters active_clusters_;
   Plan plan_{};
-  C* gates_ = nullptr;  // [D, rows, A, H], or those of a chunk
+  Gate* gates_ = nullptr;  // [D, rows, A, H], or those of a chunk
   Index gates_stride_ = 0;
   C* recurrent_ = nullptr;  // a step's product: [D, B, G, H] forward, [D, B, P] backward
   Index scratch_bytes_ = 0;

@@ -14,13 +14,13 @@ struct ForwardRows {
   Index step, active, before, row, chunk_row;
 };
 
-template <class T>
+template <class Cell, class T>
 struct ForwardStep {
   ForwardRows at[kMaxDirections];
   Mask mask;
   Biases<T> biases[kMaxDirections];
   Index batch, hidden, directions;
-  Compute<T>* gates;            // [D, rows of the chunk, A, H]: the input's projection, then what is taped
+  GateOf<Cell, T>* gates;       // [D, rows of the chunk, A, H]: the input's projection, then what is taped
   Index gates_stride;           // of a direction
   bool tapes_gates;             // whether what the cell tapes is kept
   const Compute<T>* recurrent;  // [D, B, G, H]
@@ -38,7 +38,7 @@ struct ForwardStep {
 };
 
 template <class Cell, class T, int N>
-__global__ void __launch_bounds__(kBlockThreads) forward_step(ForwardStep<T> s) {
+__global__ void __launch_bounds__(kBlockThreads) forward_step(ForwardStep<Cell, T> s) {
   using C = Compute<T>;
   constexpr int A = Cell::accumulators;
   const Place<N> place;
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kBlockThreads) forward_step(ForwardStep<T> s) 
       if (!s.output) wide ? load(s.h_wide + state, prev[0]) : load(s.h + state, prev[0]);
       if constexpr (Cell::states > 1) load(s.c + state, prev[1]);
     }
-    C* gates = s.gates + d * s.gates_stride + (at.chunk_row + b) * A * H + unit;
+    GateOf<Cell, T>* gates = s.gates + d * s.gates_stride + (at.chunk_row + b) * A * H + unit;
     const C* recurrent = s.recurrent + (d * s.batch + b) * Cell::gates * H + unit;
     const Activated<Cell, N, C> cell(gates, origin == Origin::zero ? nullptr : recurrent, H, bias, prev);
     const bool zeroed = s.mask.ends_in_zero(d, at.step, b);

@@ -1,12 +1,20 @@
 // The gates of a row: accumulators from the products and biases, through the cell's forward maths.
 #pragma once
 
+#include <type_traits>
+
 #include "cells/all.h"
+#include "core/staged.h"
 #include "cuda/vector.cuh"
 
 namespace rnnfused::cuda {
 
 using namespace RNNFUSED_ISA;  // the cells, as this object's kernels run them
+
+// What the input's projection is kept in, and then what the cell tapes. Not rounded are sums that options
+// make norms of, and those of cells that tape nothing: across a relu's bend a rounding opens or closes it.
+template <class Cell, class T>
+using GateOf = std::conditional_t<kStaged<Cell> || Cell::taped == 0, Compute<T>, T>;
 
 template <class Cell>
 __device__ constexpr bool feeds(int first, int accumulator) {
@@ -51,7 +59,8 @@ template <class Cell, int N, class C>
 struct Activated {
   C next[Cell::states][N], taped[Cell::accumulators][N];
 
-  __device__ Activated(const C* gates, const C* recurrent, Index hidden,
+  template <class T>
+  __device__ Activated(const T* gates, const C* recurrent, Index hidden,
                        const C (&bias)[Cell::accumulators][N], const C (&prev)[Cell::states][N]) {
     constexpr int A = Cell::accumulators;
     C sums[A][N];
@@ -78,7 +87,8 @@ struct Activated {
     }
   }
 
-  __device__ void store_taped(C* gates, Index hidden) const {
+  template <class T>
+  __device__ void store_taped(T* gates, Index hidden) const {
     RNNFUSED_UNROLL
     for (int a = 0; a < Cell::taped; ++a) store(gates + a * hidden, taped[a]);
   }

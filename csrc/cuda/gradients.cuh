@@ -15,7 +15,7 @@ class Gradients : protected LayerCall<Cell, T> {
   using Base = LayerCall<Cell, T>;
   using Base::A, Base::G, Base::kWide, Base::layer_, Base::shape_, Base::typed;
   using Base::gates_, Base::gates_stride_, Base::plan_, Base::scratch_bytes_;
-  using typename Base::C;
+  using typename Base::C, typename Base::Gate;
 
  public:
   Gradients(const BackwardLayer& layer, Matmul* matmul, StreamHandle stream,
@@ -36,7 +36,7 @@ class Gradients : protected LayerCall<Cell, T> {
     if (projects<Cell>(shape_)) projected_ = arena.take<T>(D * rows * P);
     if (rebuilds_) {
       gates_stride_ = plan_.chunk_rows * A * H;
-      gates_ = arena.take<C>(D * gates_stride_);
+      gates_ = arena.take<Gate>(D * gates_stride_);
       if (!kStaged<Cell>) rebuilt_products_ = arena.take<C>(plan_.chunk_rows * G * H);
       if (Cell::states > 1) c_before_ = arena.take<C>(plan_.chunk_rows * H);
     }
@@ -119,14 +119,14 @@ class Gradients : protected LayerCall<Cell, T> {
       gather(d, positions, rows.first, H, tape_.cell + d * tape_.cell_stride, H,
              static_cast<const C*>(layer_backward_.c0) + d * shape_.batch * H, c_before_);
     }
-    C* const gates = gates_ + d * gates_stride_;
+    Gate* const gates = gates_ + d * gates_stride_;
     this->project_input(d, rows, gates);
     const Matrix out =
         kStaged<Cell> ? matrix(gates + Cell::h_first * H, A * H) : matrix(rebuilt_products_, G * H);
     (*this->matmul_)({1, rows.size(), G * H, P, out, matrix(h, P),
                       transposed(matrix(typed(layer_.recurrent_weights) + d * G * H * P, P))});
     if constexpr (!kStaged<Cell>) {
-      const Rebuild<T> args{
+      const Rebuild<Cell, T> args{
           rows.size(), H, this->biases(d), gates, rebuilt_products_, projects<Cell>(shape_) ? nullptr : h,
           c_before_};
       this->launch_over(rows.size(), H, 1, plan_.units, &rebuild_gates<Cell, T, kWide>,

@@ -47,18 +47,18 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 // Of one direction.
-template <class T>
+template <class Cell, class T>
 struct Rebuild {
   Index rows, hidden;
   Biases<T> biases;
-  Compute<T>* gates;            // [rows, A, H]
+  GateOf<Cell, T>* gates;       // [rows, A, H]
   const Compute<T>* recurrent;  // [rows, G, H]
   const T* h;                   // [rows, H]: of the row before; null behind a projection
   const Compute<T>* c;          // [rows, H]: of the row before
 };
 
 template <class Cell, class T, int N>
-__global__ void __launch_bounds__(kBlockThreads) rebuild_gates(Rebuild<T> r) {
+__global__ void __launch_bounds__(kBlockThreads) rebuild_gates(Rebuild<Cell, T> r) {
   using C = Compute<T>;
   constexpr int A = Cell::accumulators;
   const Place<N> place;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kBlockThreads) rebuild_gates(Rebuild<T> r) {
     C prev[Cell::states][N] = {};
     if (r.h) load(r.h + row * H + unit, prev[0]);
     if constexpr (Cell::states > 1) load(r.c + row * H + unit, prev[1]);
-    C* gates = r.gates + row * A * H + unit;
+    GateOf<Cell, T>* gates = r.gates + row * A * H + unit;
     const Activated<Cell, N, C> cell(gates, r.recurrent + row * Cell::gates * H + unit, H, bias, prev);
     cell.store_taped(gates, H);
   });

@@ -75,7 +75,7 @@ Plan make_plan(const PlanInput& in) {
   const Index wide = wide_units(in.type);
   const bool whole = in.shape.hidden % wide == 0 && in.shape.output % wide == 0;
   const Index row_bytes =
-      std::max<Index>(1, in.directions * in.accumulators * in.shape.hidden * bytes_of(compute_type(in.type)));
+      std::max<Index>(1, in.directions * in.accumulators * in.shape.hidden * bytes_of(in.gates_type));
   const Index rows = in.shape.rows();
   Index chunk = rows;
   if (in.gates != Gates::taped) chunk = std::min(chunk, in.chunk_bytes / row_bytes);

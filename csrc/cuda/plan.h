@@ -89,6 +89,7 @@ struct PlanInput {
   int directions;
   int accumulators;  // of the cell
   Gates gates;
+  Type gates_type;
   Index chunk_bytes;  // of gates that are held at once where they are not kept
   bool aligned;       // whether every pointer is a multiple of 16 bytes
   // What resident kernels ask: a unit's rows in a tile (0: the cell has none of these kernels), the device's

@@ -124,8 +124,8 @@ class Planned : protected Stepwise {
 };
 
 template <class Cell, class T>
-class PlannedForward : Planned<Cell, T, StepwiseForward<Cell, T>, ResidentForward<T>> {
-  using Base = Planned<Cell, T, StepwiseForward<Cell, T>, ResidentForward<T>>;
+class PlannedForward : Planned<Cell, T, StepwiseForward<Cell, T>, ResidentForward<Cell, T>> {
+  using Base = Planned<Cell, T, StepwiseForward<Cell, T>, ResidentForward<Cell, T>>;
   using Base::layer_, Base::shape_, Base::stream_handle_;
 
  public:
@@ -136,7 +136,7 @@ class PlannedForward : Planned<Cell, T, StepwiseForward<Cell, T>, ResidentForwar
 
   void run() const {
     this->run_planned([&] {
-      ResidentForward<T> args = arguments();
+      ResidentForward<Cell, T> args = arguments();
       // Beyond their lengths the kernel writes nothing.
       if (layer_.lengths) {
         clear(args.y, shape_.rows() * this->output_stride(), stream_handle_);
@@ -152,9 +152,9 @@ class PlannedForward : Planned<Cell, T, StepwiseForward<Cell, T>, ResidentForwar
   }
 
  private:
-  ResidentForward<T> arguments() const {
-    const ForwardStep<T> step = this->step_arguments();
-    ResidentForward<T> args = Base::arguments();
+  ResidentForward<Cell, T> arguments() const {
+    const ForwardStep<Cell, T> step = this->step_arguments();
+    ResidentForward<Cell, T> args = Base::arguments();
     for (int d = 0; d < layer_.directions; ++d) args.biases[d] = step.biases[d];
     args.gates = step.gates;
     args.gates_stride = step.gates_stride;
@@ -171,8 +171,8 @@ class PlannedForward : Planned<Cell, T, StepwiseForward<Cell, T>, ResidentForwar
 };
 
 template <class Cell, class T>
-class PlannedBackward : Planned<Cell, T, StepwiseBackward<Cell, T>, ResidentBackward<T>> {
-  using Base = Planned<Cell, T, StepwiseBackward<Cell, T>, ResidentBackward<T>>;
+class PlannedBackward : Planned<Cell, T, StepwiseBackward<Cell, T>, ResidentBackward<Cell, T>> {
+  using Base = Planned<Cell, T, StepwiseBackward<Cell, T>, ResidentBackward<Cell, T>>;
   using Base::layer_, Base::shape_, Base::stream_handle_;
 
  public:
@@ -184,7 +184,7 @@ class PlannedBackward : Planned<Cell, T, StepwiseBackward<Cell, T>, ResidentBack
   void run() const {
     this->run_planned([&] {
       this->gather_h_before();
-      ResidentBackward<T> args = arguments();
+      ResidentBackward<Cell, T> args = arguments();
       // Beyond their lengths the kernel writes nothing, but products over all rows take these along.
       if (layer_.lengths) clear(args.gradients, layer_.directions * args.gradients_stride, stream_handle_);
       for (Index end = shape_.steps, begin; end > 0; end = begin) {
@@ -197,9 +197,9 @@ class PlannedBackward : Planned<Cell, T, StepwiseBackward<Cell, T>, ResidentBack
   }
 
  private:
-  ResidentBackward<T> arguments() const {
-    const BackwardStep<T> step = this->step_arguments();
-    ResidentBackward<T> args = Base::arguments();
+  ResidentBackward<Cell, T> arguments() const {
+    const BackwardStep<Cell, T> step = this->step_arguments();
+    ResidentBackward<Cell, T> args = Base::arguments();
     args.gates = step.gates;
     args.gates_stride = step.gates_stride;
     args.cell = step.cell;

@@ -17,7 +17,7 @@ constexpr ResidentKernels kKernels = resident_kernels(kUnitRows<Cell>, TypeOf<T>
 // A kernel of the list, and the shared memory that it takes with so many blocks.
 template <class Cell, int K>
 struct Forward {
-  using Arguments = ResidentForward<T>;
+  using Arguments = ResidentForward<Cell, T>;
   static constexpr ResidentKernel kIs = kKernels<Cell>.all[K];
   static constexpr auto kernel = &resident_forward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights,
                                                    kIs.exchange, kIs.warps, kIs.held_forward>;
@@ -28,7 +28,7 @@ struct Forward {
 };
 template <class Cell, int K>
 struct Backward {
-  using Arguments = ResidentBackward<T>;
+  using Arguments = ResidentBackward<Cell, T>;
   static constexpr ResidentKernel kIs = kKernels<Cell>.all[K];
   static constexpr auto kernel = &resident_backward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights,
                                                     kIs.exchange, kIs.warps, kIs.held_backward>;
@@ -57,23 +57,24 @@ void with_kernel(const Resident& chosen, Index directions, Body body) {
 
 }  // namespace
 
-using Arguments = typename RNNFUSED_WAY<RNNFUSED_ISA::Lstm, 0>::Arguments;
+template <class Cell>
+using Arguments = typename RNNFUSED_WAY<Cell, 0>::Arguments;
 
-#define RNNFUSED_RESIDENT(name, Cell)                                                              \
-  template <>                                                                                      \
-  int ResidentLaunch<Cell, Arguments>::active(const Resident& chosen) {                            \
-    int count = 0;                                                                                 \
-    with_kernel<Cell>(chosen, 1, [&](auto kernel, const LaunchConfig& config) {                    \
-      count = max_active_clusters(config, kernel);                                                 \
-    });                                                                                            \
-    return count;                                                                                  \
-  }                                                                                                \
-  template <>                                                                                      \
-  void ResidentLaunch<Cell, Arguments>::start(const Resident& chosen, const Arguments& arguments,  \
-                                              Stream stream) {                                     \
-    with_kernel<Cell>(chosen, arguments.directions, [&](auto kernel, const LaunchConfig& config) { \
-      launch(config, stream, kernel, arguments);                                                   \
-    });                                                                                            \
+#define RNNFUSED_RESIDENT(name, Cell)                                                                  \
+  template <>                                                                                          \
+  int ResidentLaunch<Cell, Arguments<Cell>>::active(const Resident& chosen) {                          \
+    int count = 0;                                                                                     \
+    with_kernel<Cell>(chosen, 1, [&](auto kernel, const LaunchConfig& config) {                        \
+      count = max_active_clusters(config, kernel);                                                     \
+    });                                                                                                \
+    return count;                                                                                      \
+  }                                                                                                    \
+  template <>                                                                                          \
+  void ResidentLaunch<Cell, Arguments<Cell>>::start(const Resident& chosen,                            \
+                                                    const Arguments<Cell>& arguments, Stream stream) { \
+    with_kernel<Cell>(chosen, arguments.directions, [&](auto kernel, const LaunchConfig& config) {     \
+      launch(config, stream, kernel, arguments);                                                       \
+    });                                                                                                \
   }
 RNNFUSED_CELLS(RNNFUSED_RESIDENT)
 #undef RNNFUSED_RESIDENT

@@ -29,11 +29,11 @@ struct ResidentLayer {
   Index cell_stride;
 };
 
-template <class T>
+template <class Cell, class T>
 struct ResidentForward : ResidentLayer<T> {
   using C = Compute<T>;
   Biases<T> biases[kMaxDirections];
-  C* gates;  // [D, rows of the chunk, A, H]: the input's projection, then what is taped
+  GateOf<Cell, T>* gates;  // [D, rows of the chunk, A, H]: the input's projection, then what is taped
   bool tapes_gates;
   bool continues;  // the walk before this one, whose states are in h_wide (in h where that is null)
   T* h;            // [D, B, H]
@@ -44,18 +44,18 @@ struct ResidentForward : ResidentLayer<T> {
   C* cell;         // the same as backward reads it [D, rows, H], or null
 };
 
-template <class T>
+template <class Cell, class T>
 struct ResidentBackward : ResidentLayer<T> {
   using C = Compute<T>;
-  const C* gates;   // what the cell taped, or would have [D, rows of the chunk, A, H]
-  const C* cell;    // c of every row [D, rows, H]
-  const T* y;       // [rows, D * H]
-  const T* h0;      // [D, B, H]
-  const C* c0;      // [D, B, H]
-  const T* dy;      // [rows, D * H] or null
-  const T* dcells;  // [rows, D * H] or null
-  C *dh, *dc;       // [D, B, H]: of the states after the walk, then of those before it
-  T* gradients;     // of the gates [D, rows, A, H]
+  const GateOf<Cell, T>* gates;  // what the cell taped, or would have [D, rows of the chunk, A, H]
+  const C* cell;                 // c of every row [D, rows, H]
+  const T* y;                    // [rows, D * H]
+  const T* h0;                   // [D, B, H]
+  const C* c0;                   // [D, B, H]
+  const T* dy;                   // [rows, D * H] or null
+  const T* dcells;               // [rows, D * H] or null
+  C *dh, *dc;                    // [D, B, H]: of the states after the walk, then of those before it
+  T* gradients;                  // of the gates [D, rows, A, H]
   Index gradients_stride;
 };
 

@@ -56,11 +56,12 @@ struct BackwardSizes {
 template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held,
           BackwardFault F = BackwardFault::none>
 __global__ void __launch_bounds__(Warps * 32, 1)
-    resident_backward(const __grid_constant__ ResidentBackward<T> s) {
+    resident_backward(const __grid_constant__ ResidentBackward<Cell, T> s) {
   if constexpr (!kCompiles<X>) {
     trap();
   } else {
     using Op = Operand<T>;
+    using Gate = GateOf<Cell, T>;
     using At = BackwardSizes<Cell, T, Depth, M, N, X, Warps, Held>;
     constexpr int A = Cell::accumulators, G = Cell::gates, S = Cell::states, kCells = At::cells;
 
@@ -144,7 +145,8 @@ __global__ void __launch_bounds__(Warps * 32, 1)
     // states'.
     const int gate_step = A * H, y_step = int(s.directions) * H,
               first_row = int(of_direction(s.first_row, d));
-    float taped[kCells][A] = {}, next[kCells][S] = {}, prev[kCells][S] = {};
+    Gate taped[kCells][A] = {};
+    float next[kCells][S] = {}, prev[kCells][S] = {};
     unsigned goes_on = 0;  // a bit for each cell whose state comes from somewhere
     const auto load_step = [&](int position) {
       const int step = in.step(position), before = in.reverse ? step + 1 : step - 1;
@@ -154,7 +156,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
       const Index y_row = Index(row) * y_step + d * H;
       const T *const y = s.y + y_row, *const y_before = s.y + (Index(row_before) * y_step + d * H);
       const T* const h0 = s.h0 + Index(d) * batch * H;
-      const float* const gates = s.gates + (d * s.gates_stride + Index(row - first_row) * gate_step);
+      const Gate* const gates = s.gates + (d * s.gates_stride + Index(row - first_row) * gate_step);
       const float *cell = nullptr, *cell_before = nullptr, *c0 = nullptr;
       if constexpr (S > 1) {
         cell = s.cell + (d * s.cell_stride + Index(row) * H);
@@ -169,7 +171,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
         const bool previous = before >= 0 && before < length[i],
                    comes = !in.is_cut_before(step, b, length[i]);
         goes_on |= unsigned(comes) << i;
-        const float* const from = gates + (b * gate_step + unit);
+        const Gate* const from = gates + (b * gate_step + unit);
         RNNFUSED_UNROLL
         for (int a = 0; a < Cell::taped; ++a) taped[i][a] = from[a * H];
         const int at = b * y_step + unit, state = b * H + unit;
@@ -223,7 +225,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
         if (there) {
           Approx tape[A] = {}, before[S], after[S], dnext[S], dprev[S];
           RNNFUSED_UNROLL
-          for (int a = 0; a < Cell::taped; ++a) tape[a] = taped[i][a];
+          for (int a = 0; a < Cell::taped; ++a) tape[a] = widen(taped[i][a]);
           RNNFUSED_UNROLL
           for (int k = 0; k < S; ++k) before[k] = prev[i][k], after[k] = next[i][k];
           dnext[0] = dh[i];

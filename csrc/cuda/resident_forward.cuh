@@ -65,12 +65,13 @@ struct Columns {
 template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held,
           ForwardFault F = ForwardFault::none>
 __global__ void __launch_bounds__(Warps * 32, 1)
-    resident_forward(const __grid_constant__ ResidentForward<T> s) {
+    resident_forward(const __grid_constant__ ResidentForward<Cell, T> s) {
   if constexpr (!kCompiles<X>) {
     trap();
   } else {
     using Op = Operand<T>;
     using Map = TileMap<Cell>;
+    using Gate = GateOf<Cell, T>;
     using At = ForwardSizes<Cell, T, Depth, M, N, X, Warps, Held>;
     constexpr int A = Cell::accumulators, G = Cell::gates, S = Cell::states, kCells = Map::cells;
 
@@ -147,7 +148,8 @@ __global__ void __launch_bounds__(Warps * 32, 1)
     }
 
     // This lane's cells: biases, states, and of the step that comes the input's projection.
-    float bias[M][kCells][A], prev[N][M][kCells][S], x[N][M][kCells][A] = {};
+    float bias[M][kCells][A], prev[N][M][kCells][S];
+    Gate x[N][M][kCells][A] = {};
     RNNFUSED_UNROLL
     for (int m = 0; m < M; ++m) {
       RNNFUSED_UNROLL
@@ -193,12 +195,12 @@ __global__ void __launch_bounds__(Warps * 32, 1)
     const int gate_step = A * H, y_step = int(s.directions) * H;
     const int first_sequence = columns.sequence(lane, 0, 0), first_unit = first(0) + Map::unit(lane, 0);
     int row = steps > 0 ? in.row(in.step(position)) : 0;
-    float* gates = s.gates + (d * s.gates_stride +
-                              (row - of_direction(s.first_row, d) + first_sequence) * gate_step + first_unit);
+    Gate* gates = s.gates + (d * s.gates_stride +
+                             (row - of_direction(s.first_row, d) + first_sequence) * gate_step + first_unit);
     Index of_y = Index(row + first_sequence) * y_step + d * H + first_unit;
     Index of_cell = d * s.cell_stride + Index(row + first_sequence) * H + first_unit;
     bool cut[N][Map::columns] = {};  // after the step
-    const auto load_step = [&](int step, const float* from) {
+    const auto load_step = [&](int step, const Gate* from) {
       for_cells(step, [&](int n, int m, int i, bool there, int sequences, int units) {
         if (!there) return;
         RNNFUSED_UNROLL
@@ -227,7 +229,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
         if (!s.tapes_gates) return;
         RNNFUSED_UNROLL
         for (int a = 0; a < Cell::taped; ++a)
-          gates[sequences * gate_step + a * H + units] = taped[n][m][i][a];
+          gates[sequences * gate_step + a * H + units] = narrow<Gate>(taped[n][m][i][a]);
       });
     };
 
@@ -291,7 +293,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
             Approx acc[A], before[S], after[S], tape[A];
             RNNFUSED_UNROLL
             for (int a = 0; a < A; ++a) {
-              float sum_a = x[n][m][i][a] + bias[m][i][a];
+              float sum_a = widen(x[n][m][i][a]) + bias[m][i][a];
               if (feeds<Cell>(Cell::h_first, a)) sum_a += gathered[i][(a - Cell::h_first) % Map::rows];
               acc[a] = sum_a;
             }

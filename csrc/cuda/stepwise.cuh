@@ -15,7 +15,7 @@ class StepwiseForward : protected LayerCall<Cell, T> {
   using Base = LayerCall<Cell, T>;
   using Base::A, Base::G, Base::kWide, Base::layer_, Base::shape_, Base::typed;
   using Base::gates_, Base::gates_stride_, Base::plan_, Base::recurrent_, Base::scratch_bytes_;
-  using typename Base::C;
+  using typename Base::C, typename Base::Gate;
 
  public:
   StepwiseForward(const ForwardLayer& layer, Matmul* matmul, StreamHandle stream,
@@ -31,7 +31,7 @@ class StepwiseForward : protected LayerCall<Cell, T> {
     gates_stride_ = tape_.gates_stride;
     if (!gates_) {
       gates_stride_ = plan_.chunk_rows * A * H;
-      gates_ = arena.take<C>(D * gates_stride_);
+      gates_ = arena.take<Gate>(D * gates_stride_);
     }
     if (plan_.driver == Driver::stepwise) recurrent_ = arena.take<C>(D * B * G * H);
     if (projects<Cell>(shape_)) {
@@ -56,7 +56,7 @@ class StepwiseForward : protected LayerCall<Cell, T> {
                              transposed(matrix(typed(layer_.projection), H, P * H))});
     if (this->uneven() && output_) clear(output_, D * B * H, this->stream_handle_);
     // Of a step to the next only the rows differ.
-    ForwardStep<T> step = step_arguments();
+    ForwardStep<Cell, T> step = step_arguments();
     ProjectedStep<T> store = store_arguments();
     for_steps([&](Index s, const Range(&chunk)[kMaxDirections]) {
       const Index rows = this->most_active(s);
@@ -103,8 +103,8 @@ class StepwiseForward : protected LayerCall<Cell, T> {
     }
   }
 
-  ForwardStep<T> step_arguments() const {
-    ForwardStep<T> args{};
+  ForwardStep<Cell, T> step_arguments() const {
+    ForwardStep<Cell, T> args{};
     args.mask = this->mask();
     for (int d = 0; d < layer_.directions; ++d) args.biases[d] = this->biases(d);
     args.batch = shape_.batch;
@@ -204,7 +204,7 @@ class StepwiseBackward : protected Gradients<Cell, T> {
     RepeatedProduct unproject(*this->matmul_,
                               {D, 0, H, P, matrix(output_, H, B * H), matrix(projected_now_, P, B * P),
                                matrix(typed(layer_.projection), H, P * H)});
-    BackwardStep<T> step = step_arguments();
+    BackwardStep<Cell, T> step = step_arguments();
     ProjectedGradient<T> output = output_arguments();
     for_steps([&](Index s, const Range(&chunk)[kMaxDirections]) {
       const Index after = this->most_active(s + 1), active = this->most_active(s);
@@ -260,8 +260,8 @@ class StepwiseBackward : protected Gradients<Cell, T> {
     return args;
   }
 
-  BackwardStep<T> step_arguments() const {
-    BackwardStep<T> args{};
+  BackwardStep<Cell, T> step_arguments() const {
+    BackwardStep<Cell, T> args{};
     args.mask = this->mask();
     args.batch = shape_.batch;
     args.hidden = shape_.hidden;

@@ -384,9 +384,16 @@ std::vector<c10::SymDimVector> output_sizes(const Arguments& a, const Form& form
   return sizes;
 }
 
-c10::SymDimVector tape_sizes(const LayerOptions& o, const Form& form, at::ScalarType type) {
-  return {o.directions,
-          o.tape_size().scalars(form.rows, form.hidden, o.recompute, Index(c10::elementSize(type)))};
+c10::SymDimVector tape_sizes(const LayerOptions& o, const Form& form, const at::Tensor& input) {
+  const auto bytes = Index(c10::elementSize(tape_type(input)));
+  return {o.directions, tape_size(o, input).scalars(form.rows, form.hidden, o.recompute, bytes)};
+}
+
+TapeSize tape_size(const LayerOptions& o, const at::Tensor& input) {
+  TapeSize size = o.tape_size();
+  // A GPU's gates of 16 bits (cuda/gates.cuh: GateOf) lie two to a float.
+  if (is_on_gpu(input) && is_narrow(input.scalar_type()) && !o.varied) size.gates = (size.gates + 1) / 2;
+  return size;
 }
 
 at::ScalarType compute_type(at::ScalarType type) { return is_narrow(type) ? at::kFloat : type; }

@@ -96,8 +96,9 @@ void check_memory(const at::Tensor& t, const char* name);
 // Sizes of what the operator returns, in its order: the output, the final states and c of every step.
 std::vector<c10::SymDimVector> output_sizes(const Arguments& arguments, const Form& form);
 
-// Of the tape that it returns with `save`, in scalars of tape_type.
-c10::SymDimVector tape_sizes(const LayerOptions& options, const Form& form, at::ScalarType type);
+// Of the tape that it returns with `save`, in scalars of tape_type; and what a unit has of it.
+c10::SymDimVector tape_sizes(const LayerOptions& options, const Form& form, const at::Tensor& input);
+TapeSize tape_size(const LayerOptions& options, const at::Tensor& input);
 
 // The type in which a layer on such input computes.
 at::ScalarType compute_type(at::ScalarType type);

@@ -141,7 +141,7 @@ Tensors attend_backward(at::TensorList grads, at::TensorList kept, const Attendi
     call.weights = read(kept[1], "weights", {T, B, S});
     call.queries = read(kept[2], "queries", {T, B, A});
     const at::Tensor y = read(kept[3], "output", {T, B, H});
-    check_tensor(kept[4], "tape", call.x.device(), type, tape_sizes(o, call.form, type));
+    check_tensor(kept[4], "tape", call.x.device(), type, tape_sizes(o, call.form, call.x));
     const auto grad = [&](size_t index, const char* name, c10::SymIntArrayRef sizes) {
       return read(grads[index], name, sizes);
     };

@@ -78,7 +78,7 @@ void clear_rest(const at::Tensor& tape, const Inputs& in, bool recompute) {
 }  // namespace
 
 at::DimVector tape_sizes(const Inputs& in, bool recompute) {
-  const TapeSize size = in.options.tape_size();
+  const TapeSize size = tape_size(in.options, in.x);
   const Index scalar_bytes = Index(c10::elementSize(tape_type(in.x)));
   return {in.directions, size.scalars(in.rows, in.shape.hidden, recompute, scalar_bytes)};
 }

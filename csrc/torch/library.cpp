@@ -101,8 +101,8 @@ Tensors recurrent_meta(const at::Tensor& input, at::TensorList hx, at::TensorLis
                           : at::empty_symint(sizes, options));
   }
   if (save) {
-    const at::ScalarType type = tape_type(input);
-    results.push_back(at::empty_symint(tape_sizes(a.options, form, type), input.options().dtype(type)));
+    results.push_back(
+        at::empty_symint(tape_sizes(a.options, form, input), input.options().dtype(tape_type(input))));
   }
   return results;
 }

@@ -250,8 +250,7 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
     for (size_t s = first_state; s < first_state + o.states(); ++s) sizes[s][1] = sequences->callers_batch;
   }
   TORCH_CHECK(kept.output.defined(), "output: expected a tensor, got none");
-  const at::ScalarType taped = tape_type(a.input);
-  check_tensor(kept.tape, "tape", a.input.device(), taped, tape_sizes(o, form, taped));
+  check_tensor(kept.tape, "tape", a.input.device(), tape_type(a.input), tape_sizes(o, form, a.input));
   TORCH_CHECK(kept.tape.is_contiguous(), "tape: expected a contiguous tensor, got strides ",
               kept.tape.strides());
   check_memory(kept.tape, "tape");

@@ -26,6 +26,7 @@ PlanInput input(const Sizes& sizes, std::vector<Index>& offsets) {
   in.accumulators = 4;
   in.aligned = true;
   in.gates = Gates::passing;
+  in.gates_type = Type::f32;
   in.chunk_bytes = kMiB;
   return in;
 }
@@ -47,25 +48,28 @@ TEST_CASE("a thread takes so many units that it loads 16 bytes, where they come 
 
 TEST_CASE("a chunk holds one step at least, and no more bytes than it may or rows than there are") {
   std::vector<Index> offsets;
-  for (const Index steps : {1, 7, 1000}) {
-    for (const Index batch : {0, 1, 30, 5000}) {
-      for (const Index hidden : {1, 100, 2048}) {
-        PlanInput in = input({steps, batch, hidden, hidden}, offsets);
-        const Index rows = steps * batch, row_bytes = 4 * hidden * 4;
-        const Index chunk = make_plan(in).chunk_rows;
-        CAPTURE(steps);
-        CAPTURE(batch);
-        CAPTURE(hidden);
-        CHECK(chunk <= rows);
-        CHECK(chunk >= std::min(rows, batch));
-        CHECK((chunk * row_bytes <= kMiB || chunk == batch));
-        CHECK((chunk == rows || (std::max(chunk, batch) + 1) * row_bytes > kMiB));
-        in.gates = Gates::rebuilt;
-        CHECK(make_plan(in).chunk_rows <= chunk);
-        CHECK(make_plan(in).chunk_rows <= std::max((rows + 7) / 8, batch));
-        CHECK(make_plan(in).chunk_rows >= std::min(rows, batch));
-        in.gates = Gates::taped;
-        CHECK(make_plan(in).chunk_rows == rows);
+  for (const Type type : {Type::f32, Type::bf16}) {
+    for (const Index steps : {1, 7, 1000}) {
+      for (const Index batch : {0, 1, 30, 5000}) {
+        for (const Index hidden : {1, 100, 2048}) {
+          PlanInput in = input({steps, batch, hidden, hidden}, offsets);
+          in.gates_type = type;
+          const Index rows = steps * batch, row_bytes = 4 * hidden * bytes_of(type);
+          const Index chunk = make_plan(in).chunk_rows;
+          CAPTURE(steps);
+          CAPTURE(batch);
+          CAPTURE(hidden);
+          CHECK(chunk <= rows);
+          CHECK(chunk >= std::min(rows, batch));
+          CHECK((chunk * row_bytes <= kMiB || chunk == batch));
+          CHECK((chunk == rows || (std::max(chunk, batch) + 1) * row_bytes > kMiB));
+          in.gates = Gates::rebuilt;
+          CHECK(make_plan(in).chunk_rows <= chunk);
+          CHECK(make_plan(in).chunk_rows <= std::max((rows + 7) / 8, batch));
+          CHECK(make_plan(in).chunk_rows >= std::min(rows, batch));
+          in.gates = Gates::taped;
+          CHECK(make_plan(in).chunk_rows == rows);
+        }
       }
     }
   }

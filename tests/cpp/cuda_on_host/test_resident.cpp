@@ -213,7 +213,7 @@ struct TwoBlocks {
     Arguments s{};
     s.walk = walk, s.hidden = kHidden, s.directions = 1;
     s.weights = numbers(Cell::gates * kHidden * kHidden);
-    s.gates = floats(kRows * Cell::accumulators * kHidden);
+    s.gates = numbers(kRows * Cell::accumulators * kHidden);
     s.gates_stride = kRows * Cell::accumulators * kHidden;
     s.cell_stride = kRows * kHidden;
     return s;
@@ -221,7 +221,7 @@ struct TwoBlocks {
 
   template <class Cell, ForwardFault F>
   void forward() {
-    auto s = arguments<Cell, ResidentForward<T>>();
+    auto s = arguments<Cell, ResidentForward<Cell, T>>();
     s.h = numbers(kBatch * kHidden), s.c = floats(kBatch * kHidden), s.y = numbers(kRows * kHidden);
     using Sizes = ForwardSizes<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32>;
     launch(config(Sizes::bytes), nullptr, &resident_forward<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32, F>,
@@ -229,7 +229,7 @@ struct TwoBlocks {
   }
   template <class Cell, BackwardFault F>
   void backward() {
-    auto s = arguments<Cell, ResidentBackward<T>>();
+    auto s = arguments<Cell, ResidentBackward<Cell, T>>();
     s.gradients_stride = s.gates_stride;
     s.cell = floats(kRows * kHidden);
     s.y = numbers(kRows * kHidden), s.dy = numbers(kRows * kHidden);

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "adding-a-cell.md"
 CELL = "mgu"
-COPIED = ("csrc", "rnnfused", "tests", "CMakeLists.txt", "pyproject.toml")
+COPIED = ("bench", "csrc", "rnnfused", "tests", "CMakeLists.txt", "pyproject.toml")
 NOT_COPIED = shutil.ignore_patterns("*.so", "_build_info.py", "__pycache__")
 
 # The second derivative, which no other test takes of every cell.

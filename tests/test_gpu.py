@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import test_own_cells
 import torch
-from graphs import captured
 from one_layer import layer
 from test_sequence import SIZES, VARIANTS, Problem, check_errors
 from test_varied import Made, check_against_twin, differentiated, draw, make, native
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfused
+from bench.gpu.timing import capture
 from rnnfused import functional
 from rnnfused._layer import Layout
 
@@ -470,7 +470,7 @@ def test_captured_in_a_graph(kind: str, lengths: list[int] | None) -> None:
         y = module(packed._replace(data=data))[0].data
         return (y, *torch.autograd.grad(y.sin().sum(), (data, *module.parameters())))
 
-    graph, results = captured(step)
+    graph, results = capture(step)
     data.data.copy_(pack_padded_sequence(fresh, lengths or [7] * 4).data)
     want = [t.clone() for t in step()]
     graph.replay()

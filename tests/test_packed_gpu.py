@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import captured
 from results import tensors
 from test_gpu import KINDS
 from tolerances import FLOAT64, FLOOR_ULPS
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnfused
+from bench.gpu.timing import capture
 from rnnfused import _packed
 
 CASES = min(100, int(os.environ.get("RNNFUSED_WALK_CASES", "300")))
@@ -345,7 +345,7 @@ def test_a_captured_step_is_replayed(
         one.reset_rows(ends)
         return one(x, active, into)
 
-    graph, y = captured(lambda: step(stepper, out))
+    graph, y = capture(lambda: step(stepper, out))
     assert y is out
     stepper.reset()
     for _ in range(10):
@@ -379,7 +379,7 @@ def test_a_step_takes_no_memory_and_waits_for_nothing() -> None:
 def test_a_captured_frozen_module_is_replayed() -> None:
     module = rnnfused.GRU(32, 64, bidirectional=True, device="cuda")
     frozen, x = rnnfused.Frozen(module), torch.randn(7, 4, 32, device="cuda")
-    graph, (y, _) = captured(lambda: frozen(x))
+    graph, (y, _) = capture(lambda: frozen(x))
     x.normal_()
     graph.replay()
     assert torch.equal(y, frozen(x)[0])

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import captured
 from results import tensors
 from test_gpu import KINDS, logged
 from tolerances import FLOOR_ULPS, TORCH_ERRORS
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfused
+from bench.gpu.timing import capture
 
 CASES = min(60, int(os.environ.get("RNNFUSED_WALK_CASES", "60")))
 # As the kernels multiply them: float32 as TF32, whose numbers have as many bits as float16's.
@@ -182,7 +182,7 @@ def test_in_a_graph(kind: str) -> None:
         return [y.data, *tensors(final), gradient]
 
     data = packed.data.clone().requires_grad_()
-    graph, results = captured(lambda: run(data))
+    graph, results = capture(lambda: run(data))
     with torch.no_grad():
         data.copy_(torch.randn_like(data))
     graph.replay()

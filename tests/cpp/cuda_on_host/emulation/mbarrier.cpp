@@ -103,19 +103,17 @@ void fence_inits(Site site) {
     if (entry.second.init.actor == thread.actor()) entry.second.fenced = true;
 }
 
-void arrive(MbarrierPlace place, uint32_t arrivals, uint32_t bytes, const char* what, Site site) {
+void arrive(MbarrierPlace place, uint32_t bytes, const char* what, Site site) {
   Thread& thread = running();
   Grid& grid = *thread.block->cluster->grid;
   MbarrierState& mbarrier = find(thread, place, what, site);
-  if (arrivals > mbarrier.pending || mbarrier.tx + int64_t(bytes) > int64_t(kMaxCount))
+  if (mbarrier.pending == 0 || mbarrier.tx + int64_t(bytes) > int64_t(kMaxCount))
     misuse(FaultKind::mbarrier_state, thread, *place.block(), place.offset(), site,
            std::string("has no room for this ") + what);
   mbarrier.tx += bytes;
-  mbarrier.pending -= arrivals;
-  if (arrivals != 0) {
-    grid.publish(thread).add_to(mbarrier.arriving);
-    end_phase_if_complete(grid, *place.block(), mbarrier);
-  }
+  --mbarrier.pending;
+  grid.publish(thread).add_to(mbarrier.arriving);
+  end_phase_if_complete(grid, *place.block(), mbarrier);
   grid.may_switch(thread);
 }
 

@@ -65,8 +65,8 @@ using MbarrierPlace = const cuda::Shared<cuda::Mbarrier>&;
 
 void init_mbarrier(MbarrierPlace place, unsigned count, Site site);
 void fence_inits(Site site);
-// Expects `bytes` more, then arrives `arrivals` times.
-void arrive(MbarrierPlace place, uint32_t arrivals, uint32_t bytes, const char* what, Site site);
+// Expects `bytes` more, then arrives.
+void arrive(MbarrierPlace place, uint32_t bytes, const char* what, Site site);
 bool test_phase(MbarrierPlace place, uint32_t phase, Site site);
 void wait_for_phase(MbarrierPlace place, uint32_t phase, Site site);
 void store_async(Block* target, std::ptrdiff_t offset, const void* value, size_t bytes, MbarrierPlace place,
@@ -86,11 +86,11 @@ inline void fence_mbarrier_init(emulation::Site site = emulation::Site::here()) 
   emulation::fence_inits(site);
 }
 inline void mbarrier_arrive(Shared<Mbarrier> barrier, emulation::Site site = emulation::Site::here()) {
-  emulation::arrive(barrier, 1, 0, "mbarrier_arrive", site);
+  emulation::arrive(barrier, 0, "mbarrier_arrive", site);
 }
 inline void mbarrier_arrive_expect_tx(Shared<Mbarrier> barrier, unsigned bytes,
                                       emulation::Site site = emulation::Site::here()) {
-  emulation::arrive(barrier, 1, bytes, "mbarrier_arrive_expect_tx", site);
+  emulation::arrive(barrier, bytes, "mbarrier_arrive_expect_tx", site);
 }
 // `phase` counts from 0; whether it has ended.
 inline bool mbarrier_test(Shared<Mbarrier> barrier, unsigned phase,

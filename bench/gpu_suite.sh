@@ -2,7 +2,7 @@
 # Builds, checks, measures limits and speed, tests and sanitizes on this machine's GPU, in four and a half
 # minutes (docs/gpu-suite.md):
 #
-#   bench/gpu_suite.sh [--sections build,smoke,limits,bench,tests,sanitizers] [--rows key|all] [--dry-run]
+#   bench/gpu_suite.sh [--sections build,smoke,limits,steps,bench,tests,sanitizers] [--rows key|all] [--dry-run]
 #                      [--out DIR] [--python PYTHON] [--seconds N] [--commit NAME]
 #
 # --rows: of the benchmark, those that say most (the default) or every one. --out: for the JSON and the logs
@@ -12,7 +12,7 @@
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-all=build,smoke,limits,bench,tests,sanitizers
+all=build,smoke,limits,steps,bench,tests,sanitizers
 sections=$all rows=key out=${OUT:-} python=python3 total=270 dry=()
 
 fail() {
@@ -54,7 +54,7 @@ trap 'rm -rf "$parts"' EXIT
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
 # What each section may take, in seconds of the default 270; of other totals, and of fewer sections, in proportion.
-declare -A share=([build]=45 [smoke]=20 [limits]=35 [bench]=70 [tests]=60 [sanitizers]=40)
+declare -A share=([build]=45 [smoke]=20 [limits]=30 [steps]=15 [bench]=70 [tests]=55 [sanitizers]=35)
 reserve=10  # seconds, for the report
 grace=8     # that a section may take to end
 status=0

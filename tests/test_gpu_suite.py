@@ -27,6 +27,7 @@ from bench.gpu import build as gpu_build  # noqa: E402
 from bench.gpu import device as gpu_device  # noqa: E402
 from bench.gpu import layers as gpu_layers  # noqa: E402
 from bench.gpu import limits as gpu_limits  # noqa: E402
+from bench.gpu import model as gpu_model  # noqa: E402
 from bench.gpu import others as gpu_others  # noqa: E402
 from bench.gpu import peers as gpu_peers  # noqa: E402
 from bench.gpu import programs as gpu_programs  # noqa: E402
@@ -35,6 +36,7 @@ from bench.gpu import rows as gpu_rows  # noqa: E402
 from bench.gpu import sanitize as gpu_sanitize  # noqa: E402
 from bench.gpu import small as gpu_small  # noqa: E402
 from bench.gpu import smoke as gpu_smoke  # noqa: E402
+from bench.gpu import steps as gpu_steps  # noqa: E402
 from bench.gpu import tests as gpu_tests  # noqa: E402
 from bench.gpu import timing as gpu_timing  # noqa: E402
 from bench.gpu.budget import LEAST_ROUNDS, MOST_ROUNDS, Budget  # noqa: E402
@@ -396,6 +398,37 @@ def test_a_command_that_does_not_end_is_ended(capfd: pytest.CaptureFixture[str])
     assert status is None and output == "begun\n" and "stopped after 1 s" in capfd.readouterr().out
 
 
+# ---- Steps of the resident kernels
+
+RESIDENT = "forward lstm bf16 H256 M1 N2 cluster W8 R32"
+
+
+def test_kernels_have_the_names_of_their_machine_code() -> None:
+    inside = "rnnfused::device::Lstm, rnnfused::BFloat16, 256, 1, 2, (rnnfused::cuda::Exchange)1, 8, 32"
+    full = f"void rnnfused::cuda::resident_forward<{inside}, (rnnfused::cuda::ForwardFault)0>(int)"
+    assert (
+        gpu_steps.kernel_of(full) == RESIDENT
+        and RESIDENT in json.loads(gpu_model.NUMBERS.read_text())["kernels"]
+    )
+    rnn = "rnnfused::device::Rnn<rnnfused::device::TanhActivation>, float, 128, 1, 1"
+    found = gpu_steps.kernel_of(f"void resident_backward<{rnn}, (rnnfused::cuda::Exchange)0, 8, 32>")
+    assert found == "backward rnn_tanh tf32 H128 M1 N1 block W8 R32"
+    assert (
+        gpu_steps.kernel_of("void rnnfused::cuda::forward_step<rnnfused::device::Lstm, float>(int)") is None
+    )
+
+
+def test_a_step_is_what_more_steps_add() -> None:
+    found = gpu_steps.slopes([80e-6, 74e-6, 76e-6], [330e-6, 332e-6, 900e-6])
+    assert found == pytest.approx({"step": 1e-6, "start": 12e-6})
+
+
+def test_layers_whose_steps_are_timed() -> None:
+    rows = gpu_steps.rows()
+    assert len(set(rows)) == len(rows)
+    assert not [row for row in rows if row.precision == "tf32" and row.case.hidden > 512]
+
+
 # ---- The report
 
 
@@ -423,6 +456,13 @@ def record(dry_run: bool) -> dict[str, Any]:
                 {"cluster": 8, "shared_kib": 100, "clusters": 16},
                 {"cluster": 16, "shared_kib": 200, "failed": "no"},
             ],
+        },
+        "steps": {
+            "rows": [
+                row.as_dict() | {"name": "a", "kernels": {RESIDENT: {"step": 7e-7, "start": 9e-6}}},
+                row.as_dict() | {"name": "b", "failed": "RuntimeError: no"},
+            ],
+            "rows_in_all": 3,
         },
         "bench": {"rows": [measured, row.as_dict() | {"name": "w", "failed": "wrong"}], "not_reached": ["r"]},
         "tests": {
@@ -454,6 +494,7 @@ def test_a_line_for_each_section() -> None:
         "smoke": "ran 2 checks of wrappers, 1 layers; failed: b (float), rnn f32;"
         " cut by time: layers after 1",
         "limits": "ran 1 limits, 1 of 2 occupancies; failed: copy; cut by time: l2_hop",
+        "steps": "ran 1 kernels in 2 layers; failed: b (RuntimeError: no); cut by time: 1 layers",
         "bench": "ran 2 rows; failed: w; cut by time: 1 rows",
         "tests": "ran 2 passed; failed: test_x; cut by time: what came after, 1 running",
         "sanitizers": "ran memcheck (1 errors in 3 layers), racecheck (0 errors in 9 layers);"
@@ -981,7 +1022,8 @@ def test_sections_in_order_each_with_its_time(tmp_path: Path) -> None:
     assert [name for name, _, _ in calls] == ["device", *gpu_report.SECTIONS]
     assert {rows for _, _, rows in calls} == {"all"}
     seconds = {name: int(given) for name, given, _ in calls}
-    shares = {"build": 45, "smoke": 20, "limits": 35, "bench": 70, "tests": 60, "sanitizers": 40}
+    shares = {"build": 45, "smoke": 20, "limits": 30, "steps": 15}
+    shares |= {"bench": 70, "tests": 55, "sanitizers": 35}
     # All of them leave the report its time; what a section did not take is the next one's.
     assert sum(shares.values()) == 270 and seconds["build"] == 2 * (45 * 252 // 270)
     assert all(seconds[name] >= share * 252 // 270 for name, share in shares.items())

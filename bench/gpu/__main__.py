@@ -21,6 +21,7 @@ MODULES = {
     "build": "build",
     "smoke": "smoke",
     "limits": "limits",
+    "steps": "steps",
     "bench": "bench",
     "tests": "tests",
     "sanitizers": "sanitize",

@@ -11,7 +11,7 @@ from bench.gpu.part import NOT_REACHED, ROOT, read, write
 __all__ = ["RESULTS", "assemble", "file_name", "save", "tables"]
 
 RESULTS = ROOT / "bench" / "results"
-SECTIONS = ("build", "smoke", "limits", "bench", "tests", "sanitizers")
+SECTIONS = ("build", "smoke", "limits", "steps", "bench", "tests", "sanitizers")
 _UNITS = {"s": (1e6, "us"), "bytes/s": (1e-9, "GB/s"), "operations/s": (1e-12, "TFLOP/s")}
 
 
@@ -92,6 +92,14 @@ def _of_limits(part: dict[str, Any]) -> str:
     return _outcome(ran, failed, ", ".join(cut))
 
 
+def _steps(part: dict[str, Any]) -> str:
+    rows = part["rows"]
+    kernels = {name for row in rows for name in row.get("kernels", {})}
+    cut = part["rows_in_all"] - len(rows)
+    failed = [f"{row['name']} ({_first_line(row['failed'], 60)})" for row in rows if "failed" in row]
+    return _outcome(f"{len(kernels)} kernels in {len(rows)} layers", failed, f"{cut} layers" if cut else "")
+
+
 def _bench(part: dict[str, Any]) -> str:
     failed = [row["name"] for row in part["rows"] if "failed" in row]
     cut = part["not_reached"]
@@ -121,6 +129,7 @@ _LINES = {
     "build": _build,
     "smoke": _smoke,
     "limits": _of_limits,
+    "steps": _steps,
     "bench": _bench,
     "tests": _tests,
     "sanitizers": _sanitizers,
@@ -183,6 +192,16 @@ def _occupancy(record: dict[str, Any]) -> list[str]:
     return [f"clusters of {size} at once: {', '.join(said)}" for size, said in by_cluster.items()]
 
 
+def _resident(record: dict[str, Any]) -> list[str]:
+    """Microseconds a step of each resident kernel, and what was expected."""
+    cells = []
+    for row in record["steps"].get("rows", []):
+        for name, of in row.get("kernels", {}).items():
+            expected = f" ({1e6 * of['estimate']:.2f})" if "estimate" in of else ""
+            cells.append(f"{name} B{row['case']['batch']} {1e6 * of['step']:.2f}{expected}")
+    return ["; ".join(cells[i : i + 3]) for i in range(0, len(cells), 3)]
+
+
 def _pair(values: list[float | None]) -> str:
     return "/".join("-" if value is None else f"{value:.2f}" for value in values)
 
@@ -213,6 +232,8 @@ def tables(record: dict[str, Any]) -> str:
         return "\n\n".join([*parts, "dry run: what it timed is in its JSON, and is no result"])
     if record["limits"]:
         parts.append("\n".join(["limits", *_limits(record), *_occupancy(record)]))
+    if steps := _resident(record):
+        parts.append("\n".join(["microseconds a step of the resident kernels (by estimate)", *steps]))
     if record["bench"].get("rows"):
         head = "rnnfused, and times as fast as others; eager/in a CUDA graph; the share of the floor"
         parts.append("\n".join([head, *map(_row, record["bench"]["rows"])]))

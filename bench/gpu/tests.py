@@ -12,7 +12,7 @@ from bench.gpu.pytest_outcomes import OUTCOMES, summarize
 
 __all__ = ["run"]
 
-SELECTED = ["tests/test_resident.py", "tests/test_gpu.py"]
+SELECTED = ["tests/test_resident.py", "tests/test_packed_gpu.py", "tests/test_gpu.py"]
 DRY = ["tests/test_gpu.py", "-k", "layers_in_every_dtype or words or aligned or wanted"]
 WORKERS = 6  # more processes than that only wait for the GPU
 

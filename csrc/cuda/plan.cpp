@@ -9,12 +9,11 @@ namespace {
 constexpr Index kMaxGridRows = 65535;
 constexpr Index kRebuiltParts = 8;
 
-// Clusters that wait for others to end make a step take as often as long, where a product of the whole batch
-// takes hardly longer. Where each runs so often the two are about even, by estimate.
-constexpr Index kMostWaves[] = {8, 4};  // of blocks that are alone, of clusters
-
-// A step of two eights of the batch takes longer than one of one, by estimate: 5 to 4.
-constexpr Index kStepCost[] = {0, 4, 5};
+// What a step costs on an H200, one eight of the batch and two (docs/gpu.md). Clusters that wait for others
+// to end make it cost as often as much, where a product of the whole batch takes hardly longer: beyond the
+// most that is allowed, for blocks that are alone and for clusters, the stepwise driver is faster.
+constexpr Index kStepCost[] = {0, 4, 7};
+constexpr Index kMostCost[] = {32, 16};
 
 Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
@@ -42,7 +41,7 @@ bool find_resident(const PlanInput& in, bool slow, Resident& best) {
     depth = kernel.depth;
     const Index waves = ceil_div(launch.slices * in.directions, active);
     const Index cost = waves * kStepCost[kernel.eights];
-    if (waves > kMostWaves[int(kernel.exchange)] || (least != 0 && cost >= least)) continue;
+    if (cost > kMostCost[int(kernel.exchange)] || (least != 0 && cost >= least)) continue;
     best = launch;
     least = cost;
   }

@@ -65,12 +65,12 @@ constexpr ResidentKernels resident_kernels(int unit_rows, Type type) {
                                            {cluster, 1024, 1, 1, 8, 30, 30}}}
                         : ResidentKernels{7,
                                           {{block, 64, 2, 1, 8, 32, 32},
-                                           {block, 128, 4, 1, 8, 32, 32},
+                                           {block, 128, 4, 1, 8, 28, 32},
                                            {cluster, 256, 1, 1, 8, 32, 32},
                                            {cluster, 256, 1, 2, 8, 32, 32},
                                            {cluster, 512, 1, 1, 8, 32, 32},
                                            {cluster, 512, 1, 2, 8, 32, 32},
-                                           {cluster, 768, 1, 1, 12, 20, 24}}};
+                                           {cluster, 768, 1, 1, 12, 20, 22}}};
 }
 
 // A launch of one.

@@ -21,6 +21,7 @@
 #endif
 
 #define RNNFUSED_UNROLL _Pragma("unroll")
+#define RNNFUSED_NO_UNROLL _Pragma("unroll 1")
 
 // The architecture being compiled for, and 0 in host code, which must take the newest path.
 #if defined(__CUDA_ARCH__)

@@ -39,6 +39,40 @@ template <class T>
 __device__ int k_of(int lane, int part) {
   return kPair<T> * (part * 4 + lane % 4);
 }
+
+// h in shared memory: groups of four units, of each all columns of the batch, four units to a column. What a
+// warp makes of a step is one piece of it, which it sends as it is: stores into another block's memory take
+// as long as there are 32 bytes that they touch. Columns are turned, so that the lanes that load at once meet
+// in no bank.
+template <class T, int Columns>
+struct StateLayout {
+  static constexpr int group = 4;
+  static constexpr int line = 128 / (group * int(sizeof(T)));  // columns to all banks
+  static constexpr int groups_of_line = line > Columns ? line / Columns : 1;
+
+  static __device__ int at(int column, int unit) {
+    const int of = unit / group, turned = column ^ of / groups_of_line % (4 / groups_of_line) * (line / 4);
+    return (of * Columns + turned) * group + unit % group;
+  }
+};
+// Which hidden unit a lane's `part` of an instruction's operand has first, so that a lane takes four units in
+// a row.
+template <class T>
+__device__ int unit_of(int tile, int lane, int part) {
+  constexpr int kTiles = 16 / Operand<T>::depth;  // of 16 units
+  return tile / kTiles * 16 + lane % 4 * 4 + (tile % kTiles * 2 + part) * kPair<T>;
+}
+// Second operands of two instructions, whose 16 or 32 units begin with this lane's four.
+template <class T>
+__device__ void load_operands(uint32_t (&low)[2], uint32_t (&high)[2], Shared<T> from, int second) {
+  if constexpr (sizeof(T) == 2) {
+    const uint2 a = shared_cast<uint2>(from)[0], b = shared_cast<uint2>(from + second)[0];
+    low[0] = a.x, low[1] = a.y, high[0] = b.x, high[1] = b.y;
+  } else {
+    const uint4 a = shared_cast<uint4>(from)[0];
+    low[0] = a.x, low[1] = a.y, high[0] = a.z, high[1] = a.w;
+  }
+}
 // Of sm_90; smaller devices are asked what they have.
 constexpr size_t kMostSharedBytes = size_t(227) << 10;
 

@@ -25,11 +25,15 @@ struct BackwardSizes {
   static constexpr int rows = (Cell::gates * block_units + pair - 1) / pair * pair;
   static constexpr int deep = rows / Operand<T>::depth / shares;  // instructions to a tile
   static constexpr int chains = tiles == 1 ? 4 : tiles == 2 ? 2 : 1;
-  static constexpr int cells = block_units * columns / threads;    // of a thread
-  static constexpr int together = threads / block_units;           // columns of all threads' first cells
-  static constexpr int row = rows + kChunk<T>, line = kEight + 2;  // line: the columns of a unit, padded
-  static constexpr int buffer = columns * row, slot = N * block_units * line;
+  static constexpr int cells = block_units * columns / threads;  // of a thread
+  static constexpr int together = threads / block_units;         // columns of all threads' first cells
+  static constexpr int row = rows + kChunk<T>;
+  static constexpr int buffer = columns * row, slot = N * block_units * kEight;
   using Weights = Operands<tiles * deep, Held>;
+  static constexpr int most_slots = (Depth + block_units - 1) / block_units * shares;
+  // Where in a slot a unit's column is: the 32 bytes of a unit are one piece on their way from block to
+  // block, and threads of neighbouring units, which read a column, meet in no bank.
+  static __device__ int of_slot(int unit, int column) { return unit * kEight + (column ^ unit / 4 % 8); }
   // While weights are loaded, so many instructions' rows of each share are in shared memory at once.
   static constexpr int pitch = Depth + kChunk<T>;
   static constexpr int loaded = Held < tiles * deep ? 2 : deep % 4 == 0 ? 4 : deep % 3 == 0 ? 3 : 2;
@@ -37,11 +41,10 @@ struct BackwardSizes {
   static_assert(all_tiles % Warps == 0 || Warps % all_tiles == 0, "whole tiles, whole shares");
   static_assert(threads % block_units == 0 && cells * threads == block_units * columns, "whole columns");
 
-  static constexpr size_t kept = 0;                                  // Weights
-  static constexpr size_t gradients = kept + Weights::bytes(Warps);  // [2, columns, row]
-  static constexpr size_t partial =
-      gradients + 2 * buffer * sizeof(T);       // [2, blocks * shares, N, units, line]
-  static constexpr size_t loading = gradients;  // [shares, rows, pitch]
+  static constexpr size_t kept = 0;                                      // Weights
+  static constexpr size_t gradients = kept + Weights::bytes(Warps);      // [2, columns, row]
+  static constexpr size_t partial = gradients + 2 * buffer * sizeof(T);  // [2, blocks * shares, N, units, 8]
+  static constexpr size_t loading = gradients;                           // [shares, rows, pitch]
   static constexpr size_t end_of_loading =
       loading + size_t(shares * loaded * Operand<T>::depth * pitch) * sizeof(T);
   RNNFUSED_HD static constexpr size_t full(int blocks) {  // [2]
@@ -145,8 +148,10 @@ __global__ void __launch_bounds__(Warps * 32, 1)
     // states'.
     const int gate_step = A * H, y_step = int(s.directions) * H,
               first_row = int(of_direction(s.first_row, d));
+    // As it lies in memory: what waits for a load is the first that makes something of it.
     Gate taped[kCells][A] = {};
-    float next[kCells][S] = {}, prev[kCells][S] = {};
+    T y_now[kCells] = {}, y_past[kCells] = {}, dy[kCells] = {}, dcells[kCells] = {};
+    float c_now[kCells] = {}, c_past[kCells] = {};
     unsigned goes_on = 0;  // a bit for each cell whose state comes from somewhere
     const auto load_step = [&](int position) {
       const int step = in.step(position), before = in.reverse ? step + 1 : step - 1;
@@ -175,28 +180,30 @@ __global__ void __launch_bounds__(Warps * 32, 1)
         RNNFUSED_UNROLL
         for (int a = 0; a < Cell::taped; ++a) taped[i][a] = from[a * H];
         const int at = b * y_step + unit, state = b * H + unit;
-        next[i][0] = widen(y[at]);
-        prev[i][0] = comes ? widen(previous ? y_before[at] : h0[state]) : 0.0f;
+        y_now[i] = y[at];
+        y_past[i] = previous ? y_before[at] : h0[state];
         if constexpr (S > 1) {
-          next[i][1] = cell[state];
-          prev[i][1] = comes ? previous ? cell_before[state] : c0[state] : 0.0f;
+          c_now[i] = cell[state];
+          c_past[i] = previous ? cell_before[state] : c0[state];
         }
         // Of the last step of all, where a reset before the first one zeroes the state.
         if (in.reverse && step == 0 && in.is_cut_after(0, b, length[i])) dh[i] = dc[i] = 0;
-        if (s.dy) dh[i] += widen(s.dy[y_row + at]);
-        if (S > 1 && s.dcells) dc[i] += widen(s.dcells[y_row + at]);
+        if (s.dy) dy[i] = s.dy[y_row + at];
+        if (S > 1 && s.dcells) dcells[i] = s.dcells[y_row + at];
       }
     };
-    // The product's part that is of this thread's cell, from all blocks in their order.
+    // The product's part that is of this thread's cell, from all blocks in their order. They are loaded
+    // before the first is added.
     const auto received = [&](int buffer, int i) {
       const Shared<float> from =
-          partial + (buffer * slots * At::slot + own * At::line +
-                     column_of(i) / kEight * At::block_units * At::line + column_of(i) % kEight);
+          partial + (buffer * slots * At::slot + column_of(i) / kEight * At::block_units * kEight +
+                     At::of_slot(own, column_of(i) % kEight));
+      float terms[At::most_slots];
+      RNNFUSED_UNROLL
+      for (int k = 0; k < At::most_slots; ++k) terms[k] = k < slots ? from[k * At::slot] : 0.0f;
       float sum = 0;
-      for (int k = 0; k < slots; ++k) {
-        const float term = from[k * At::slot];
-        sum += term;
-      }
+      RNNFUSED_UNROLL
+      for (int k = 0; k < At::most_slots; ++k) sum += terms[k];
       return sum;
     };
 
@@ -219,15 +226,20 @@ __global__ void __launch_bounds__(Warps * 32, 1)
       const Shared<T> now = gradients + (F == BackwardFault::one_gradient ? 0 : buffer * At::buffer);
       RNNFUSED_UNROLL
       for (int i = 0; i < kCells; ++i) {
-        if (u > 0) dh[i] += received(F == BackwardFault::one_partial ? 0 : 1 - buffer, i);
         const bool there = step < length[i], comes = goes_on >> i & 1;
+        if (s.dy && there) dh[i] += widen(dy[i]);
+        if (S > 1 && s.dcells && there) dc[i] += widen(dcells[i]);
+        if (u > 0) dh[i] += received(F == BackwardFault::one_partial ? 0 : 1 - buffer, i);
         Approx dacc[A] = {};
         if (there) {
           Approx tape[A] = {}, before[S], after[S], dnext[S], dprev[S];
           RNNFUSED_UNROLL
           for (int a = 0; a < Cell::taped; ++a) tape[a] = widen(taped[i][a]);
           RNNFUSED_UNROLL
-          for (int k = 0; k < S; ++k) before[k] = prev[i][k], after[k] = next[i][k];
+          for (int k = 0; k < S; ++k) {
+            before[k] = !comes ? 0.0f : k == 0 ? widen(y_past[i]) : c_past[i];
+            after[k] = k == 0 ? widen(y_now[i]) : c_now[i];
+          }
           dnext[0] = dh[i];
           if constexpr (S > 1) dnext[1] = dc[i];
           Cell::backward(tape, before, after, dnext, dacc, dprev);
@@ -243,6 +255,9 @@ __global__ void __launch_bounds__(Warps * 32, 1)
               there && comes ? Op::round(plain(dacc[Cell::h_first + gate])) : T{};
         }
       }
+      // A block that is alone has nobody to wait for: its next step's numbers are asked for as soon as there
+      // is room.
+      if (X == Exchange::block && position > begin) load_step(position - 1);
       if (F != BackwardFault::no_block_sync) block_sync();
 
       float sums[N][At::tiles][At::chains][4] = {};
@@ -280,10 +295,13 @@ __global__ void __launch_bounds__(Warps * 32, 1)
           }
           RNNFUSED_UNROLL
           for (int half = 0; half < 2; ++half) {
+            const int of = to % At::block_units + lane / 4 + 8 * half;
             const int place = (to_buffer * slots + rank * At::shares + share) * At::slot +
-                              (n * At::block_units + to % At::block_units + lane / 4 + 8 * half) * At::line +
-                              lane % 4 * 2;
-            const float2 value = make_float2(sum[2 * half], sum[2 * half + 1]);
+                              n * At::block_units * kEight + At::of_slot(of, lane % 4 * 2) / 2 * 2;
+            const bool turned = At::of_slot(of, 0) % 2 != 0;
+            const float first_sum = sum[2 * half], second_sum = sum[2 * half + 1];
+            const float2 value =
+                make_float2(turned ? second_sum : first_sum, turned ? first_sum : second_sum);
             if constexpr (X == Exchange::cluster) {
               st_async(remote_cast<float2>(cluster_map(partial, unsigned(peer)) + place), value,
                        cluster_map(full, unsigned(peer)) + buffer);
@@ -293,7 +311,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
           }
         }
       }
-      if (position > begin) load_step(position - 1);
+      if (X == Exchange::cluster && position > begin) load_step(position - 1);
     }
 
     if (u > 0 && F != BackwardFault::no_last_wait) {

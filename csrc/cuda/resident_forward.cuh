@@ -5,11 +5,22 @@
 #pragma once
 
 #include "cuda/resident.cuh"
+#include "cuda/resident_rows.cuh"
 
 namespace rnnfused::cuda {
 
 // What a kernel leaves out, for tests that must see it reported; nothing in the product.
-enum class ForwardFault { none, no_first_sync, no_last_sync, one_buffer, no_warp_sync, one_stage, no_arm };
+enum class ForwardFault {
+  none,
+  no_first_sync,
+  no_last_sync,
+  one_buffer,
+  no_warp_sync,
+  no_arm,
+  no_arrival,
+  one_result,
+  two_inputs
+};
 
 // Sizes of a kernel, and where what is in its shared memory.
 template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held>
@@ -18,8 +29,8 @@ struct ForwardSizes {
   static constexpr int tiles = Depth / Operand<T>::depth, columns = kEight * N;
   static constexpr int threads = Warps * 32, block_units = Warps * Map::units * M;
   using Weights = Operands<M * tiles, Held>;
-  static constexpr int row = Depth + kChunk<T>;  // of h, with what keeps banks apart
-  static constexpr int buffer = columns * row, stage = columns * Map::units;
+  using Layout = StateLayout<T, columns>;  // of h
+  static constexpr int buffer = columns * Depth, stage = columns * Map::units;
   // Sums of a tile over its depth, in so many chains: an instruction waits for the one before it in its
   // chain. The number must not depend on N, on which the plan decides by the batch, or the bits would.
   static constexpr int chains = M == 1 ? 4 : 2;
@@ -31,16 +42,28 @@ struct ForwardSizes {
   // a time.
   static constexpr int loaded = Depth < 256 ? Depth : 256, pitch = loaded + kChunk<T>;
 
+  // Rows of a step: the input's projection, two steps ahead; y, what is taped, and c, of this step and the
+  // last.
+  using Gates = RowTile<GateOf<Cell, T>, columns, block_units>;
+  using States = RowTile<T, columns, block_units>;
+  using Wide = RowTile<Compute<T>, columns, block_units>;
+
   static constexpr size_t kept = 0;                             // Weights
-  static constexpr size_t h = kept + Weights::bytes(Warps);     // [2, columns, row]
-  static constexpr size_t stages = h + 2 * buffer * sizeof(T);  // [warps, 2, columns, units]
-  static constexpr size_t loading = h;                          // [warps, 8, pitch]
-  static constexpr size_t end_of_stages =
-      stages + (X == Exchange::cluster ? 2 * Warps * stage * sizeof(T) : 0);
+  static constexpr size_t h = kept + Weights::bytes(Warps);     // [2, Depth / 4, columns, 4]
+  static constexpr size_t stages = h + 2 * buffer * sizeof(T);  // [warps, columns, units]
+  static constexpr size_t inputs = stages + (X == Exchange::cluster ? Warps * stage * sizeof(T) : 0);  // [3]
+  static constexpr size_t results = inputs + 3 * Gates::bytes(Cell::gates);  // [2], each of
+  static constexpr size_t tape_of_result = States::bytes(1);                 // y, then what is taped,
+  static constexpr size_t cell_of_result = tape_of_result + Gates::bytes(Cell::taped);  // and then c
+  static constexpr size_t result = cell_of_result + (Cell::states > 1 ? Wide::bytes(1) : 0);
+  static constexpr size_t lengths = results + 2 * result;  // [columns]
+  static constexpr size_t loading = h;                     // [warps, 8, pitch]
+  static constexpr size_t end_of_lengths = lengths + columns * sizeof(int);
   static constexpr size_t end_of_loading = loading + size_t(Warps * 8 * pitch) * sizeof(T);
-  static constexpr size_t end = end_of_stages > end_of_loading ? end_of_stages : end_of_loading;
+  static constexpr size_t end = end_of_lengths > end_of_loading ? end_of_lengths : end_of_loading;
   static constexpr size_t full = (end + 15) / 16 * 16;  // [2]
-  static constexpr size_t bytes = full + 2 * sizeof(Mbarrier);
+  static constexpr size_t done = full + 2 * sizeof(Mbarrier);
+  static constexpr size_t bytes = done + sizeof(Mbarrier);
   static_assert(bytes <= kMostSharedBytes, "what a multiprocessor has");
 };
 
@@ -73,6 +96,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
     using Map = TileMap<Cell>;
     using Gate = GateOf<Cell, T>;
     using At = ForwardSizes<Cell, T, Depth, M, N, X, Warps, Held>;
+    using Layout = typename At::Layout;
     constexpr int A = Cell::accumulators, G = Cell::gates, S = Cell::states, kCells = Map::cells;
 
     const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32), d = int(blockIdx.y);
@@ -87,13 +111,18 @@ __global__ void __launch_bounds__(Warps * 32, 1)
     const int steps = end - position;
     // The first unit of this warp's tile m.
     const auto first = [&](int m) { return int(rank) * At::block_units + (m * Warps + warp) * Map::units; };
+    constexpr int kInputs = F == ForwardFault::two_inputs ? 2 : 3,
+                  kResults = F == ForwardFault::one_result ? 1 : 2;
+    const int piece = first(0) * At::columns;  // of h, that a warp of a cluster makes
     const Shared<T> h = shared_memory<T>(At::h), stages = shared_memory<T>(At::stages);
-    const Shared<Mbarrier> full = shared_memory<Mbarrier>(At::full);
+    // h of a step has come; all warps of the block have done a step.
+    const Shared<Mbarrier> full = shared_memory<Mbarrier>(At::full), done = shared_memory<Mbarrier>(At::done);
     const unsigned sent = unsigned(At::columns * At::block_units * int(size) * int(sizeof(T)));
 
     if constexpr (X == Exchange::cluster) {
       if (threadIdx.x == 0) {
         for (unsigned k = 0; k < 2; ++k) mbarrier_init(full + k, 1);
+        mbarrier_init(done, Warps);
         fence_mbarrier_init();
         if (F != ForwardFault::no_arm && steps > 1) mbarrier_arrive_expect_tx(full + 1, sent);
         if (F != ForwardFault::no_arm && steps > 2) mbarrier_arrive_expect_tx(full, sent);
@@ -120,7 +149,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
           for (int tile = 0; tile < At::loaded / Op::depth; ++tile) {
             RNNFUSED_UNROLL
             for (int part = 0; part < 2; ++part) {
-              const int at = (warp * 8 + lane / 4) * At::pitch + tile * Op::depth + k_of<T>(lane, part);
+              const int at = (warp * 8 + lane / 4) * At::pitch + unit_of<T>(tile, lane, part);
               T some[kPair<T>];
               RNNFUSED_UNROLL
               for (int i = 0; i < kPair<T>; ++i) some[i] = loading[at + i];
@@ -143,13 +172,18 @@ __global__ void __launch_bounds__(Warps * 32, 1)
     };
     for (int i = int(threadIdx.x); i < At::columns * Depth; i += At::threads) {
       const int column = i / Depth, unit = i % Depth, b = slice + column;
-      h[column * At::row + unit] = b < batch && unit < H ? Op::round(state_before(b, unit)) : T{};
-      h[At::buffer + column * At::row + unit] = T{};
+      h[Layout::at(column, unit)] = b < batch && unit < H ? Op::round(state_before(b, unit)) : T{};
+      h[At::buffer + Layout::at(column, unit)] = T{};
     }
+    const Shared<int> lengths = shared_memory<int>(At::lengths);
+    for (int i = int(threadIdx.x); i < At::columns; i += At::threads) lengths[i] = in.length(slice + i);
+    // Of cells that are not there something is read, and dropped.
+    const Shared<Gate> inputs = shared_memory<Gate>(At::inputs);
+    constexpr int kInput = At::Gates::elements(G);
+    for (int i = int(threadIdx.x); i < 3 * kInput; i += At::threads) inputs[i] = Gate{};
 
-    // This lane's cells: biases, states, and of the step that comes the input's projection.
+    // This lane's cells: biases and states.
     float bias[M][kCells][A], prev[N][M][kCells][S];
-    Gate x[N][M][kCells][A] = {};
     RNNFUSED_UNROLL
     for (int m = 0; m < M; ++m) {
       RNNFUSED_UNROLL
@@ -173,41 +207,59 @@ __global__ void __launch_bounds__(Warps * 32, 1)
         }
       }
     }
-    // body(n, m, i, whether there is such a cell at the step, how many sequences and units it lies beyond the
-    // lane's first)
-    const auto for_cells = [&](int step, auto body) {
-      RNNFUSED_UNROLL
-      for (int n = 0; n < N; ++n) {
-        RNNFUSED_UNROLL
-        for (int m = 0; m < M; ++m) {
-          RNNFUSED_UNROLL
-          for (int i = 0; i < kCells; ++i) {
-            const int unit = first(m) + Map::unit(lane, i);
-            body(n, m, i, step < columns.length_of(n, i) && unit < H, n * kEight + Map::column_step(i),
-                 m * Warps * Map::units + Map::unit_step(i));
-          }
-        }
-      }
-    };
+    block_sync();  // lengths are there, and inputs zero
 
-    // Where a step's rows are in memory, from this lane's first cell on; from step to step they move by whole
-    // rows.
-    const int gate_step = A * H, y_step = int(s.directions) * H;
-    const int first_sequence = columns.sequence(lane, 0, 0), first_unit = first(0) + Map::unit(lane, 0);
-    int row = steps > 0 ? in.row(in.step(position)) : 0;
-    Gate* gates = s.gates + (d * s.gates_stride +
-                             (row - of_direction(s.first_row, d) + first_sequence) * gate_step + first_unit);
-    Index of_y = Index(row + first_sequence) * y_step + d * H + first_unit;
-    Index of_cell = d * s.cell_stride + Index(row + first_sequence) * H + first_unit;
+    // What this thread moves of every step's rows, from memory and to it.
+    const int unit_0 = int(rank) * At::block_units, units = H - unit_0, y_step = int(s.directions) * H;
+    Gate* const gates =
+        s.gates + (d * s.gates_stride + (slice - of_direction(s.first_row, d)) * (A * H) + unit_0);
+    T* const y = s.y + (Index(slice) * y_step + d * H + unit_0);
+    float* const cell = s.cell ? s.cell + (d * s.cell_stride + Index(slice) * H + unit_0) : nullptr;
+    const bool whole = H % kChunk<T> == 0 && is_whole(s.gates) && is_whole(s.y) && is_whole(s.cell);
+    using GateRows = typename At::Gates;
+    using StateRows = typename At::States;
+    using WideRows = typename At::Wide;
+    constexpr int kFetched = GateRows::pieces(G), kY = StateRows::pieces(1),
+                  kTape = GateRows::pieces(Cell::taped);
+    constexpr int kFlushed = kY + kTape + (S > 1 ? WideRows::pieces(1) : 0);
+    RowPiece fetched[(kFetched + At::threads - 1) / At::threads];
+    RowPiece flushed[(kFlushed + At::threads - 1) / At::threads];
+    int of_piece = int(threadIdx.x);
+    RNNFUSED_UNROLL
+    for (RowPiece& moved : fetched) {
+      if (of_piece < kFetched)
+        moved.take<GateRows, At::columns>(of_piece, gates + Cell::x_first * H, units, A * H, H, 0, lengths);
+      of_piece += At::threads;
+    }
+    of_piece = int(threadIdx.x);
+    RNNFUSED_UNROLL
+    for (RowPiece& moved : flushed) {
+      if (of_piece < kY) {
+        moved.take<StateRows, At::columns>(of_piece, y, units, y_step, 0, 0, lengths);
+      } else if (of_piece < kY + kTape) {
+        moved.take<GateRows, At::columns>(of_piece - kY, s.tapes_gates ? gates : nullptr, units, A * H, H,
+                                          At::tape_of_result, lengths);
+      } else if (of_piece < kFlushed) {
+        moved.take<WideRows, At::columns>(of_piece - kY - kTape, cell, units, H, 0, At::cell_of_result,
+                                          lengths);
+      }
+      of_piece += At::threads;
+    }
+    const auto fetch_step = [&](int step, int row, int buffer) {
+      RNNFUSED_UNROLL
+      for (const RowPiece& moved : fetched)
+        moved.fetch(whole, step, row, shared_cast<RowPiece::Grain>(inputs + buffer * kInput));
+    };
+    const auto result_of = [&](int buffer, size_t begin) {
+      return shared_memory<T>(At::results + size_t(buffer) * At::result + begin);
+    };
+    const auto flush_step = [&](int step, int row, int buffer) {
+      RNNFUSED_UNROLL
+      for (const RowPiece& moved : flushed)
+        moved.flush(whole, step, row, shared_cast<RowPiece::Grain>(result_of(buffer, 0)));
+    };
     bool cut[N][Map::columns] = {};  // after the step
-    const auto load_step = [&](int step, const Gate* from) {
-      for_cells(step, [&](int n, int m, int i, bool there, int sequences, int units) {
-        if (!there) return;
-        RNNFUSED_UNROLL
-        for (int a = 0; a < A; ++a) {
-          if (feeds<Cell>(Cell::x_first, a)) x[n][m][i][a] = from[sequences * gate_step + a * H + units];
-        }
-      });
+    const auto find_cuts = [&](int step) {
       RNNFUSED_UNROLL
       for (int n = 0; n < N; ++n) {
         RNNFUSED_UNROLL
@@ -215,25 +267,20 @@ __global__ void __launch_bounds__(Warps * 32, 1)
           cut[n][i] = in.is_cut_after(step, columns.sequence(lane, n, i), columns.length[n][i]);
       }
     };
-    // What only memory waits for, after what the peers wait for.
-    const auto store_step = [&](int step, const float (&next)[N][M][kCells][S],
-                                const float (&taped)[N][M][kCells][A]) {
-      for_cells(step, [&](int n, int m, int i, bool there, int sequences, int units) {
-        if (!there) return;
-        T* const y = s.y + of_y;
-        y[sequences * y_step + units] = narrow<T>(next[n][m][i][0]);
-        if constexpr (S > 1) {
-          if (s.cells) (s.cells + of_y)[sequences * y_step + units] = narrow<T>(next[n][m][i][1]);
-          if (s.cell) (s.cell + of_cell)[sequences * H + units] = next[n][m][i][1];
-        }
-        if (!s.tapes_gates) return;
-        RNNFUSED_UNROLL
-        for (int a = 0; a < Cell::taped; ++a)
-          gates[sequences * gate_step + a * H + units] = narrow<Gate>(taped[n][m][i][a]);
-      });
-    };
+    // The first row of a position's step; asked for before it is needed.
+    const auto row_of = [&](int at) { return at < end ? in.row(in.step(at)) : 0; };
+    int row_before = 0, row = row_of(position), next_row = row_of(position + 1),
+        row_after = row_of(position + 2);
+    int own[N];  // where this lane's operands begin
+    RNNFUSED_UNROLL
+    for (int n = 0; n < N; ++n) own[n] = Layout::at(n * kEight + lane / 4, lane % 4 * 4);
 
-    if (steps > 0) load_step(in.step(position), gates);
+    if (steps > 0) {
+      find_cuts(in.step(position));
+      fetch_step(in.step(position), row, 0);
+      if (steps > 1) fetch_step(in.step(position + 1), next_row, 1);
+    }
+    cp_async_wait_all();
     if (F == ForwardFault::no_first_sync) {
       block_sync();
     } else {
@@ -257,9 +304,8 @@ __global__ void __launch_bounds__(Warps * 32, 1)
       for (int tile = 0; tile < At::tiles; tile += 2) {
         RNNFUSED_UNROLL
         for (int n = 0; n < N; ++n) {
-          uint32_t b[4];
-          ldmatrix(b, now + ((n * kEight + lane % 8) * At::row + tile * Op::depth + lane / 8 * kChunk<T>));
-          const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+          uint32_t low[2], high[2];
+          load_operands<T>(low, high, now + (own[n] + tile * Op::depth * At::columns), 16 * At::columns);
           RNNFUSED_UNROLL
           for (int m = 0; m < M; ++m) {
             w.use(m * At::tiles + tile,
@@ -270,11 +316,14 @@ __global__ void __launch_bounds__(Warps * 32, 1)
           }
         }
       }
+      // Behind the products, which take their time: what all warps have done of the last step.
+      if constexpr (X == Exchange::cluster) {
+        if (F != ForwardFault::no_arrival && u > 0) mbarrier_wait(done, u - 1);
+      }
+      const Shared<Gate> x = inputs + int(u % kInputs) * kInput;
 
       float next[N][M][kCells][S], taped[N][M][kCells][A];
-      // Two, for the barrier of the warp orders the reads of one with the writes of the step after the next.
-      const Shared<T> stage =
-          stages + (warp * 2 + (F == ForwardFault::one_stage ? 0 : int(u % 2))) * At::stage;
+      const Shared<T> stage = stages + warp * At::stage;
       const int other = F == ForwardFault::one_buffer ? 0 : int((u + 1) % 2) * At::buffer;
       RNNFUSED_UNROLL
       for (int n = 0; n < N; ++n) {
@@ -290,17 +339,20 @@ __global__ void __launch_bounds__(Warps * 32, 1)
           Map::gather(sum, lane, gathered);
           RNNFUSED_UNROLL
           for (int i = 0; i < kCells; ++i) {
+            const int column = n * kEight + Map::column(lane, i), unit = Map::unit(lane, i);
+            const int own_unit = first(m) - unit_0 + unit;
             Approx acc[A], before[S], after[S], tape[A];
             RNNFUSED_UNROLL
             for (int a = 0; a < A; ++a) {
-              float sum_a = widen(x[n][m][i][a]) + bias[m][i][a];
+              float sum_a = bias[m][i][a];
+              if (feeds<Cell>(Cell::x_first, a))
+                sum_a = widen(Gate(x[GateRows::at(a - Cell::x_first, column, own_unit)])) + sum_a;
               if (feeds<Cell>(Cell::h_first, a)) sum_a += gathered[i][(a - Cell::h_first) % Map::rows];
               acc[a] = sum_a;
             }
             RNNFUSED_UNROLL
             for (int k = 0; k < S; ++k) before[k] = prev[n][m][i][k];
             Cell::forward(acc, before, after, tape);
-            const int column = n * kEight + Map::column(lane, i), unit = Map::unit(lane, i);
             const bool there = step < columns.length_of(n, i) && first(m) + unit < H;
             const bool zeroed = cut[n][i % Map::columns];
             RNNFUSED_UNROLL
@@ -312,9 +364,9 @@ __global__ void __launch_bounds__(Warps * 32, 1)
             for (int a = 0; a < Cell::taped; ++a) taped[n][m][i][a] = plain(tape[a]);
             const T operand = Op::round(prev[n][m][i][0]);
             if constexpr (X == Exchange::cluster) {
-              stage[column * Map::units + unit] = operand;
+              stage[Layout::at(column, first(m) + unit) - piece] = operand;
             } else {
-              h[other + column * At::row + first(m) + unit] = operand;
+              h[other + Layout::at(column, first(m) + unit)] = operand;
             }
           }
         }
@@ -323,39 +375,76 @@ __global__ void __launch_bounds__(Warps * 32, 1)
         if (!last) {
           // Orders this warp's reads of `now` and its writes to `stage` before what its lanes send.
           if (F != ForwardFault::no_warp_sync) warp_sync();
-          constexpr int kBytes = Map::units * int(sizeof(T)) > 16 ? 16 : Map::units * int(sizeof(T));
-          using Chunk = std::conditional_t<kBytes == 16, uint4, uint2>;
-          constexpr int kElements = kBytes / int(sizeof(T)), kOfColumn = Map::units / kElements;
-          // A lane sends one chunk, to every so many-th peer; beginning with its own block.
-          constexpr int kChunks = At::columns * kOfColumn;
+          // A lane sends 16 bytes of it, to every so many-th peer; beginning with its own block.
+          constexpr int kChunks = At::stage / kChunk<T>;
           static_assert(32 % kChunks == 0, "whole chunks for all lanes");
-          const int chunk = lane % kChunks, column = chunk / kOfColumn, part = chunk % kOfColumn * kElements;
-          const Chunk value = shared_cast<Chunk>(stage + (column * Map::units + part))[0];
+          const int chunk = lane % kChunks * kChunk<T>;
+          const uint4 value = shared_cast<uint4>(stage + chunk)[0];
           for (unsigned k = unsigned(lane / kChunks); k < size; k += 32 / kChunks) {
             const unsigned peer = rank + k < size ? rank + k : rank + k - size;
-            const Remote<T> to = cluster_map(h, peer) + (other + column * At::row + first(0) + part);
-            st_async(remote_cast<Chunk>(to), value, cluster_map(full, peer) + int((u + 1) % 2));
+            st_async(remote_cast<uint4>(cluster_map(h, peer) + (other + piece + chunk)), value,
+                     cluster_map(full, peer) + int((u + 1) % 2));
           }
         }
       }
-      store_step(step, next, taped);
+      // What only memory waits for, after what the peers wait for: the inputs of the step after the next, the
+      // last step's rows on their way to memory, and this one's to where all of the block can take them.
+      if (position + 2 < end) fetch_step(in.step(position + 2), row_after, int((u + 2) % kInputs));
+      cp_async_commit();  // of a step without, an empty group: the newest but one is the next step's
+      if (u > 0) flush_step(in.step(position - 1), row_before, int((u - 1) % kResults));
+      const int result = int(u % kResults);
+      const Shared<T> y_result = result_of(result, 0);
+      const Shared<Gate> tape_result = shared_cast<Gate>(result_of(result, At::tape_of_result));
+      const Shared<float> cell_result = shared_cast<float>(result_of(result, At::cell_of_result));
+      RNNFUSED_UNROLL
+      for (int n = 0; n < N; ++n) {
+        RNNFUSED_UNROLL
+        for (int m = 0; m < M; ++m) {
+          RNNFUSED_UNROLL
+          for (int i = 0; i < kCells; ++i) {
+            const int column = n * kEight + Map::column(lane, i), unit = Map::unit(lane, i) + first(m);
+            y_result[StateRows::at(0, column, unit - unit_0)] = narrow<T>(next[n][m][i][0]);
+            if constexpr (S > 1) {
+              cell_result[WideRows::at(0, column, unit - unit_0)] = next[n][m][i][1];
+              if (s.cells && step < columns.length_of(n, i) && unit < H)
+                s.cells[Index(row + slice + column) * y_step + d * H + unit] = narrow<T>(next[n][m][i][1]);
+            }
+            if (!s.tapes_gates) continue;
+            RNNFUSED_UNROLL
+            for (int a = 0; a < Cell::taped; ++a)
+              tape_result[GateRows::at(a, column, unit - unit_0)] = narrow<Gate>(taped[n][m][i][a]);
+          }
+        }
+      }
       if (last) break;
-      const int next_row = in.row(in.step(position + 1)), moved = next_row - row;
-      row = next_row;
-      gates += Index(moved) * gate_step;
-      of_y += Index(moved) * y_step;
-      of_cell += Index(moved) * H;
-      load_step(in.step(position + 1), gates);
+      cp_async_wait<1>();
+      if constexpr (X == Exchange::cluster) {
+        warp_sync();
+        if (lane == 0) mbarrier_arrive(done);
+      }
+      row_before = row, row = next_row, next_row = row_after, row_after = row_of(position + 3);
+      find_cuts(in.step(position + 1));
+    }
+    if (steps > 0) {
+      block_sync();
+      flush_step(in.step(end - 1), row, (steps - 1) % kResults);
     }
 
-    for_cells(0, [&](int n, int m, int i, bool, int sequences, int units) {
-      const int b = first_sequence + sequences, unit = first_unit + units;
-      if (unit >= H || b >= batch) return;
-      const Index at = (Index(d) * batch + b) * H + unit;
-      s.h[at] = narrow<T>(prev[n][m][i][0]);
-      if (s.h_wide) s.h_wide[at] = prev[n][m][i][0];
-      if constexpr (S > 1) s.c[at] = prev[n][m][i][1];
-    });
+    RNNFUSED_UNROLL
+    for (int n = 0; n < N; ++n) {
+      RNNFUSED_UNROLL
+      for (int m = 0; m < M; ++m) {
+        RNNFUSED_UNROLL
+        for (int i = 0; i < kCells; ++i) {
+          const int b = columns.sequence(lane, n, i), unit = first(m) + Map::unit(lane, i);
+          if (unit >= H || b >= batch) continue;
+          const Index at = (Index(d) * batch + b) * H + unit;
+          s.h[at] = narrow<T>(prev[n][m][i][0]);
+          if (s.h_wide) s.h_wide[at] = prev[n][m][i][0];
+          if constexpr (S > 1) s.c[at] = prev[n][m][i][1];
+        }
+      }
+    }
     if constexpr (X == Exchange::cluster) {
       if (F != ForwardFault::no_last_sync) cluster_sync();
     }

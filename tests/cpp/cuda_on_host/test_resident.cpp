@@ -280,7 +280,9 @@ TEST_CASE("what forward's protocol leaves out is reported") {
   must_be_reported<ForwardFault::no_last_sync>("no last barrier of the cluster");
   must_be_reported<ForwardFault::one_buffer>("one buffer of h");
   must_be_reported<ForwardFault::no_warp_sync>("no barrier of the warp before it sends");
-  must_be_reported<ForwardFault::one_stage>("one stage for what is sent");
+  must_be_reported<ForwardFault::no_arrival>("no wait for the other warps' rows");
+  must_be_reported<ForwardFault::one_result>("one buffer of results");
+  must_be_reported<ForwardFault::two_inputs>("two buffers of inputs");
   must_be_reported<ForwardFault::no_arm>("never armed");
 }
 

@@ -11,6 +11,7 @@
 #define __grid_constant__
 
 #define RNNFUSED_UNROLL
+#define RNNFUSED_NO_UNROLL
 #define RNNFUSED_ARCH 0
 
 struct uint3 {

@@ -79,6 +79,9 @@ class Case:
         self.seed = pick.randrange(1 << 30)
         self.text = f"{self.kind} {self.dtype} T{steps} B{batch} I{features} H{hidden} {options} {self.form}"
 
+    def rounds_alone(self, gpu: str) -> bool:
+        return self.dtype == torch.float32 and gpu == "cuda"
+
     def results(self, dtype: torch.dtype) -> list[Tensor]:
         module = copy.deepcopy(self.module).to(dtype)
         leaves = [t.detach().to(dtype).requires_grad_() for t in (self.x, *self.states)]
@@ -106,6 +109,9 @@ def test_as_step_by_step(index: int, gpu: str, monkeypatch: pytest.MonkeyPatch) 
     again = case.results(case.dtype)
     monkeypatch.setenv("RNNFUSED_CUDA_DRIVER", "stepwise")
     stepwise, exact = case.results(case.dtype), case.results(torch.float64)
+    # A GPU's products of the stepwise driver are not rounded to TF32: they do not tell what rounding costs where
+    # large terms cancel.
+    largest = max(float(t.abs().max()) for t in exact if t.numel()) if case.rounds_alone(gpu) else None
     # A relu may be open in one precision and closed in another.
     has_kink = case.kind == "RNN" and case.module.nonlinearity == "relu"
     for got, same, other, want in zip(resident, again, stepwise, exact, strict=True):
@@ -114,7 +120,7 @@ def test_as_step_by_step(index: int, gpu: str, monkeypatch: pytest.MonkeyPatch) 
             assert torch.isfinite(got).all()
             continue
         error, allowed = (got - want).abs().max(), (other - want).abs().max()
-        floor = FLOOR_ULPS * EPS[case.dtype] * want.abs().max()
+        floor = FLOOR_ULPS * EPS[case.dtype] * (largest or want.abs().max())
         assert error <= max(TORCH_ERRORS * allowed, floor), case.text
 
 

@@ -109,8 +109,8 @@ def test_as_step_by_step(index: int, gpu: str, monkeypatch: pytest.MonkeyPatch) 
     again = case.results(case.dtype)
     monkeypatch.setenv("RNNFUSED_CUDA_DRIVER", "stepwise")
     stepwise, exact = case.results(case.dtype), case.results(torch.float64)
-    # A GPU's products of the stepwise driver are not rounded to TF32: they do not tell what rounding costs where
-    # large terms cancel.
+    # A GPU's products of the stepwise driver are not rounded to TF32: they do not tell what rounding costs
+    # where large terms cancel.
     largest = max(float(t.abs().max()) for t in exact if t.numel()) if case.rounds_alone(gpu) else None
     # A relu may be open in one precision and closed in another.
     has_kink = case.kind == "RNN" and case.module.nonlinearity == "relu"

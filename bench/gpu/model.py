@@ -1,6 +1,8 @@
-"""`python -m bench.gpu.model`: what a step of the resident kernels should take, by estimate: the instructions
-of their loops (tools/sass.json) and latencies that others have published. No GPU is asked, and no GPU has
-confirmed it: the GPU suite's rows are what to hold it against (docs/gpu.md).
+"""`python -m bench.gpu.model [RESULTS]`: what a step of the resident kernels should take, by estimate; with a
+file of bench/results, what it took there, too.
+
+The estimate is made of the instructions of the kernels' loops (tools/sass.json) and of what an H200 was seen
+to do. It is no measurement: the GPU suite's steps are what to hold it against (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -8,19 +10,20 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
-__all__ = ["estimate", "main"]
+__all__ = ["estimate", "main", "measured"]
 
 NUMBERS = Path(__file__).parents[2] / "tools" / "sass.json"
-CLOCK = 1.7e9  # of an H100 under load; an H200 reads 1.98
-# Cycles. Luo et al. (2024), "Benchmarking and dissecting the Nvidia Hopper GPU architecture through
-# microbenchmarking": mma.sync m16n8k16 takes 33 in a chain and reaches 63 % of the rate of its tensor core,
-# whose 8 cycles are then 13; a hop of distributed shared memory takes 180 to 230.
-CHAINED, APART = 33, 13
-FLIGHT = {"cluster": 230, "block": 30}  # the latter a barrier of the block
-WAIT = 70  # the wait that succeeds, and the first ldmatrix
+CLOCK = 1.98e9  # of an H200 at work
+# Cycles, seen on an H200. What comes from other blocks of a cluster arrives so many bytes a cycle, and the
+# first of it so late; of a block that is alone it is a barrier.
+ARRIVING, FLIGHT, BARRIER = 12, 220, 30
 SHARED = 128  # bytes a cycle of a multiprocessor's shared memory
+PRODUCT = 6.4  # of mma.sync m16n8k16 on a scheduler that has nothing else to do
+DRAINED = 50  # from a phase's last instruction until its result is there
+COLUMNS = 8  # of the batch, in an eight
 
 
 def estimate(name: str, numbers: dict[str, int]) -> float:
@@ -28,25 +31,46 @@ def estimate(name: str, numbers: dict[str, int]) -> float:
     way, cell, dtype, depth, tiles, eights, exchange, warps, held = (
         int(word[1:]) if word[0] in "HMNWR" and word[1:].isdigit() else word for word in name.split()
     )
-    operands = tiles * depth // (8 if dtype == "tf32" else 16)
-    if cell == "gru" and way == "backward":
-        operands = math.ceil(operands * 3 / 4)  # without the row that forward leaves empty
+    size, in_depth = (4, 8) if dtype == "tf32" else (2, 16)
+    gates = {"lstm": 4, "gru": 3}.get(cell, 1)
+    units = warps * tiles * 16 // (1 if gates == 1 else 4)  # of a block
+    columns = COLUMNS * eights
     turns = warps / 4  # warps that share a scheduler
-    chains = 4 if tiles == 1 else 2 * tiles
-    shared = max(0, operands - held) * 512 * warps / SHARED
-    products = max(operands / chains * CHAINED, operands * eights * turns * APART, shared)
-    if way == "forward":
-        # What memory waits for overlaps with the flight.
-        waited = WAIT + products + turns * numbers["to_send"] + FLIGHT[exchange]
-        return max(waited, WAIT + turns * numbers["step"])
-    # Nearly all instructions come before the sends.
-    barrier = FLIGHT["block"]
-    return WAIT + barrier + products + turns * numbers["step"] + FLIGHT[exchange]
+    operands = tiles * depth // in_depth
+    if way == "backward" and cell == "gru":
+        operands = math.ceil(operands * 3 / 4)  # without the row that forward leaves empty
+    # Every warp reads what is multiplied, forward h, backward the gate gradients of its share of the rows,
+    # and what of the weights is not in registers.
+    shares = max(1, warps * 16 // depth)
+    read = columns * size * (depth if way == "forward" else gates * units // shares)
+    kept = max(0, operands - held) * 512
+    products = max(warps * (read + kept) / SHARED, operands * eights * turns * PRODUCT) + DRAINED
+    number = size if way == "forward" else 4
+    arrival = FLIGHT + depth * columns * number / ARRIVING if exchange == "cluster" else BARRIER
+    if way == "backward" or exchange == "block":
+        # Nearly all other instructions come before what is sent.
+        return products + turns * numbers["step"] + arrival
+    # What memory waits for overlaps with the flight.
+    after = turns * max(0, numbers["step"] - numbers["to_send"] - 2 * operands)
+    return products + DRAINED + turns * numbers["to_send"] + max(arrival, after)
+
+
+def measured(results: Path) -> dict[str, float]:
+    """Seconds of a step of each kernel, by its name (without the operands in registers), with the
+    smallest batch that the suite gave it.
+    """
+    found: dict[str, float] = {}
+    for row in json.loads(results.read_text())["steps"]["rows"]:
+        for name, of in row.get("kernels", {}).items():
+            found.setdefault(name.rpartition(" R")[0], of["step"])
+    return found
 
 
 def main() -> None:
     kernels = json.loads(NUMBERS.read_text())["kernels"]
-    print("| kernel | instructions of a step | to the first send | estimate, us a step |\n|---|---|---|---|")
+    taken = measured(Path(sys.argv[1])) if len(sys.argv) > 1 else {}
+    print("| kernel | instructions of a step | to the first send | estimate, us a step | measured |")
+    print("|---|---|---|---|---|")
     order = sorted(kernels, key=lambda name: [*name.split()[:3], *map(int, re.findall(r"[HN](\d+)", name))])
     for name in order:
         if " bf16 " not in name or "relu" in name:
@@ -55,7 +79,9 @@ def main() -> None:
         words = f"{way}, {cell.replace('rnn_tanh', 'rnn').upper()}, H {depth[1:]}, {exchange}"
         words += ", two eights of the batch" if eights == "N2" else ""
         step, send = kernels[name]["step"], kernels[name]["to_send"]
-        print(f"| {words} | {step} | {send} | {estimate(name, kernels[name]) / CLOCK * 1e6:.2f} |")
+        seconds = taken.get(name.rpartition(" R")[0])
+        cells = (words, step, send, f"{estimate(name, kernels[name]) / CLOCK * 1e6:.2f}")
+        print("|", *(f"{cell} |" for cell in cells), f"{seconds * 1e6:.2f} |" if seconds else "|")
 
 
 if __name__ == "__main__":

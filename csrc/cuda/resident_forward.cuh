@@ -85,6 +85,81 @@ struct Columns {
   __device__ int length_of(int n, int i) const { return length[n][i % Map::columns]; }
 };
 
+// What a thread moves of every step's rows, and where the block has them meanwhile.
+template <class Cell, class T, class At>
+class ForwardRows {
+ public:
+  using Gate = GateOf<Cell, T>;
+  using Gates = typename At::Gates;
+  using States = typename At::States;
+  using Wide = typename At::Wide;
+
+  // The block's units are those from `unit` on.
+  __device__ ForwardRows(const ResidentForward<Cell, T>& s, int d, int slice, int unit, Shared<int> lengths)
+      : whole_(int(s.hidden) % kChunk<T> == 0 && is_whole(s.gates) && is_whole(s.y) && is_whole(s.cell)) {
+    const int H = int(s.hidden), units = H - unit, gate_step = Cell::accumulators * H,
+              y_step = int(s.directions) * H;
+    Gate* const gates =
+        s.gates + (d * s.gates_stride + (slice - of_direction(s.first_row, d)) * gate_step + unit);
+    T* const y = s.y + (Index(slice) * y_step + d * H + unit);
+    float* const cell = s.cell ? s.cell + (d * s.cell_stride + Index(slice) * H + unit) : nullptr;
+    int i = int(threadIdx.x);
+    RNNFUSED_UNROLL
+    for (RowPiece& piece : fetched_) {
+      if (i < kFetched)
+        piece.take<Gates, At::columns>(i, gates + Cell::x_first * H, units, gate_step, H, 0, lengths);
+      i += At::threads;
+    }
+    i = int(threadIdx.x);
+    RNNFUSED_UNROLL
+    for (RowPiece& piece : flushed_) {
+      if (i < kY) {
+        piece.take<States, At::columns>(i, y, units, y_step, 0, 0, lengths);
+      } else if (i < kY + kTape) {
+        piece.take<Gates, At::columns>(i - kY, s.tapes_gates ? gates : nullptr, units, gate_step, H,
+                                       At::tape_of_result, lengths);
+      } else if (i < kFlushed) {
+        piece.take<Wide, At::columns>(i - kY - kTape, cell, units, H, 0, At::cell_of_result, lengths);
+      }
+      i += At::threads;
+    }
+  }
+
+  // The input's projection of a step, whose first row is `row`, on its way into that buffer.
+  __device__ void fetch(int step, int row, int buffer) const {
+    RNNFUSED_UNROLL
+    for (const RowPiece& piece : fetched_)
+      piece.fetch(whole_, step, row, shared_cast<RowPiece::Grain>(input(buffer)));
+  }
+  // Results of a step from their buffer into memory.
+  __device__ void flush(int step, int row, int buffer) const {
+    RNNFUSED_UNROLL
+    for (const RowPiece& piece : flushed_)
+      piece.flush(whole_, step, row, shared_cast<RowPiece::Grain>(y(buffer)));
+  }
+
+  // Of a buffer: what fetch() brings, and what flush() takes.
+  static __device__ Shared<Gate> input(int buffer) {
+    return shared_memory<Gate>(At::inputs) + buffer * Gates::elements(Cell::gates);
+  }
+  static __device__ Shared<T> y(int buffer) { return result<T>(buffer, 0); }
+  static __device__ Shared<Gate> tape(int buffer) { return result<Gate>(buffer, At::tape_of_result); }
+  static __device__ Shared<float> cell(int buffer) { return result<float>(buffer, At::cell_of_result); }
+
+ private:
+  template <class E>
+  static __device__ Shared<E> result(int buffer, size_t begin) {
+    return shared_memory<E>(At::results + size_t(buffer) * At::result + begin);
+  }
+
+  static constexpr int kFetched = Gates::pieces(Cell::gates), kY = States::pieces(1),
+                       kTape = Gates::pieces(Cell::taped),
+                       kFlushed = kY + kTape + (Cell::states > 1 ? Wide::pieces(1) : 0);
+  RowPiece fetched_[(kFetched + At::threads - 1) / At::threads],
+      flushed_[(kFlushed + At::threads - 1) / At::threads];
+  bool whole_;
+};
+
 template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held,
           ForwardFault F = ForwardFault::none>
 __global__ void __launch_bounds__(Warps * 32, 1)
@@ -179,8 +254,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
     for (int i = int(threadIdx.x); i < At::columns; i += At::threads) lengths[i] = in.length(slice + i);
     // Of cells that are not there something is read, and dropped.
     const Shared<Gate> inputs = shared_memory<Gate>(At::inputs);
-    constexpr int kInput = At::Gates::elements(G);
-    for (int i = int(threadIdx.x); i < 3 * kInput; i += At::threads) inputs[i] = Gate{};
+    for (int i = int(threadIdx.x); i < 3 * At::Gates::elements(G); i += At::threads) inputs[i] = Gate{};
 
     // This lane's cells: biases and states.
     float bias[M][kCells][A], prev[N][M][kCells][S];
@@ -209,55 +283,8 @@ __global__ void __launch_bounds__(Warps * 32, 1)
     }
     block_sync();  // lengths are there, and inputs zero
 
-    // What this thread moves of every step's rows, from memory and to it.
-    const int unit_0 = int(rank) * At::block_units, units = H - unit_0, y_step = int(s.directions) * H;
-    Gate* const gates =
-        s.gates + (d * s.gates_stride + (slice - of_direction(s.first_row, d)) * (A * H) + unit_0);
-    T* const y = s.y + (Index(slice) * y_step + d * H + unit_0);
-    float* const cell = s.cell ? s.cell + (d * s.cell_stride + Index(slice) * H + unit_0) : nullptr;
-    const bool whole = H % kChunk<T> == 0 && is_whole(s.gates) && is_whole(s.y) && is_whole(s.cell);
-    using GateRows = typename At::Gates;
-    using StateRows = typename At::States;
-    using WideRows = typename At::Wide;
-    constexpr int kFetched = GateRows::pieces(G), kY = StateRows::pieces(1),
-                  kTape = GateRows::pieces(Cell::taped);
-    constexpr int kFlushed = kY + kTape + (S > 1 ? WideRows::pieces(1) : 0);
-    RowPiece fetched[(kFetched + At::threads - 1) / At::threads];
-    RowPiece flushed[(kFlushed + At::threads - 1) / At::threads];
-    int of_piece = int(threadIdx.x);
-    RNNFUSED_UNROLL
-    for (RowPiece& moved : fetched) {
-      if (of_piece < kFetched)
-        moved.take<GateRows, At::columns>(of_piece, gates + Cell::x_first * H, units, A * H, H, 0, lengths);
-      of_piece += At::threads;
-    }
-    of_piece = int(threadIdx.x);
-    RNNFUSED_UNROLL
-    for (RowPiece& moved : flushed) {
-      if (of_piece < kY) {
-        moved.take<StateRows, At::columns>(of_piece, y, units, y_step, 0, 0, lengths);
-      } else if (of_piece < kY + kTape) {
-        moved.take<GateRows, At::columns>(of_piece - kY, s.tapes_gates ? gates : nullptr, units, A * H, H,
-                                          At::tape_of_result, lengths);
-      } else if (of_piece < kFlushed) {
-        moved.take<WideRows, At::columns>(of_piece - kY - kTape, cell, units, H, 0, At::cell_of_result,
-                                          lengths);
-      }
-      of_piece += At::threads;
-    }
-    const auto fetch_step = [&](int step, int row, int buffer) {
-      RNNFUSED_UNROLL
-      for (const RowPiece& moved : fetched)
-        moved.fetch(whole, step, row, shared_cast<RowPiece::Grain>(inputs + buffer * kInput));
-    };
-    const auto result_of = [&](int buffer, size_t begin) {
-      return shared_memory<T>(At::results + size_t(buffer) * At::result + begin);
-    };
-    const auto flush_step = [&](int step, int row, int buffer) {
-      RNNFUSED_UNROLL
-      for (const RowPiece& moved : flushed)
-        moved.flush(whole, step, row, shared_cast<RowPiece::Grain>(result_of(buffer, 0)));
-    };
+    const int unit_0 = int(rank) * At::block_units;
+    const ForwardRows<Cell, T, At> rows(s, d, slice, unit_0, lengths);
     bool cut[N][Map::columns] = {};  // after the step
     const auto find_cuts = [&](int step) {
       RNNFUSED_UNROLL
@@ -277,8 +304,8 @@ __global__ void __launch_bounds__(Warps * 32, 1)
 
     if (steps > 0) {
       find_cuts(in.step(position));
-      fetch_step(in.step(position), row, 0);
-      if (steps > 1) fetch_step(in.step(position + 1), next_row, 1);
+      rows.fetch(in.step(position), row, 0);
+      if (steps > 1) rows.fetch(in.step(position + 1), next_row, 1);
     }
     cp_async_wait_all();
     if (F == ForwardFault::no_first_sync) {
@@ -320,7 +347,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
       if constexpr (X == Exchange::cluster) {
         if (F != ForwardFault::no_arrival && u > 0) mbarrier_wait(done, u - 1);
       }
-      const Shared<Gate> x = inputs + int(u % kInputs) * kInput;
+      const Shared<Gate> x = rows.input(int(u % kInputs));
 
       float next[N][M][kCells][S], taped[N][M][kCells][A];
       const Shared<T> stage = stages + warp * At::stage;
@@ -341,18 +368,18 @@ __global__ void __launch_bounds__(Warps * 32, 1)
           for (int i = 0; i < kCells; ++i) {
             const int column = n * kEight + Map::column(lane, i), unit = Map::unit(lane, i);
             const int own_unit = first(m) - unit_0 + unit;
-            Approx acc[A], before[S], after[S], tape[A];
+            Approx acc[A], before[S], after[S], kept[A];
             RNNFUSED_UNROLL
             for (int a = 0; a < A; ++a) {
               float sum_a = bias[m][i][a];
               if (feeds<Cell>(Cell::x_first, a))
-                sum_a = widen(Gate(x[GateRows::at(a - Cell::x_first, column, own_unit)])) + sum_a;
+                sum_a = widen(Gate(x[At::Gates::at(a - Cell::x_first, column, own_unit)])) + sum_a;
               if (feeds<Cell>(Cell::h_first, a)) sum_a += gathered[i][(a - Cell::h_first) % Map::rows];
               acc[a] = sum_a;
             }
             RNNFUSED_UNROLL
             for (int k = 0; k < S; ++k) before[k] = prev[n][m][i][k];
-            Cell::forward(acc, before, after, tape);
+            Cell::forward(acc, before, after, kept);
             const bool there = step < columns.length_of(n, i) && first(m) + unit < H;
             const bool zeroed = cut[n][i % Map::columns];
             RNNFUSED_UNROLL
@@ -361,7 +388,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
               if (there) prev[n][m][i][k] = zeroed ? 0.0f : plain(after[k]);
             }
             RNNFUSED_UNROLL
-            for (int a = 0; a < Cell::taped; ++a) taped[n][m][i][a] = plain(tape[a]);
+            for (int a = 0; a < Cell::taped; ++a) taped[n][m][i][a] = plain(kept[a]);
             const T operand = Op::round(prev[n][m][i][0]);
             if constexpr (X == Exchange::cluster) {
               stage[Layout::at(column, first(m) + unit) - piece] = operand;
@@ -389,13 +416,13 @@ __global__ void __launch_bounds__(Warps * 32, 1)
       }
       // What only memory waits for, after what the peers wait for: the inputs of the step after the next, the
       // last step's rows on their way to memory, and this one's to where all of the block can take them.
-      if (position + 2 < end) fetch_step(in.step(position + 2), row_after, int((u + 2) % kInputs));
+      if (position + 2 < end) rows.fetch(in.step(position + 2), row_after, int((u + 2) % kInputs));
       cp_async_commit();  // of a step without, an empty group: the newest but one is the next step's
-      if (u > 0) flush_step(in.step(position - 1), row_before, int((u - 1) % kResults));
+      if (u > 0) rows.flush(in.step(position - 1), row_before, int((u - 1) % kResults));
       const int result = int(u % kResults);
-      const Shared<T> y_result = result_of(result, 0);
-      const Shared<Gate> tape_result = shared_cast<Gate>(result_of(result, At::tape_of_result));
-      const Shared<float> cell_result = shared_cast<float>(result_of(result, At::cell_of_result));
+      const Shared<T> y = rows.y(result);
+      const Shared<Gate> tape = rows.tape(result);
+      const Shared<float> cell = rows.cell(result);
       RNNFUSED_UNROLL
       for (int n = 0; n < N; ++n) {
         RNNFUSED_UNROLL
@@ -403,16 +430,17 @@ __global__ void __launch_bounds__(Warps * 32, 1)
           RNNFUSED_UNROLL
           for (int i = 0; i < kCells; ++i) {
             const int column = n * kEight + Map::column(lane, i), unit = Map::unit(lane, i) + first(m);
-            y_result[StateRows::at(0, column, unit - unit_0)] = narrow<T>(next[n][m][i][0]);
+            y[At::States::at(0, column, unit - unit_0)] = narrow<T>(next[n][m][i][0]);
             if constexpr (S > 1) {
-              cell_result[WideRows::at(0, column, unit - unit_0)] = next[n][m][i][1];
+              cell[At::Wide::at(0, column, unit - unit_0)] = next[n][m][i][1];
               if (s.cells && step < columns.length_of(n, i) && unit < H)
-                s.cells[Index(row + slice + column) * y_step + d * H + unit] = narrow<T>(next[n][m][i][1]);
+                s.cells[Index(row + slice + column) * (int(s.directions) * H) + d * H + unit] =
+                    narrow<T>(next[n][m][i][1]);
             }
             if (!s.tapes_gates) continue;
             RNNFUSED_UNROLL
             for (int a = 0; a < Cell::taped; ++a)
-              tape_result[GateRows::at(a, column, unit - unit_0)] = narrow<Gate>(taped[n][m][i][a]);
+              tape[At::Gates::at(a, column, unit - unit_0)] = narrow<Gate>(taped[n][m][i][a]);
           }
         }
       }
@@ -427,7 +455,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
     }
     if (steps > 0) {
       block_sync();
-      flush_step(in.step(end - 1), row, (steps - 1) % kResults);
+      rows.flush(in.step(end - 1), row, (steps - 1) % kResults);
     }
 
     RNNFUSED_UNROLL

@@ -44,10 +44,13 @@ with_python = -DRNNFUSED_BUILD_PYTHON=ON -DPython_EXECUTABLE="$$($(python) -c 'i
 without_python = -DRNNFUSED_BUILD_PYTHON=OFF -DRNNFUSED_CUDA=OFF $(CMAKE_ARGS)
 
 machine := $(shell uname -m)
-vector_isas := $(if $(filter x86_64,$(machine)),avx2;avx512;avx512_vnni;avx512_bf16;avx512_amx,$(if $(filter aarch64 arm64,$(machine)),neon;neon_dot;neon_bf16,scalar))
 has = $(shell grep -qw $(1) /proc/cpuinfo && echo yes)
 widest_isa := $(if $(filter x86_64,$(machine)),$(if $(call has,avx512_bf16),avx512_bf16,$(if $(call has,avx512f),avx512,avx2)))
-# The vectors' paths that run here, or scalar where there are none.
+# Paths of vectors that run here, of which C++ tests are built; and of these what sanitizers watch, or scalar.
+and_where = $(if $(call has,$(2)),;$(1))
+x86_isas = avx2$(call and_where,avx512,avx512f)$(call and_where,avx512_vnni,avx512_vnni)$(call and_where,avx512_bf16,avx512_bf16)$(call and_where,avx512_amx,amx_bf16)
+arm_isas = neon$(call and_where,neon_dot,asimddp)$(call and_where,neon_bf16,bf16)
+vector_isas := $(if $(filter x86_64,$(machine)),$(x86_isas),$(if $(filter aarch64 arm64,$(machine)),$(arm_isas),scalar))
 sanitized_isas := $(or $(patsubst avx512_bf16,avx512;avx512_vnni;avx512_bf16,$(widest_isa)),scalar)
 emulated_isas := $(if $(filter avx512_bf16,$(widest_isa)),;avx512_amx)
 CPP_SOURCES = $(shell find csrc tests/cpp bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')

@@ -405,14 +405,17 @@ RESIDENT = "forward lstm bf16 H256 M1 N2 cluster W8 R32"
 
 def test_kernels_have_the_names_of_their_machine_code() -> None:
     inside = "rnnfused::device::Lstm, rnnfused::BFloat16, 256, 1, 2, (rnnfused::cuda::Exchange)1, 8, 32"
-    full = f"void rnnfused::cuda::resident_forward<{inside}, (rnnfused::cuda::ForwardFault)0>(int)"
+    inside += ", (rnnfused::cuda::Products)0, (rnnfused::cuda::ForwardFault)0"
+    full = f"void rnnfused::cuda::resident_forward<{inside}>(int)"
     assert (
         gpu_steps.kernel_of(full) == RESIDENT
         and RESIDENT in json.loads(gpu_model.NUMBERS.read_text())["kernels"]
     )
     rnn = "rnnfused::device::Rnn<rnnfused::device::TanhActivation>, float, 128, 1, 1"
-    found = gpu_steps.kernel_of(f"void resident_backward<{rnn}, (rnnfused::cuda::Exchange)0, 8, 32>")
-    assert found == "backward rnn_tanh tf32 H128 M1 N1 block W8 R32"
+    for split, held, dtype in ((0, 32, "tf32"), (1, 16, "f32")):
+        more = f"(rnnfused::cuda::Exchange)0, 8, {held}, (rnnfused::cuda::Products){split}"
+        found = gpu_steps.kernel_of(f"void resident_backward<{rnn}, {more}>")
+        assert found == f"backward rnn_tanh {dtype} H128 M1 N1 block W8 R{held}"
     assert (
         gpu_steps.kernel_of("void rnnfused::cuda::forward_step<rnnfused::device::Lstm, float>(int)") is None
     )
@@ -426,7 +429,8 @@ def test_a_step_is_what_more_steps_add() -> None:
 def test_layers_whose_steps_are_timed() -> None:
     rows = gpu_steps.rows()
     assert len(set(rows)) == len(rows)
-    assert not [row for row in rows if row.precision == "tf32" and row.case.hidden > 512]
+    assert {row.precision for row in rows} == {"bf16", "tf32", "f32"}
+    assert not [row for row in rows if row.precision == "f32" and row.case.hidden > 256]
 
 
 # ---- The report

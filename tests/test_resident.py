@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,19 +22,29 @@ import rnnfused
 from bench.gpu.timing import capture
 
 CASES = min(60, int(os.environ.get("RNNFUSED_WALK_CASES", "60")))
-# As the kernels multiply them: float32 as TF32, whose numbers have as many bits as float16's.
+# As the kernels multiply them: float32 as TF32, whose numbers have as many bits as float16's, or whole.
 EPS = {torch.float32: 2.0**-10, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+WHOLE = 2.0**-23
 # Around a tile, a block and a cluster of blocks.
 SIZES = (1, 3, 8, 31, 32, 33, 63, 64, 65, 100, 128, 129)
 
 
 @pytest.fixture(autouse=True)
-def tf32(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Recurrent layers of float32 may be multiplied as TF32, other products not."""
-    monkeypatch.setenv("RNNFUSED_EMULATION_TF32", "1")
+def allow_tf32(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets whether recurrent layers of float32 may be multiplied as TF32; at first they may. Other products
+    are not.
+    """
+
+    def allow(whether: bool) -> None:
+        torch.backends.cudnn.allow_tf32 = whether
+        if whether:
+            monkeypatch.setenv("RNNFUSED_EMULATION_TF32", "1")
+        else:
+            monkeypatch.delenv("RNNFUSED_EMULATION_TF32", raising=False)
+
     before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = True
-    yield
+    allow(True)
+    yield allow
     torch.backends.cudnn.allow_tf32 = before
 
 
@@ -47,6 +58,7 @@ class Case:
 
     def __init__(self, pick: random.Random, gpu: str) -> None:
         self.kind, self.dtype = pick.choice(KINDS), pick.choice(list(EPS))
+        self.tf32 = pick.random() < 0.5  # where it is float32
         hidden, features = pick.choice(SIZES), pick.choice((1, 5, 8))
         steps, batch = pick.choice((1, 2, 3, 6)), pick.choice((1, 2, 7, 8, 9, 17))
         options: dict[str, Any] = {
@@ -79,8 +91,12 @@ class Case:
         self.seed = pick.randrange(1 << 30)
         self.text = f"{self.kind} {self.dtype} T{steps} B{batch} I{features} H{hidden} {options} {self.form}"
 
+    @property
+    def eps(self) -> float:
+        return EPS[self.dtype] if self.dtype != torch.float32 or self.tf32 else WHOLE
+
     def rounds_alone(self, gpu: str) -> bool:
-        return self.dtype == torch.float32 and gpu == "cuda"
+        return self.dtype == torch.float32 and self.tf32 and gpu == "cuda"
 
     def results(self, dtype: torch.dtype) -> list[Tensor]:
         module = copy.deepcopy(self.module).to(dtype)
@@ -103,8 +119,11 @@ class Case:
 
 
 @pytest.mark.parametrize("index", range(CASES))
-def test_as_step_by_step(index: int, gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_step_by_step(
+    index: int, gpu: str, allow_tf32: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = Case(random.Random(index), gpu)
+    allow_tf32(case.tf32)
     resident = case.results(case.dtype)
     again = case.results(case.dtype)
     monkeypatch.setenv("RNNFUSED_CUDA_DRIVER", "stepwise")
@@ -120,7 +139,7 @@ def test_as_step_by_step(index: int, gpu: str, monkeypatch: pytest.MonkeyPatch) 
             assert torch.isfinite(got).all()
             continue
         error, allowed = (got - want).abs().max(), (other - want).abs().max()
-        floor = FLOOR_ULPS * EPS[case.dtype] * (largest or want.abs().max())
+        floor = FLOOR_ULPS * case.eps * (largest or want.abs().max())
         assert error <= max(TORCH_ERRORS * allowed, floor), case.text
 
 
@@ -148,11 +167,17 @@ torch.backends.cudnn.allow_tf32 = False
 import os
 os.environ.pop("RNNFUSED_EMULATION_TF32")
 run("RNN", 40, torch.float32)
+run("LSTM", 200, torch.float32)
+run("LSTM", 300, torch.float32)
 os.environ["RNNFUSED_CUDA_DRIVER"] = "stepwise"
 run("LSTM", 64, torch.bfloat16)"""
     drivers = taken([line for line in logged(layers) if "driver=" in line])
     expected = (
-        [("resident", 1), ("resident", 5)] + [("stepwise", 1)] * 4 + [("resident", 1)] + [("stepwise", 1)] * 2
+        [("resident", 1), ("resident", 5)]
+        + [("stepwise", 1)] * 4
+        + [("resident", 1)] * 2
+        + [("resident", 7)]
+        + [("stepwise", 1)] * 2
     )
     assert drivers == [driver for driver in expected for _ in ("forward", "backward")]
 

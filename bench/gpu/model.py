@@ -31,7 +31,8 @@ def estimate(name: str, numbers: dict[str, int]) -> float:
     way, cell, dtype, depth, tiles, eights, exchange, warps, held = (
         int(word[1:]) if word[0] in "HMNWR" and word[1:].isdigit() else word for word in name.split()
     )
-    size, in_depth = (4, 8) if dtype == "tf32" else (2, 16)
+    size, in_depth = (2, 16) if dtype in ("f16", "bf16") else (4, 8)
+    split = 3 if dtype == "f32" else 1  # instructions to a product
     gates = {"lstm": 4, "gru": 3}.get(cell, 1)
     units = warps * tiles * 16 // (1 if gates == 1 else 4)  # of a block
     columns = COLUMNS * eights
@@ -43,15 +44,15 @@ def estimate(name: str, numbers: dict[str, int]) -> float:
     # and what of the weights is not in registers.
     shares = max(1, warps * 16 // depth)
     read = columns * size * (depth if way == "forward" else gates * units // shares)
-    kept = max(0, operands - held) * 512
-    products = max(warps * (read + kept) / SHARED, operands * eights * turns * PRODUCT) + DRAINED
+    kept = max(0, operands - held) * 512 * (2 if split > 1 else 1)
+    products = max(warps * (read + kept) / SHARED, operands * split * eights * turns * PRODUCT) + DRAINED
     number = size if way == "forward" else 4
     arrival = FLIGHT + depth * columns * number / ARRIVING if exchange == "cluster" else BARRIER
     if way == "backward" or exchange == "block":
         # Nearly all other instructions come before what is sent.
         return products + turns * numbers["step"] + arrival
     # What memory waits for overlaps with the flight.
-    after = turns * max(0, numbers["step"] - numbers["to_send"] - 2 * operands)
+    after = turns * max(0, numbers["step"] - numbers["to_send"] - 2 * split * operands)
     return products + DRAINED + turns * numbers["to_send"] + max(arrival, after)
 
 
@@ -73,10 +74,10 @@ def main() -> None:
     print("|---|---|---|---|---|")
     order = sorted(kernels, key=lambda name: [*name.split()[:3], *map(int, re.findall(r"[HN](\d+)", name))])
     for name in order:
-        if " bf16 " not in name or "relu" in name:
+        way, cell, dtype, depth, _, eights, exchange, *_ = name.split()
+        if dtype not in ("bf16", "f32") or "relu" in name:
             continue
-        way, cell, _, depth, _, eights, exchange, *_ = name.split()
-        words = f"{way}, {cell.replace('rnn_tanh', 'rnn').upper()}, H {depth[1:]}, {exchange}"
+        words = f"{way}, {cell.replace('rnn_tanh', 'rnn').upper()} {dtype}, H {depth[1:]}, {exchange}"
         words += ", two eights of the batch" if eights == "N2" else ""
         step, send = kernels[name]["step"], kernels[name]["to_send"]
         seconds = taken.get(name.rpartition(" R")[0])

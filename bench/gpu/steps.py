@@ -30,6 +30,7 @@ FEATURES = 8  # of the input: the products before and after the recurrence are n
 _KERNEL = re.compile(
     r"resident_(forward|backward)<.*?(ReluActivation|TanhActivation|Lstm|Gru)\b"
     r".*?(Half|BFloat16|float), (\d+), (\d+), (\d+), \(.*?Exchange\)(\d), (\d+), (\d+)"
+    r", \(.*?Products\)(\d)"
 )
 _CELLS = {"ReluActivation": "rnn_relu", "TanhActivation": "rnn_tanh", "Lstm": "lstm", "Gru": "gru"}
 _TYPES = {"Half": "f16", "BFloat16": "bf16", "float": "tf32"}
@@ -40,23 +41,24 @@ def kernel_of(name: str) -> str | None:
     found = _KERNEL.search(name)
     if found is None:
         return None
-    way, cell, dtype, depth, tiles, eights, exchange, warps, held = found.groups()
+    way, cell, dtype, depth, tiles, eights, exchange, warps, held, split = found.groups()
     sizes = f"H{depth} M{tiles} N{eights} {('block', 'cluster')[int(exchange)]} W{warps} R{held}"
-    return f"{way} {_CELLS[cell]} {_TYPES[dtype]} {sizes}"
+    return f"{way} {_CELLS[cell]} {'f32' if split == '1' else _TYPES[dtype]} {sizes}"
 
 
 def rows() -> list[GpuCase]:
     """Those that say most first: every depth of each cell, one sequence's step and that of full clusters."""
     found = []
-    for precision in ("bf16", "tf32"):
+    most = {"bf16": 1024, "tf32": 512, "f32": 256}  # units that are resident
+    for precision in most:
         for cell, sizes in {
             "lstm": (256, 512, 64, 768),
             "gru": (256, 512, 64, 768),
             "rnn": (512, 1024, 256),
         }.items():
             for hidden in sizes:
-                if precision == "tf32" and hidden > 512:
-                    continue  # runs step by step
+                if hidden > most[precision]:
+                    continue
                 found += [
                     GpuCase(Case("training", cell, MANY, batch, hidden), precision) for batch in (8, 64)
                 ]

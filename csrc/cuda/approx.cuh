@@ -16,6 +16,7 @@ struct Approx {
 };
 
 __device__ __forceinline__ float plain(Approx x) { return x.value; }
+__device__ __forceinline__ float plain(float x) { return x; }
 
 __device__ __forceinline__ Approx operator-(Approx a) { return -a.value; }
 __device__ __forceinline__ bool operator<(Approx a, Approx b) { return a.value < b.value; }

@@ -24,10 +24,12 @@ constexpr int kMostTiles = 2;
 // takes, on which no bit of a result depends. `slow`: kernels that are for devices without clusters.
 bool find_resident(const PlanInput& in, bool slow, Resident& best) {
   const ResidentKernels kernels = resident_kernels(in.unit_rows, in.type);
+  const Products products = in.type == Type::f32 && !in.allows_tf32 ? Products::split : Products::rounded;
   Index least = 0;
   int depth = 0;
   for (int k = 0; k < kernels.count; ++k) {
     const ResidentKernel& kernel = kernels.all[k];
+    if (kernels.products(k) != products) continue;
     if (depth != 0 && kernel.depth != depth) break;
     if (kernel.depth < in.shape.hidden || (kernel.row_tiles > kMostTiles && !slow)) continue;
     if (kernel.exchange == Exchange::cluster && in.arch < 900) continue;
@@ -51,7 +53,6 @@ bool find_resident(const PlanInput& in, bool slow, Resident& best) {
 bool find_resident(const PlanInput& in, Resident& best) {
   if (!in.allows_resident || in.shape.projected() || in.shape.rows() == 0 || in.shape.hidden == 0)
     return false;
-  if (in.type == Type::f32 && !in.allows_tf32) return false;
   // The kernels count in 32 bits.
   const Index row = std::max(in.accumulators, in.directions) * in.shape.hidden;
   if (std::max(in.shape.rows(), in.shape.batch * row) > std::numeric_limits<int>::max()) return false;

@@ -16,6 +16,11 @@ const char* name_of(Driver driver);
 // block; or through the shared memory of a cluster of them (sm_90).
 enum class Exchange : int { block, cluster };
 
+// What is made of float32 for matrix instructions, which have no products of it: it is rounded to TF32, or
+// split into two TF32 numbers, whose products together err no more than float32's. Other types are as they
+// are.
+enum class Products : int { rounded, split };
+
 // Rows of the weights, and columns of the batch, that a matrix instruction takes.
 constexpr int kTileRows = 16, kEight = 8;
 
@@ -37,33 +42,46 @@ struct ResidentKernel {
 };
 
 struct ResidentKernels {
-  int count;
+  int count, rounded;  // how many there are, and of them, before the others, with rounded products
   ResidentKernel all[7];
+
+  constexpr Products products(int kernel) const {
+    return kernel < rounded ? Products::rounded : Products::split;
+  }
 };
 
-// Smallest first: an operand takes 4 registers of a thread, of which 255 are there with 8 warps and 168
-// with 12. A unit's rows in a tile are one for cells of one gate, four for the others, so that a thread gets
-// all gates of a unit.
+// Smallest first: an operand takes 4 registers of a thread (8 if split), of which 255 are there with 8 warps
+// and 168 with 12. A unit's rows in a tile are one for cells of one gate, four for the others, so that a
+// thread gets all gates of a unit.
 constexpr ResidentKernels resident_kernels(int unit_rows, Type type) {
   constexpr Exchange block = Exchange::block, cluster = Exchange::cluster;
-  if (type == Type::f64 || unit_rows == 0) return {0, {}};
-  if (type == Type::f32) {  // multiplied as TF32
-    return unit_rows == 1 ? ResidentKernels{3,
+  if (type == Type::f64 || unit_rows == 0) return {0, 0, {}};
+  if (type == Type::f32) {
+    return unit_rows == 1 ? ResidentKernels{5,
+                                            3,
                                             {{block, 128, 1, 1, 8, 32, 32},
                                              {cluster, 256, 1, 1, 8, 32, 32},
-                                             {cluster, 512, 1, 1, 8, 30, 30}}}
-                          : ResidentKernels{4,
+                                             {cluster, 512, 1, 1, 8, 30, 30},
+                                             {block, 128, 1, 1, 8, 16, 16},
+                                             {cluster, 256, 1, 1, 8, 14, 14}}}
+                          : ResidentKernels{7,
+                                            4,
                                             {{block, 64, 2, 1, 8, 32, 32},
                                              {cluster, 256, 1, 1, 8, 32, 32},
                                              {cluster, 256, 1, 2, 8, 32, 32},
-                                             {cluster, 512, 1, 1, 8, 30, 30}}};
+                                             {cluster, 512, 1, 1, 8, 30, 30},
+                                             {block, 64, 2, 1, 8, 16, 16},
+                                             {cluster, 128, 1, 1, 8, 16, 16},
+                                             {cluster, 256, 1, 1, 8, 14, 14}}};
   }
   return unit_rows == 1 ? ResidentKernels{4,
+                                          4,
                                           {{block, 128, 1, 1, 8, 32, 32},
                                            {block, 256, 2, 1, 8, 32, 32},
                                            {cluster, 512, 1, 1, 8, 32, 32},
                                            {cluster, 1024, 1, 1, 8, 30, 30}}}
                         : ResidentKernels{7,
+                                          7,
                                           {{block, 64, 2, 1, 8, 32, 32},
                                            {block, 128, 4, 1, 8, 28, 32},
                                            {cluster, 256, 1, 1, 8, 32, 32},

@@ -19,22 +19,24 @@ template <class Cell, int K>
 struct Forward {
   using Arguments = ResidentForward<Cell, T>;
   static constexpr ResidentKernel kIs = kKernels<Cell>.all[K];
-  static constexpr auto kernel = &resident_forward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights,
-                                                   kIs.exchange, kIs.warps, kIs.held_forward>;
+  static constexpr auto kernel =
+      &resident_forward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights, kIs.exchange, kIs.warps,
+                        kIs.held_forward, kKernels<Cell>.products(K)>;
   static constexpr size_t bytes(int) {
     return ForwardSizes<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights, kIs.exchange, kIs.warps,
-                        kIs.held_forward>::bytes;
+                        kIs.held_forward, kKernels<Cell>.products(K)>::bytes;
   }
 };
 template <class Cell, int K>
 struct Backward {
   using Arguments = ResidentBackward<Cell, T>;
   static constexpr ResidentKernel kIs = kKernels<Cell>.all[K];
-  static constexpr auto kernel = &resident_backward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights,
-                                                    kIs.exchange, kIs.warps, kIs.held_backward>;
+  static constexpr auto kernel =
+      &resident_backward<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights, kIs.exchange, kIs.warps,
+                         kIs.held_backward, kKernels<Cell>.products(K)>;
   static constexpr size_t bytes(int blocks) {
     return BackwardSizes<Cell, T, kIs.depth, kIs.row_tiles, kIs.eights, kIs.exchange, kIs.warps,
-                         kIs.held_backward>::bytes(blocks);
+                         kIs.held_backward, kKernels<Cell>.products(K)>::bytes(blocks);
   }
 };
 

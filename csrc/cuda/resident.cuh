@@ -7,34 +7,92 @@
 
 namespace rnnfused::cuda {
 
-// What matrix instructions make of T: 16-bit types as they are, float as TF32.
-template <class T>
+__device__ inline float from_tf32(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// What matrix instructions make of T: 16-bit types as they are, float as TF32. `words`: of a lane to a first
+// operand. Sums of a tile over its depth come in several chains, since an instruction waits for the one
+// before it in its chain.
+template <class T, Products P>
 struct Operand {
   static constexpr int depth = 16;  // of one instruction
+  static constexpr int words = 4;
+  using Number = Approx;  // of the cell's maths
+  using Second = const uint32_t (&)[2];
   static __device__ T round(float x) { return from_float<T>(x); }
-  static __device__ uint32_t make(const T (&pair)[2]) { return pack(pair[0], pair[1]); }
-  static __device__ void multiply(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    mma_sync<T>(sums, a, b);
+  template <class Weights>
+  static __device__ void set(Weights& w, int i, int part, const T (&pair)[2]) {
+    w.set(i, part, pack(pair[0], pair[1]));
+  }
+  static __device__ Second second(const uint32_t (&b)[2]) { return b; }
+  template <int Chains>
+  static __device__ void multiply(float (&sums)[Chains][4], int tile, const uint32_t (&a)[words], Second b) {
+    mma_sync<T>(sums[tile % Chains], a, b);
   }
 };
 template <>
-struct Operand<float> {
+struct Operand<float, Products::rounded> {
   static constexpr int depth = 8;
-  static __device__ float round(float x) {
-    const uint32_t bits = to_tf32(x);
-    float rounded;
-    memcpy(&rounded, &bits, sizeof rounded);
-    return rounded;
+  static constexpr int words = 4;
+  using Number = Approx;
+  using Second = const uint32_t (&)[2];
+  static __device__ float round(float x) { return from_tf32(to_tf32(x)); }
+  template <class Weights>
+  static __device__ void set(Weights& w, int i, int part, const float (&one)[1]) {
+    w.set(i, part, to_tf32(one[0]));
   }
-  static __device__ uint32_t make(const float (&one)[1]) { return to_tf32(one[0]); }
-  static __device__ void multiply(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    mma_sync_tf32(sums, a, b);
+  static __device__ Second second(const uint32_t (&b)[2]) { return b; }
+  template <int Chains>
+  static __device__ void multiply(float (&sums)[Chains][4], int tile, const uint32_t (&a)[words], Second b) {
+    mma_sync_tf32(sums[tile % Chains], a, b);
+  }
+};
+// A float is a TF32 number and what that leaves, which is one, too, to 22 bits together; of the four products
+// of two floats the one of both rests is lost among the roundings of the others. Small products have chains
+// of their own.
+template <>
+struct Operand<float, Products::split> {
+  static constexpr int depth = 8;
+  static constexpr int words = 8;
+  using Number = float;
+  struct Second {
+    uint32_t large[2], rest[2];
+  };
+  static __device__ float round(float x) { return x; }
+  template <class Weights>
+  static __device__ void set(Weights& w, int i, int part, const float (&one)[1]) {
+    const uint32_t large = to_tf32(one[0]);
+    w.set(i, part, large);
+    w.set(i, 4 + part, to_tf32(one[0] - from_tf32(large)));
+  }
+  static __device__ Second second(const uint32_t (&b)[2]) {
+    Second parts;
+    RNNFUSED_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const float whole = from_tf32(b[i]);
+      parts.large[i] = to_tf32(whole);
+      parts.rest[i] = to_tf32(whole - from_tf32(parts.large[i]));
+    }
+    return parts;
+  }
+  template <int Chains>
+  static __device__ void multiply(float (&sums)[Chains][4], int tile, const uint32_t (&a)[words],
+                                  const Second& b) {
+    static_assert(Chains % 2 == 0, "chains for both kinds of products");
+    constexpr int kHalf = Chains / 2;
+    const uint32_t large[4] = {a[0], a[1], a[2], a[3]}, rest[4] = {a[4], a[5], a[6], a[7]};
+    mma_sync_tf32(sums[tile % kHalf], large, b.large);
+    mma_sync_tf32(sums[kHalf + tile % kHalf], large, b.rest);
+    mma_sync_tf32(sums[kHalf + tile % kHalf], rest, b.large);
   }
 };
 // Neighbours in k that a register holds, and at which k of an instruction's operand that of this lane begin:
 // its `part`, of two.
 template <class T>
-constexpr int kPair = Operand<T>::depth / 8;
+constexpr int kPair = 4 / int(sizeof(T));
 template <class T>
 __device__ int k_of(int lane, int part) {
   return kPair<T> * (part * 4 + lane % 4);
@@ -59,7 +117,7 @@ struct StateLayout {
 // a row.
 template <class T>
 __device__ int unit_of(int tile, int lane, int part) {
-  constexpr int kTiles = 16 / Operand<T>::depth;  // of 16 units
+  constexpr int kTiles = 2 / kPair<T>;  // of 16 units
   return tile / kTiles * 16 + lane % 4 * 4 + (tile % kTiles * 2 + part) * kPair<T>;
 }
 // Second operands of two instructions, whose 16 or 32 units begin with this lane's four.
@@ -147,23 +205,23 @@ __device__ void stage_weights(const T* weights, int H, int first, Shared<T> to, 
 }
 
 // First operands of matrix instructions, `All` of a warp: the first `Held` in registers, the others in shared
-// memory, where every lane keeps its own parts.
-template <int All, int Held>
+// memory, where every lane keeps its own words.
+template <int All, int Held, int Words>
 class Operands {
  public:
-  static constexpr int kept = All > Held ? All - Held : 0;
-  static constexpr size_t bytes(int warps) { return size_t(warps) * kept * 32 * sizeof(uint4); }
+  static constexpr int kept = All > Held ? All - Held : 0, vectors = Words / 4;
+  static constexpr size_t bytes(int warps) { return size_t(warps) * kept * vectors * 32 * sizeof(uint4); }
 
   // Of all warps, one after the other.
   __device__ explicit Operands(Shared<uint4> memory)
-      : own_(memory + (int(threadIdx.x) / 32 * kept * 32 + int(threadIdx.x) % 32)) {}
+      : own_(memory + (int(threadIdx.x) / 32 * kept * vectors * 32 + int(threadIdx.x) % 32)) {}
 
-  // i and part are known when the loops around are unrolled.
-  __device__ void set(int i, int part, uint32_t value) {
+  // i and word are known when the loops around are unrolled.
+  __device__ void set(int i, int word, uint32_t value) {
     if (i < Held) {
-      held_[i < Held ? i : 0][part] = value;
+      held_[i < Held ? i : 0][word] = value;
     } else {
-      shared_cast<uint32_t>(own_)[(i - Held) * 32 * 4 + part] = value;
+      shared_cast<uint32_t>(own_)[((i - Held) * vectors + word / 4) * 32 * 4 + word % 4] = value;
     }
   }
   template <class Body>
@@ -171,15 +229,19 @@ class Operands {
     if (i < Held) {
       body(held_[i < Held ? i : 0]);
     } else {
-      const uint4 own = own_[(i - Held) * 32];
-      const uint32_t parts[4] = {own.x, own.y, own.z, own.w};
-      body(parts);
+      uint32_t words[Words];
+      RNNFUSED_UNROLL
+      for (int v = 0; v < vectors; ++v) {
+        const uint4 own = own_[((i - Held) * vectors + v) * 32];
+        words[4 * v] = own.x, words[4 * v + 1] = own.y, words[4 * v + 2] = own.z, words[4 * v + 3] = own.w;
+      }
+      body(words);
     }
   }
 
  private:
   Shared<uint4> own_;
-  uint32_t held_[Held < All ? Held : All][4];
+  uint32_t held_[Held < All ? Held : All][Words];
 };
 
 // A direction's sequences. 32 bits count rows, steps and the batch; the driver sees to it that they suffice.

@@ -11,8 +11,9 @@ namespace rnnfused::cuda {
 // What a kernel leaves out, for tests that must see it reported; nothing in the product.
 enum class BackwardFault { none, no_block_sync, one_partial, one_gradient, no_last_wait, no_arm };
 
-template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held>
+template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held, Products P>
 struct BackwardSizes {
+  using Op = Operand<T, P>;
   static constexpr int columns = kEight * N, threads = Warps * 32;
   static constexpr int block_units = Warps * TileMap<Cell>::units * M;
   // Tiles of hidden units: a warp sums for so many; where there are fewer than warps, several warps share the
@@ -21,15 +22,15 @@ struct BackwardSizes {
   static constexpr int tiles = all_tiles > Warps ? all_tiles / Warps : 1;
   static constexpr int shares = all_tiles < Warps ? Warps / all_tiles : 1;
   // Rows of W_hh, gate by gate, and zeros up to whole pairs of instructions.
-  static constexpr int pair = 2 * Operand<T>::depth * shares;
+  static constexpr int pair = 2 * Op::depth * shares;
   static constexpr int rows = (Cell::gates * block_units + pair - 1) / pair * pair;
-  static constexpr int deep = rows / Operand<T>::depth / shares;  // instructions to a tile
-  static constexpr int chains = tiles == 1 ? 4 : tiles == 2 ? 2 : 1;
+  static constexpr int deep = rows / Op::depth / shares;  // instructions to a tile
+  static constexpr int chains = tiles == 1 ? 4 : tiles == 2 || P == Products::split ? 2 : 1;
   static constexpr int cells = block_units * columns / threads;  // of a thread
   static constexpr int together = threads / block_units;         // columns of all threads' first cells
   static constexpr int row = rows + kChunk<T>;
   static constexpr int buffer = columns * row, slot = N * block_units * kEight;
-  using Weights = Operands<tiles * deep, Held>;
+  using Weights = Operands<tiles * deep, Held, Op::words>;
   static constexpr int most_slots = (Depth + block_units - 1) / block_units * shares;
   // Where in a slot a unit's column is: the 32 bytes of a unit are one piece on their way from block to
   // block, and threads of neighbouring units, which read a column, meet in no bank.
@@ -45,8 +46,7 @@ struct BackwardSizes {
   static constexpr size_t gradients = kept + Weights::bytes(Warps);      // [2, columns, row]
   static constexpr size_t partial = gradients + 2 * buffer * sizeof(T);  // [2, blocks * shares, N, units, 8]
   static constexpr size_t loading = gradients;                           // [shares, rows, pitch]
-  static constexpr size_t end_of_loading =
-      loading + size_t(shares * loaded * Operand<T>::depth * pitch) * sizeof(T);
+  static constexpr size_t end_of_loading = loading + size_t(shares * loaded * Op::depth * pitch) * sizeof(T);
   RNNFUSED_HD static constexpr size_t full(int blocks) {  // [2]
     const size_t end = partial + size_t(2 * blocks * shares * slot) * sizeof(float);
     return ((end > end_of_loading ? end : end_of_loading) + 15) / 16 * 16;
@@ -56,16 +56,17 @@ struct BackwardSizes {
                 "what a multiprocessor has");
 };
 
-template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held,
+template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held, Products P,
           BackwardFault F = BackwardFault::none>
 __global__ void __launch_bounds__(Warps * 32, 1)
     resident_backward(const __grid_constant__ ResidentBackward<Cell, T> s) {
   if constexpr (!kCompiles<X>) {
     trap();
   } else {
-    using Op = Operand<T>;
+    using Op = Operand<T, P>;
+    using Number = typename Op::Number;
     using Gate = GateOf<Cell, T>;
-    using At = BackwardSizes<Cell, T, Depth, M, N, X, Warps, Held>;
+    using At = BackwardSizes<Cell, T, Depth, M, N, X, Warps, Held, P>;
     constexpr int A = Cell::accumulators, G = Cell::gates, S = Cell::states, kCells = At::cells;
 
     const int size = X == Exchange::cluster ? int(cluster_size()) : 1;
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
             T some[kPair<T>];
             RNNFUSED_UNROLL
             for (int i = 0; i < kPair<T>; ++i) some[i] = loading[(row + i) * At::pitch + to];
-            w.set(tile * At::deep + chunk * At::loaded + deep, part, Op::make(some));
+            Op::set(w, tile * At::deep + chunk * At::loaded + deep, part, some);
           }
         }
       }
@@ -230,9 +231,9 @@ __global__ void __launch_bounds__(Warps * 32, 1)
         if (s.dy && there) dh[i] += widen(dy[i]);
         if (S > 1 && s.dcells && there) dc[i] += widen(dcells[i]);
         if (u > 0) dh[i] += received(F == BackwardFault::one_partial ? 0 : 1 - buffer, i);
-        Approx dacc[A] = {};
+        Number dacc[A] = {};
         if (there) {
-          Approx tape[A] = {}, before[S], after[S], dnext[S], dprev[S];
+          Number tape[A] = {}, before[S], after[S], dnext[S], dprev[S];
           RNNFUSED_UNROLL
           for (int a = 0; a < Cell::taped; ++a) tape[a] = widen(taped[i][a]);
           RNNFUSED_UNROLL
@@ -269,13 +270,13 @@ __global__ void __launch_bounds__(Warps * 32, 1)
           ldmatrix(b, now + ((n * kEight + lane % 8) * At::row + (share * At::deep + deep) * Op::depth +
                              lane / 8 * kChunk<T>));
           const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+          const typename Op::Second first_second = Op::second(low), next_second = Op::second(high);
           RNNFUSED_UNROLL
           for (int tile = 0; tile < At::tiles; ++tile) {
             w.use(tile * At::deep + deep,
-                  [&](const uint32_t (&a)[4]) { Op::multiply(sums[n][tile][deep % At::chains], a, low); });
-            w.use(tile * At::deep + deep + 1, [&](const uint32_t (&a)[4]) {
-              Op::multiply(sums[n][tile][(deep + 1) % At::chains], a, high);
-            });
+                  [&](const auto& a) { Op::multiply(sums[n][tile], deep, a, first_second); });
+            w.use(tile * At::deep + deep + 1,
+                  [&](const auto& a) { Op::multiply(sums[n][tile], deep + 1, a, next_second); });
           }
         }
       }

@@ -23,12 +23,13 @@ enum class ForwardFault {
 };
 
 // Sizes of a kernel, and where what is in its shared memory.
-template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held>
+template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held, Products P>
 struct ForwardSizes {
   using Map = TileMap<Cell>;
-  static constexpr int tiles = Depth / Operand<T>::depth, columns = kEight * N;
+  using Op = Operand<T, P>;
+  static constexpr int tiles = Depth / Op::depth, columns = kEight * N;
   static constexpr int threads = Warps * 32, block_units = Warps * Map::units * M;
-  using Weights = Operands<M * tiles, Held>;
+  using Weights = Operands<M * tiles, Held, Op::words>;
   using Layout = StateLayout<T, columns>;  // of h
   static constexpr int buffer = columns * Depth, stage = columns * Map::units;
   // Sums of a tile over its depth, in so many chains: an instruction waits for the one before it in its
@@ -160,17 +161,18 @@ class ForwardRows {
   bool whole_;
 };
 
-template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held,
+template <class Cell, class T, int Depth, int M, int N, Exchange X, int Warps, int Held, Products P,
           ForwardFault F = ForwardFault::none>
 __global__ void __launch_bounds__(Warps * 32, 1)
     resident_forward(const __grid_constant__ ResidentForward<Cell, T> s) {
   if constexpr (!kCompiles<X>) {
     trap();
   } else {
-    using Op = Operand<T>;
+    using Op = Operand<T, P>;
+    using Number = typename Op::Number;
     using Map = TileMap<Cell>;
     using Gate = GateOf<Cell, T>;
-    using At = ForwardSizes<Cell, T, Depth, M, N, X, Warps, Held>;
+    using At = ForwardSizes<Cell, T, Depth, M, N, X, Warps, Held, P>;
     using Layout = typename At::Layout;
     constexpr int A = Cell::accumulators, G = Cell::gates, S = Cell::states, kCells = Map::cells;
 
@@ -228,7 +230,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
               T some[kPair<T>];
               RNNFUSED_UNROLL
               for (int i = 0; i < kPair<T>; ++i) some[i] = loading[at + i];
-              w.set(m * At::tiles + column / Op::depth + tile, 2 * part + half, Op::make(some));
+              Op::set(w, m * At::tiles + column / Op::depth + tile, 2 * part + half, some);
             }
           }
           block_sync();
@@ -333,13 +335,13 @@ __global__ void __launch_bounds__(Warps * 32, 1)
         for (int n = 0; n < N; ++n) {
           uint32_t low[2], high[2];
           load_operands<T>(low, high, now + (own[n] + tile * Op::depth * At::columns), 16 * At::columns);
+          const typename Op::Second first_second = Op::second(low), next_second = Op::second(high);
           RNNFUSED_UNROLL
           for (int m = 0; m < M; ++m) {
             w.use(m * At::tiles + tile,
-                  [&](const uint32_t (&a)[4]) { Op::multiply(sums[n][m][tile % At::chains], a, low); });
-            w.use(m * At::tiles + tile + 1, [&](const uint32_t (&a)[4]) {
-              Op::multiply(sums[n][m][(tile + 1) % At::chains], a, high);
-            });
+                  [&](const auto& a) { Op::multiply(sums[n][m], tile, a, first_second); });
+            w.use(m * At::tiles + tile + 1,
+                  [&](const auto& a) { Op::multiply(sums[n][m], tile + 1, a, next_second); });
           }
         }
       }
@@ -368,7 +370,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
           for (int i = 0; i < kCells; ++i) {
             const int column = n * kEight + Map::column(lane, i), unit = Map::unit(lane, i);
             const int own_unit = first(m) - unit_0 + unit;
-            Approx acc[A], before[S], after[S], kept[A];
+            Number acc[A], before[S], after[S], kept[A];
             RNNFUSED_UNROLL
             for (int a = 0; a < A; ++a) {
               float sum_a = bias[m][i][a];

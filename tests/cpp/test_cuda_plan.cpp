@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <utility>
 #include <vector>
 
 #include "cuda/plan.h"
@@ -110,32 +111,40 @@ PlanInput resident_input(const Sizes& sizes, std::vector<Index>& offsets, int un
 TEST_CASE("a resident kernel has room for every unit, and its clusters for every sequence") {
   std::vector<Index> offsets;
   for (const int unit_rows : {1, 4}) {
-    for (const Type type : {Type::f32, Type::f16, Type::bf16}) {
+    for (const auto& [type, tf32] : std::vector<std::pair<Type, bool>>{
+             {Type::f32, true}, {Type::f32, false}, {Type::f16, false}, {Type::bf16, true}}) {
+      const Products products = type == Type::f32 && !tf32 ? Products::split : Products::rounded;
       for (const Index batch : {1, 8, 9, 64, 100}) {
         for (Index hidden = 1; hidden <= 1100; hidden += 7) {
-          const PlanInput in = resident_input({5, batch, hidden, hidden}, offsets, unit_rows, type);
+          PlanInput in = resident_input({5, batch, hidden, hidden}, offsets, unit_rows, type);
+          in.allows_tf32 = tf32;
           const Plan plan = make_plan(in);
           const ResidentKernels kernels = resident_kernels(unit_rows, type);
+          Index most = 0;
+          for (int k = 0; k < kernels.count; ++k) {
+            if (kernels.products(k) == products) most = kernels.all[k].depth;
+          }
           CAPTURE(unit_rows);
           CAPTURE(hidden);
           CAPTURE(batch);
-          if (hidden > kernels.all[kernels.count - 1].depth) {
+          if (hidden > most) {
             CHECK(plan.driver == Driver::stepwise);
             continue;
           }
           REQUIRE(plan.driver == Driver::resident);
           const ResidentKernel kernel = kernels.all[plan.resident.kernel];
           CHECK(kernel.depth >= hidden);
+          CHECK((kernels.products(plan.resident.kernel) == products));
           CHECK(plan.resident.cluster * kernel.block_units(unit_rows) >= hidden);
           CHECK((plan.resident.cluster - 1) * kernel.block_units(unit_rows) < hidden);
           CHECK(plan.resident.cluster <= 16);
           // st.async needs a peer.
           CHECK((kernel.exchange == Exchange::cluster) == (plan.resident.cluster > 1));
           CHECK(plan.resident.slices * kEight * kernel.eights >= batch);
-          // Registers of a thread: 4 to an operand, and some for the rest.
-          const int most = std::max(kernel.held_forward, kernel.held_backward);
-          const int held = std::min(most, kernel.operands(type));
-          CHECK(held * 4 <= (kernel.warps == 8 ? 128 : 96));
+          // Registers of a thread: 4 to an operand, split 8, and some for the rest.
+          const int held =
+              std::min(std::max(kernel.held_forward, kernel.held_backward), kernel.operands(type));
+          CHECK(held * (products == Products::split ? 8 : 4) <= (kernel.warps == 8 ? 128 : 96));
         }
       }
     }
@@ -160,7 +169,9 @@ TEST_CASE("what no resident kernel can run, or only in many turns, runs step by 
   CHECK(driver([](PlanInput& in) { in.active_clusters = holds<0>; }) == Driver::stepwise);
   const auto exact = [](PlanInput& in) { in.allows_tf32 = false; };
   CHECK(driver(exact) == Driver::resident);
-  CHECK(driver(exact, {5, 16, 200, 200}, Type::f32) == Driver::stepwise);
+  CHECK(driver(exact, {5, 16, 200, 200}, Type::f32) == Driver::resident);
+  CHECK(driver(exact, {5, 16, 300, 300}, Type::f32) == Driver::stepwise);
+  CHECK(driver(nothing, {5, 16, 300, 300}, Type::f32) == Driver::resident);
   CHECK(driver(nothing, {5, 16, 200, 200}, Type::f32) == Driver::resident);
   // Ampere has no clusters: what one block holds.
   const auto ampere = [](PlanInput& in) { in.arch = 800; };

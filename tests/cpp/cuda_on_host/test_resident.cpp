@@ -17,8 +17,11 @@ namespace {
 using emulation::ScopedSchedule;
 
 // A step of a number in 16 bits near 1, or of TF32; so many of them may lie between two orders of a sum that
-// is rounded at every step.
-double bound(Type type) { return 8 * (type == Type::bf16 ? 1.0 / 256 : 1.0 / 2048); }
+// is rounded at every step. Split, a float has 22 bits.
+double bound(const Problem& p) {
+  if (p.type == Type::f32 && !p.allows_tf32) return 8.0 / (1 << 21);
+  return 8 * (p.type == Type::bf16 ? 1.0 / 256 : 1.0 / 2048);
+}
 
 // Both are rounded to 16 bits along the way, so that errors are of the size of the largest number. `forward`:
 // only of what forward gives.
@@ -70,27 +73,34 @@ void check_against_stepwise(Problem p) {
   CAPTURE(p.recompute);
   CAPTURE(p.lengths);
   CAPTURE(p.resets);
-  p.allows_tf32 = true;
+  CAPTURE(p.allows_tf32);
   p.allows_resident = false;
   const Outcome stepwise = run(p);
   p.allows_resident = true;
   // A relu may open for one order of a sum and not for another; backward is compared behind one forward.
   const bool has_kink = p.cell == CellId::rnn_relu;
-  check_close(run(p), stepwise, bound(p.type), has_kink);
+  check_close(run(p), stepwise, bound(p), has_kink);
   CHECK(bank_conflicts() == 0);
   if (!has_kink) return;
   p.only_backward = true;
-  check_close(run(p), stepwise, bound(p.type));
+  check_close(run(p), stepwise, bound(p));
 }
 
-constexpr Type kMultiplied[] = {Type::f16, Type::bf16, Type::f32};
+// float32 as TF32, and split into what has its bits.
+struct Multiplied {
+  Type type;
+  bool allows_tf32;
+};
+constexpr Multiplied kMultiplied[] = {
+    {Type::f16, true}, {Type::bf16, true}, {Type::f32, true}, {Type::f32, false}};
 
 TEST_CASE("every cell and type, alone in a block: the stepwise driver's results") {
   // 11 sequences: two slices of the batch, of which one has ended before the other.
   const std::vector<Index> padded(4, 11), ragged = {11, 11, 9, 3, 1};
   for (const CellOf& cell : kCells) {
-    for (const Type type : kMultiplied) {
-      Problem p{cell.id, cell.gates, cell.states, type, ragged, 2, 5, 40, 40, false};
+    for (const Multiplied& of : kMultiplied) {
+      Problem p{cell.id, cell.gates, cell.states, of.type, ragged, 2, 5, 40, 40, false};
+      p.allows_tf32 = of.allows_tf32;
       check_against_stepwise(p);
       p.batch_sizes = padded;
       p.recompute = true;
@@ -122,8 +132,11 @@ TEST_CASE("the larger block, and clusters of two blocks and more" * doctest::ski
       const ScopedSchedule scope(schedule);
       check_against_stepwise({cell.id, cell.gates, cell.states, Type::bf16, {9, 9, 4}, 1, 5, 122, 122, true});
     }
-    check_against_stepwise(
-        {cell.id, cell.gates, cell.states, Type::f32, {9, 9, 4}, 2, 5, blocks, blocks, true});
+    Problem p{cell.id, cell.gates, cell.states, Type::f32, {9, 9, 4}, 2, 5, blocks, blocks, true};
+    for (const bool tf32 : {true, false}) {
+      p.allows_tf32 = tf32;
+      check_against_stepwise(p);
+    }
   }
   check_against_stepwise({CellId::lstm, 4, 2, Type::f16, {17, 17, 4}, 1, 5, 136, 136, false});
 }
@@ -159,7 +172,12 @@ TEST_CASE("weights that lie in shared memory where registers do not suffice" * d
     if (cell.id == CellId::rnn_relu) continue;
     check_against_stepwise({cell.id, cell.gates, cell.states, Type::bf16, {3, 2}, 1, 5, 518, 518, false});
   }
-  check_against_stepwise({CellId::lstm, 4, 2, Type::f32, {3, 2}, 1, 5, 260, 260, false});
+  for (const bool tf32 : {true, false}) {
+    const Index hidden = tf32 ? 260 : 134;
+    Problem p{CellId::lstm, 4, 2, Type::f32, {3, 2}, 1, 5, hidden, hidden, false};
+    p.allows_tf32 = tf32;
+    check_against_stepwise(p);
+  }
 }
 
 TEST_CASE("where the device holds no cluster, or has none, layers run step by step") {
@@ -223,9 +241,9 @@ struct TwoBlocks {
   void forward() {
     auto s = arguments<Cell, ResidentForward<Cell, T>>();
     s.h = numbers(kBatch * kHidden), s.c = floats(kBatch * kHidden), s.y = numbers(kRows * kHidden);
-    using Sizes = ForwardSizes<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32>;
-    launch(config(Sizes::bytes), nullptr, &resident_forward<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32, F>,
-           s);
+    using Sizes = ForwardSizes<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32, Products::rounded>;
+    launch(config(Sizes::bytes), nullptr,
+           &resident_forward<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32, Products::rounded, F>, s);
   }
   template <class Cell, BackwardFault F>
   void backward() {
@@ -236,9 +254,9 @@ struct TwoBlocks {
     s.h0 = numbers(kBatch * kHidden), s.c0 = floats(kBatch * kHidden);
     s.dh = floats(kBatch * kHidden), s.dc = floats(kBatch * kHidden);
     s.gradients = numbers(kRows * Cell::accumulators * kHidden);
-    using Sizes = BackwardSizes<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32>;
+    using Sizes = BackwardSizes<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32, Products::rounded>;
     launch(config(Sizes::bytes(2)), nullptr,
-           &resident_backward<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32, F>, s);
+           &resident_backward<Cell, T, 256, 1, 1, Exchange::cluster, 8, 32, Products::rounded, F>, s);
   }
 };
 

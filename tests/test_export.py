@@ -160,6 +160,7 @@ assert "rnnfused" not in sys.modules
 """
 
 
+@pytest.mark.long
 def test_programs_run_with_the_library_alone(library: Path, tmp_path: Path) -> None:
     model = Everything().eval()
     inputs = [model.inputs(*sizes) for sizes in ((6, 2), (11, 3), (2, 1))]
@@ -187,6 +188,7 @@ def find_tool(name: str) -> str:
     return found
 
 
+@pytest.mark.long
 def test_the_cpp_program(library: Path, tmp_path: Path) -> None:
     """examples/cpp, built and run as its CMakeLists.txt says."""
     if torch.version.cuda and not shutil.which("nvcc"):

@@ -665,8 +665,8 @@ def test_limits_kernels_on_the_emulated_gpu(tmp_path: Path) -> None:
             kernels.passed.zero_()
             kernels.cluster_hops(cluster, rounds)
             kernels.check("hops", [2 * rounds, *[0] * (cluster - 2), 2 * rounds - 1])
-            if cluster <= 8:
-                kernels.cluster_exchanges(cluster, rounds)
+            for sent in gpu_limits.EXCHANGED if cluster <= 4 else (512,):
+                kernels.cluster_exchanges(cluster, rounds, sent)
                 kernels.check("exchanges", [rounds] * cluster)
     with pytest.raises(RuntimeError, match="expected the counters"):
         kernels.check("wrong", [7])

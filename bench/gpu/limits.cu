@@ -97,9 +97,9 @@ __global__ void __launch_bounds__(32) cluster_hops(Global<uint32_t> passed, int 
 // Every block sends 16 bytes a thread to every block of its cluster, waits for all of theirs, and goes on
 // with what it got: a step of a recurrence without its arithmetic. passed[block] = steps.
 __global__ void __launch_bounds__(kThreads) cluster_exchanges(Global<uint32_t> passed, int steps) {
-  const unsigned i = threadIdx.x, rank = cluster_rank(), size = cluster_size();
-  const unsigned all = kThreads * size, bytes = all * unsigned(sizeof(uint4));
-  const Shared<uint4> words = shared_memory<uint4>(0);                       // [2, size, kThreads]
+  const unsigned i = threadIdx.x, threads = blockDim.x, rank = cluster_rank(), size = cluster_size();
+  const unsigned all = threads * size, bytes = all * unsigned(sizeof(uint4));
+  const Shared<uint4> words = shared_memory<uint4>(0);                       // [2, size, threads]
   const Shared<Mbarrier> full = shared_memory<Mbarrier>(2 * size_t(bytes));  // [2]
   if (i == 0) {
     for (unsigned k = 0; k < 2; ++k) mbarrier_init(full + k, 1);
@@ -113,12 +113,12 @@ __global__ void __launch_bounds__(kThreads) cluster_exchanges(Global<uint32_t> p
     const uint4 sent = make_uint4(value + 1, rank, i, t);
     for (unsigned k = 0; k < size; ++k) {
       const unsigned peer = (rank + k) % size;  // not all to the same one at once
-      st_async(cluster_map(now + (rank * kThreads + i), peer), sent, cluster_map(full + t % 2, peer));
+      st_async(cluster_map(now + (rank * threads + i), peer), sent, cluster_map(full + t % 2, peer));
     }
     mbarrier_wait(full + t % 2, t / 2);
     // Armed before this block's next words, without which no peer gets to the step after that.
     if (i == 0 && t + 2 < unsigned(steps)) mbarrier_arrive_expect_tx(full + t % 2, bytes);
-    const uint4 got = now[(rank + 1) % size * kThreads + i];
+    const uint4 got = now[(rank + 1) % size * threads + i];
     value = got.x;
     block_sync();  // the step's end, as where a block's threads share what came
   }
@@ -230,11 +230,12 @@ int limits_cluster_hops(void* stream, uint32_t* passed, int cluster, int rounds)
   });
 }
 
-int limits_cluster_exchanges(void* stream, uint32_t* passed, int cluster, int steps) {
+// `threads`: of a block, each of which sends 16 bytes to every block.
+int limits_cluster_exchanges(void* stream, uint32_t* passed, int cluster, int steps, int threads) {
   return gpu::guarded([&] {
-    gpu::LaunchConfig config = gpu::blocks(cluster, gpu::kThreads);
+    gpu::LaunchConfig config = gpu::blocks(cluster, threads);
     config.cluster = cluster;
-    config.shared_bytes = 2 * cluster * int(gpu::kThreads * sizeof(uint4)) + 2 * int(sizeof(gpu::Mbarrier));
+    config.shared_bytes = 2 * cluster * threads * int(sizeof(uint4)) + 2 * int(sizeof(gpu::Mbarrier));
     gpu::launch(config, stream, gpu::cluster_exchanges, passed, steps);
   });
 }

@@ -23,6 +23,7 @@ from bench.gpu.timing import Spread, capture, elapsed, host_seconds, repeats_for
 __all__ = ["CLUSTERS", "OCCUPANCY_CLUSTERS", "OCCUPANCY_KIB", "Kernels", "occupancy", "run"]
 
 CLUSTERS = (2, 4, 8, 16)
+EXCHANGED = (512, 1024, 2048)  # bytes to a peer: those of a step's h, of its partial sums, and more
 OCCUPANCY_CLUSTERS = (2, 4, 8, 12, 16)
 OCCUPANCY_KIB = (20, 50, 100, 150, 200)  # of shared memory a block
 REPETITIONS = 9
@@ -74,8 +75,8 @@ class Kernels:
     def cluster_hops(self, cluster: int, rounds: int) -> None:
         self._call("cluster_hops", self.passed, cluster, rounds)
 
-    def cluster_exchanges(self, cluster: int, steps: int) -> None:
-        self._call("cluster_exchanges", self.passed, cluster, steps)
+    def cluster_exchanges(self, cluster: int, steps: int, sent: int = 2048) -> None:
+        self._call("cluster_exchanges", self.passed, cluster, steps, sent // 16)
 
     def l2_hops(self, rounds: int) -> None:
         self._words.zero_()
@@ -260,16 +261,20 @@ def _exchanges(measures: _Measures, device: str, kernels: Kernels, dry_run: bool
             checked("cluster_hops", expected, lambda: kernels.cluster_hops(cluster, 5))
             return halved(_per_round(device, few, many, lambda rounds: kernels.cluster_hops(cluster, rounds)))
 
-        def exchange(cluster: int = cluster) -> Spread:
-            checked("cluster_exchanges", [5] * cluster, lambda: kernels.cluster_exchanges(cluster, 5))
-            return _per_round(device, few, many, lambda steps: kernels.cluster_exchanges(cluster, steps))
+        def exchange(sent: int, cluster: int = cluster) -> Spread:
+            checked("cluster_exchanges", [5] * cluster, lambda: kernels.cluster_exchanges(cluster, 5, sent))
+            return _per_round(
+                device, few, many, lambda steps: kernels.cluster_exchanges(cluster, steps, sent)
+            )
 
         name, words = f"cluster_barrier_{cluster}", f"a barrier of a cluster of {cluster} blocks"
         measures.take(name, "s", words, lambda meet=meet, name=name, c=cluster: barrier(name, c, meet))
         words = f"a word from an SM to another of a cluster of {cluster}: st.async and an mbarrier"
         measures.take(f"cluster_hop_{cluster}", "s", words, hop)
-        words = f"2 KiB from every block of a cluster of {cluster} to every one, through shared memory"
-        measures.take(f"cluster_exchange_{cluster}", "s", words, exchange)
+        for sent in EXCHANGED if cluster == CLUSTERS[-1] else EXCHANGED[-1:]:
+            words = f"{sent} bytes from every block of a cluster of {cluster} to every one, by shared memory"
+            name = f"cluster_exchange_{cluster}" + ("" if sent == EXCHANGED[-1] else f"_{sent}")
+            measures.take(name, "s", words, lambda sent=sent, exchange=exchange: exchange(sent))
 
 
 def run(section: Section) -> int:

@@ -68,7 +68,7 @@ constexpr ResidentKernels resident_kernels(int unit_rows, Type type) {
                                             4,
                                             {{block, 64, 2, 1, 8, 32, 32},
                                              {cluster, 256, 1, 1, 8, 32, 32},
-                                             {cluster, 256, 1, 2, 8, 32, 32},
+                                             {cluster, 256, 1, 2, 8, 31, 32},
                                              {cluster, 512, 1, 1, 8, 30, 30},
                                              {block, 64, 2, 1, 8, 16, 16},
                                              {cluster, 128, 1, 1, 8, 16, 16},
@@ -83,12 +83,12 @@ constexpr ResidentKernels resident_kernels(int unit_rows, Type type) {
                         : ResidentKernels{7,
                                           7,
                                           {{block, 64, 2, 1, 8, 32, 32},
-                                           {block, 128, 4, 1, 8, 28, 32},
+                                           {block, 128, 4, 1, 8, 26, 32},
                                            {cluster, 256, 1, 1, 8, 32, 32},
                                            {cluster, 256, 1, 2, 8, 32, 32},
                                            {cluster, 512, 1, 1, 8, 32, 32},
                                            {cluster, 512, 1, 2, 8, 32, 32},
-                                           {cluster, 768, 1, 1, 12, 20, 22}}};
+                                           {cluster, 768, 1, 1, 12, 20, 21}}};
 }
 
 // A launch of one.

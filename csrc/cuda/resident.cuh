@@ -158,10 +158,6 @@ struct TileMap {
     return rows == 4 ? lane % 4 * 2 + lane / 16 : lane % 4 * 2 + i % 2;
   }
 
-  // How far cell i lies from the lane's first.
-  static constexpr __device__ int unit_step(int i) { return rows == 4 ? 0 : i / 2 * 8; }
-  static constexpr __device__ int column_step(int i) { return rows == 4 ? 0 : i % 2; }
-
   // From the instruction's sums to those of each cell.
   static __device__ void gather(const float (&sums)[4], int lane, float (&out)[cells][rows]) {
     if constexpr (rows == 4) {

@@ -10,7 +10,7 @@ import numpy as np
 __all__ = ["CELLS", "DTYPES", "MODES", "MODES_OF", "Case", "cases", "inputs", "states", "weights"]
 
 CELLS = {"rnn": 1, "lstm": 4, "gru": 3}  # and their gates
-MODES = ("inference", "training", "streaming", "ragged", "stacked", "calls")
+MODES = ("inference", "training", "streaming", "ragged", "stacked", "calls", "models")
 # What is measured of each dtype: of int8 the weights alone, of which peers have none for training.
 MODES_OF = {
     "float32": MODES,
@@ -45,6 +45,42 @@ CALLS = (
     ("lstm", 128, 1, 64, 64, False, False),
     ("lstm", 128, 1, 64, 64, False, True),
 )
+# The recurrent layers and cells of the models in bench.published, as they are called there:
+# (model, cell, T, B, I, H, layers, both directions, of cells).
+MODELS = (
+    ("DeepSpeech", "rnn", 150, 4, 2048, 2048, 1, True, False),
+    ("WaveRNN", "gru", 1375, 4, 544, 512, 1, False, False),
+    ("Tacotron2 encoder", "lstm", 60, 8, 512, 256, 1, True, False),
+    ("Tacotron2 decoder", "lstm", 1, 8, 1536, 1024, 1, False, True),
+    ("CRDNN", "lstm", 100, 4, 2560, 512, 4, True, False),
+    ("DPRNN-TasNet intra", "lstm", 100, 44, 128, 128, 1, True, False),
+    ("DPRNN-TasNet inter", "lstm", 22, 200, 128, 128, 1, True, False),
+    ("LSTM-TasNet", "lstm", 499, 2, 64, 512, 4, True, False),
+    ("Open-Unmix", "lstm", 255, 4, 512, 256, 3, True, False),
+    ("HDemucs outer", "lstm", 44, 1, 192, 192, 2, True, False),
+    ("HDemucs inner", "lstm", 22, 1, 384, 384, 2, True, False),
+    ("PyanNet", "lstm", 589, 8, 60, 128, 2, True, False),
+    ("resemblyzer", "lstm", 160, 32, 40, 256, 3, False, False),
+    ("kraken first", "lstm", 100, 8, 960, 200, 1, True, False),
+    ("kraken next", "lstm", 100, 8, 400, 200, 1, True, False),
+    ("EasyOCR", "lstm", 63, 8, 256, 256, 1, True, False),
+    ("docTR", "lstm", 32, 8, 512, 128, 2, True, False),
+    ("stanza characters", "lstm", 12, 699, 100, 400, 1, False, False),
+    ("stanza tagger", "lstm", 40, 32, 325, 200, 1, True, False),
+    ("stanza language model", "lstm", 250, 8, 100, 1024, 1, False, False),
+    ("Temporal Fusion Transformer", "lstm", 60, 64, 16, 16, 1, False, False),
+    ("DeepAR training", "lstm", 59, 64, 23, 10, 2, False, False),
+    ("DeepAR sampling", "lstm", 1, 6400, 23, 10, 2, False, False),
+    ("DeepAR of 40 units", "lstm", 47, 32, 48, 40, 2, False, False),
+    ("neuralforecast LSTM", "lstm", 72, 128, 1, 128, 2, False, False),
+    ("neuralforecast GRU", "gru", 72, 128, 1, 200, 2, False, False),
+    ("BRITS", "lstm", 1, 32, 74, 128, 1, False, True),
+    ("DIEN", "gru", 100, 128, 36, 36, 1, False, False),
+    ("AttentiveFP", "gru", 1, 2600, 200, 200, 1, False, True),
+    ("recurrent policy, acting", "lstm", 1, 8, 4, 256, 1, False, False),
+    ("recurrent policy, learning", "lstm", 64, 63, 128, 128, 1, False, False),
+    ("locomotion policy", "lstm", 24, 93, 48, 256, 1, False, False),
+)
 # The sizes of a quick run: a latency-bound one, a middle one, and one that is bound by arithmetic.
 QUICK = {
     "inference": {(128, 1, 128), (512, 16, 64), (128, 8, 256), (128, 32, 512)},
@@ -53,6 +89,13 @@ QUICK = {
     "ragged": {(512, 16, 64), (128, 8, 256)},
     "stacked": {(128, 1, 128), (128, 8, 256)},
 }
+QUICK_MODELS = (
+    "EasyOCR",
+    "Temporal Fusion Transformer",
+    "neuralforecast GRU",
+    "BRITS",
+    "recurrent policy, acting",
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +103,9 @@ class Case:
     """One row: a cell of hidden size H over T steps of B sequences, in one of the modes. The input is as
     wide, unless `input_size` says otherwise.
 
-    The rest is for calls: `of_cells` calls a cell T times, its output the next call's input, in place of a
-    layer; `backward` says whether gradients are taken. `threads` are the row's own; 0: those of the run.
+    The rest is for calls and models: `of_cells` calls a cell T times, its output the next call's input, in
+    place of a layer; `backward` says whether gradients are taken; `model` is whose layer it is. `threads`
+    are the row's own; 0: those of the run.
     `dtype` is that of the input and of the parameters; int8 that of the matrices, made of float32 ones by
     each peer in its way.
     """
@@ -78,11 +122,14 @@ class Case:
     backward: bool = False
     threads: int = 0
     dtype: str = "float32"
+    model: str = ""
 
     @property
     def name(self) -> str:
         if self.mode == "calls":
             return f"calls {self.called}"
+        if self.mode == "models":
+            return f"models {self.model}: {self.called}"
         layers = f" L{self.layers}" if self.layers > 1 and self.mode != "stacked" else ""
         dtype = "" if self.dtype == "float32" else f" {self.dtype}"
         return f"{self.mode} {self.cell} T{self.steps} B{self.batch} H{self.hidden}{layers}{dtype}"
@@ -94,7 +141,14 @@ class Case:
         if self.of_cells:
             what = f"{self.cell} cell" + (f" {self.steps} times" if self.steps > 1 else "")
         sizes = f"B{self.batch} " + (f"I{self.features} " if self.input_size else "") + f"H{self.hidden}"
+        sizes += f" L{self.layers}" if self.layers > 1 else ""
+        sizes += " bidirectional" if self.bidirectional else ""
         return f"{what} {sizes} {'forward and backward' if self.backward else 'forward'}"
+
+    @property
+    def timed_whole(self) -> bool:
+        """Whether its time is told of a call: a step of it says nothing."""
+        return self.mode in ("calls", "models")
 
     @property
     def features(self) -> int:
@@ -145,6 +199,11 @@ def cases(
         if mode == "calls":
             rows += [case for case in _calls() if case.cell in cells]
             continue
+        if mode == "models":
+            rows += [
+                case for case in _models() if case.cell in cells and (not quick or case.model in QUICK_MODELS)
+            ]
+            continue
         for cell in cells:
             shapes = STREAMING if mode == "streaming" else SHAPES
             real = () if mode == "streaming" else tuple((t, b, h) for c, t, b, h in REAL if c == cell)
@@ -162,6 +221,15 @@ def _calls() -> list[Case]:
         options = {"input_size": i if i != h else 0, "of_cells": of_cells, "backward": backward}
         # So little work gives a second thread nothing to do but wait.
         rows.append(Case("calls", cell, t, b, h, **options, threads=1))
+    return rows
+
+
+def _models() -> list[Case]:
+    rows = []
+    for model, cell, t, b, i, h, layers, bidirectional, of_cells in MODELS:
+        options = {"input_size": i if i != h else 0, "of_cells": of_cells, "model": model}
+        for backward in (False, True):
+            rows.append(Case("models", cell, t, b, h, layers, bidirectional, backward=backward, **options))
     return rows
 
 

@@ -85,7 +85,7 @@ def main() -> int:
         try:
             for case in selected(options):
                 rows.append(measure_case(case, workers, options.rounds, options.seconds))
-                if case.trains and case.mode != "calls":
+                if case.trains and not case.timed_whole:
                     rows[-1].peaks = measure_peak(case, scales)
                 print(report.markdown(rows[-1:], limits).splitlines()[-1], file=sys.stderr, flush=True)
         except RuntimeError as error:

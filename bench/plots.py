@@ -45,7 +45,9 @@ def plot(mode: str, rows: list[Row], path: Path) -> None:
     axes.set_yticks(
         places,
         [
-            c.called if mode == "calls" else f"{c.cell} {c.steps} x {c.batch} x {c.hidden}"
+            c.name.removeprefix(f"{mode} ")
+            if c.timed_whole
+            else f"{c.cell} {c.steps} x {c.batch} x {c.hidden}"
             for c in (row.case for row in rows)
         ],
     )
@@ -53,7 +55,7 @@ def plot(mode: str, rows: list[Row], path: Path) -> None:
     axes.grid(alpha=0.3, zorder=0)
     axes.set_xlabel("time of the peer / time of rnnfused")
     dtype = rows[0].case.dtype
-    axes.set_title(mode if mode == "calls" else f"{mode}, {dtype} (cell, T x B x H)")
+    axes.set_title(mode if rows[0].case.timed_whole else f"{mode}, {dtype} (cell, T x B x H)")
     axes.legend(loc="upper right", fontsize="small")
     figure.savefig(path, dpi=120)
 

@@ -36,27 +36,39 @@ _WAYS_OF_TORCH = ("torch", "autocast", "torch.ao")
 
 
 def per_step(case: Case, seconds: float) -> str:
-    """Microseconds a step, in the mode calls a call, to three digits."""
-    us = 1e6 * seconds / (1 if case.mode == "calls" else case.steps)
+    """Microseconds a step, or of a call where that is timed whole, to three digits."""
+    us = 1e6 * seconds / (1 if case.timed_whole else case.steps)
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:.0f}"
 
 
 def markdown(rows: list[Row], limits: Limits) -> str:
-    """The rows' table, and after it that of calls."""
-    calls = [row for row in rows if row.case.mode == "calls"]
-    others = [row for row in rows if row.case.mode != "calls"]
-    return "\n\n".join(([_steps(others, limits)] if others else []) + ([_calls(calls)] if calls else []))
+    """The rows' table, and after it those of calls and of models' layers."""
+    others = [row for row in rows if not row.case.timed_whole]
+    tables = [_steps(others, limits)] if others else []
+    for mode in dict.fromkeys(row.case.mode for row in rows if row.case.timed_whole):
+        tables.append(_calls([row for row in rows if row.case.mode == mode], limits))
+    return "\n\n".join(tables)
 
 
-def _calls(rows: list[Row]) -> str:
-    """One line a row: its threads, us a call of every peer, the ratio to torch.nn."""
-    peers = _peers(rows)
-    lines = head(["call", "threads", *(f"{peer} us" for peer in peers), "ratio"])
+def _calls(rows: list[Row], limits: Limits) -> str:
+    """One line a row: its threads or whose layer it is, us a call of every peer, the ratio to torch.nn; of
+    models the share of the limit.
+    """
+    peers, of_models = _peers(rows), rows[0].case.mode == "models"
+    columns = ["model", "call"] if of_models else ["call", "threads"]
+    columns += [*(f"{peer} us" for peer in peers), "ratio"]
+    lines = head(columns + ["of the limit"] * of_models)
     for row in rows:
-        cells = [row.case.called, str(row.case.threads)]
-        cells += [per_step(row.case, row.medians[peer]) for peer in peers]
-        lines.append(line([*cells, f"{row.ratio('torch'):.2f}"]))
+        case = row.case
+        cells = [case.model, case.called] if of_models else [case.called, str(case.threads)]
+        cells += [per_step(case, row.medians[peer]) for peer in peers]
+        cells.append(f"{row.ratio('torch'):.2f}")
+        lines.append(line(cells + [_share(row, limits)] * of_models))
     return "\n".join(lines)
+
+
+def _share(row: Row, limits: Limits) -> str:
+    return f"{limits.seconds(row.case) / row.medians['rnnfused']:.0%}"
 
 
 def _peers(rows: list[Row]) -> list[str]:
@@ -89,7 +101,7 @@ def _steps(rows: list[Row], limits: Limits) -> str:
             cells += [row.best_peer()[0], f"{row.ratio():.2f}", f"{at_limit(row, limits):.2f}"]
         else:
             cells += [""] * 3
-        cells += [f"{limits.seconds(c) / row.medians['rnnfused']:.0%}", _memory(row)]
+        cells += [_share(row, limits), _memory(row)]
         lines.append(line(cells))
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import compare, exact, report, seq2seq, turns  # noqa: E402
-from bench.cases import MODES, MODES_OF, Case, cases, inputs, states, weights  # noqa: E402
+from bench.cases import MODES, MODES_OF, QUICK_MODELS, Case, cases, inputs, states, weights  # noqa: E402
 from bench.harness import TOLERANCES, Row  # noqa: E402
 from bench.limits import Limits  # noqa: E402
 from bench.peers import KNOWN, OURS, PEERS, peers_of, prepare  # noqa: E402
@@ -121,6 +121,30 @@ def test_a_call_is_checked(case: Case, peer: str, tmp_path: Path) -> None:
     assert error(prepared, tmp_path) <= TOLERANCES[case.dtype]
 
 
+MODELS = cases(("models",))
+
+
+def test_models_are_called_as_they_are_published() -> None:
+    assert [case.name for case in MODELS[4:8]] == [
+        "models Tacotron2 encoder: lstm T60 B8 I512 H256 bidirectional forward",
+        "models Tacotron2 encoder: lstm T60 B8 I512 H256 bidirectional forward and backward",
+        "models Tacotron2 decoder: lstm cell B8 I1536 H1024 forward",
+        "models Tacotron2 decoder: lstm cell B8 I1536 H1024 forward and backward",
+    ]
+    assert {case.model for case in cases(("models",), quick=True)} == set(QUICK_MODELS)
+    assert len({case.name for case in MODELS}) == len(MODELS)
+
+
+@pytest.mark.usefixtures("threads_kept")
+@pytest.mark.parametrize("case", cases(("models",), quick=True), ids=lambda case: case.name)
+def test_a_layer_of_a_model_is_checked(case: Case, tmp_path: Path) -> None:
+    exact.write(case, tmp_path)
+    expected = {"x", "y"} | {name.removesuffix("_l0") if case.of_cells else name for name in weights(case)}
+    expected |= set(states(case)) if case.of_cells else set()
+    assert {file.stem for file in tmp_path.glob("*.npy")} == (expected if case.backward else {"y"})
+    assert error(prepare("rnnfused", case, threads=2), tmp_path) <= TOLERANCES[case.dtype]
+
+
 def test_the_output_of_a_cell_is_its_next_input() -> None:
     twice = replace(next(case for case in CALLS if case.steps == 20), steps=2, backward=False)
     prepared = measured(torch_layers(twice), twice)
@@ -205,6 +229,15 @@ def test_calls_have_a_table_of_their_own(tmp_path: Path) -> None:
     report.save(tmp_path / "cpu.json", rows, LIMITS, {})
     assert report.load(tmp_path / "cpu.json") == (rows, LIMITS)
     assert calls in (tmp_path / "cpu.md").read_text(encoding="utf-8")
+
+
+def test_models_have_a_table_of_their_own() -> None:
+    layer = replace(next(case for case in MODELS if case.backward and case.model == "docTR"), layers=1)
+    assert report.markdown([row(layer, 3e-1, 1e-1)], LIMITS).splitlines() == [
+        "| model | call | torch us | rnnfused us | ratio | of the limit |",
+        "|---|---|---|---|---|---|",
+        "| docTR | lstm T32 B8 I512 H128 bidirectional forward and backward | 300000 | 100000 | 3.00 | 10% |",
+    ]
 
 
 def test_calls_of_two_trees_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def measured(layers: Any, case: Case, dtype: torch.dtype | None = None) -> Prepa
 
     if not case.trains:
         # Calls are those of code that was not written for a benchmark.
-        return _forward(forward, torch.no_grad if case.mode == "calls" else torch.inference_mode)
+        return _forward(forward, torch.no_grad if case.timed_whole else torch.inference_mode)
     # The graph of a packed input's copy is kept; the layers' own is new at every call.
     return _forward_and_backward(forward, grad, layers, {"x": x}, retain_graph=case.mode == "ragged")
 

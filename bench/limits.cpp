@@ -13,7 +13,16 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-typedef float Vector __attribute__((vector_size(64)));
+// The widest that one instruction takes, and as many chains of them as hide an instruction's latency and stay,
+// with two operands, in the registers there are.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kChains = 16;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32, kChains = 12;
+#else
+constexpr int kVectorBytes = 16, kChains = 12;
+#endif
+typedef float Vector __attribute__((vector_size(kVectorBytes)));
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -50,8 +59,7 @@ float read_all(const Vector* data, long vectors) {
   return total;
 }
 
-// Multiplies and adds n times in each of so many independent chains that their latency does not show.
-constexpr int kChains = 16;
+// Multiplies and adds n times in each of some independent chains.
 float multiply_add(long n) {
   Vector sum[kChains], factor = Vector{} + 0.999f, addend = Vector{} + 1e-3f;
   for (int j = 0; j < kChains; ++j) sum[j] = addend * float(j);

@@ -268,7 +268,9 @@ def _tangent(
     layer: str,
     outputs: bool,
     wanted: Sequence[int],
+    tape: Tensor | None = None,
 ) -> tuple[list[Tensor], list[Dims]]:
+    # The tape, which has no batch dimension, only spares work.
     run = torch.ops.rnnfused.recurrent_tangent
     layout = Layout(batch_sizes, lengths, resets)
     along_dims, grad_dims, moved_dims, *own_dims, output_dim = in_dims[: 4 + _OWN]

@@ -95,17 +95,20 @@ def _tangent(
     layer: str,
     outputs: bool,
     wanted: Sequence[int],
+    tape: Any = None,
     *_: Any,
     **__: Any,
 ) -> int:
     config = LayerConfig.parse(layer)
     first = 1 + len(hx)
+    again = bool(wanted) or tape is None
     moves = {index for index, tangent in enumerate(tangents) if tangent is not None}
     found = 0
     for place, weight in enumerate(_weights(config, params)):
         of_input, moved = place % config.params_each == 0, place + first in moves
-        # Forward: the accumulators again, and their tangents by what the weight multiplies and by the weight.
-        found += weight * (1 + moved + (not of_input or 0 in moves))
+        # Forward: the accumulators again where they are in no tape, and their tangents by what the weight
+        # multiplies and by the weight.
+        found += weight * (again + moved + (not of_input or 0 in moves))
         if wanted:
             # Backward: values and tangents of what passes through the weight, and the weight's own gradient.
             passed = (2 + moved) if not of_input else (1 + moved) * (0 in wanted)

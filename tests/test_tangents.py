@@ -194,6 +194,38 @@ def test_tangents_of_outputs(cell: str, projected: bool, directions: int, packed
     assert_close(layer_tangent(case), expected_tangent(case))
 
 
+def by_the_tape(case: Case, wanted: Sequence[int] = (), tape: Maybe = None) -> list[Tensor]:
+    x, hx, params, *layout, y, text = case.arguments()
+    if tape is None:
+        tape = torch.ops.rnnfused.recurrent(x, hx, params, *layout, text, True)[-1]
+    moved: list[Maybe] = []
+    along, outer = case.there(case.tangents), case.there(case.outer)
+    given = (along, outer, moved, x, hx, params, *layout, y, text, True, wanted, tape)
+    found: list[Tensor] = torch.ops.rnnfused.recurrent_tangent(*given)
+    return found
+
+
+@LAYOUTS
+@pytest.mark.parametrize("sizes", [(4, 3, 2, 5), (3, 2, 3, 33), (3, 2, 4, 700)], ids=str)
+@pytest.mark.parametrize("cell, projected", VARIANTS)
+def test_tangents_by_the_tape(
+    cell: str, projected: bool, directions: int, packed: bool, biases: bool, sizes: tuple[int, int, int, int]
+) -> None:
+    case = make(cell, projected, directions, packed, biases, sizes)
+    assert_close(by_the_tape(case), expected_tangent(case))
+    everything_of = everything(case)
+    for one, other in zip(by_the_tape(case, everything_of), native(case, True, everything_of), strict=True):
+        assert_same_bits(one, other)
+
+
+def test_the_tape_is_checked() -> None:
+    case = make("lstm")
+    with pytest.raises(RuntimeError, match=r"tape: expected size \[1, \d+\], got \[1, 3\]"):
+        by_the_tape(case, tape=torch.zeros(1, 3, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="tape: expected"):
+        by_the_tape(case, tape=torch.zeros(1, 3))
+
+
 @LAYOUTS
 @pytest.mark.parametrize("cell, projected", VARIANTS)
 def test_tangents_of_gradients(

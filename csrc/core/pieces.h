@@ -61,55 +61,79 @@ RNNFUSED_HD void load_previous(const PreviousStates<T>& previous, Piece<T> piece
     load_piece(starts ? previous.initial[s] : previous.before[s], piece, out[s]);
 }
 
-// The tangents of those accumulators that the recurrent product feeds are taken from `product` [G, lanes], if
+// The tangents of accumulator `a`: of those that the recurrent product feeds taken from `product` [G, lanes], if
 // it is given.
+template <class Cell, class T>
+RNNFUSED_HD Native<T> load_tangent(const TangentForward<T>& step, const Piece<T>& piece, const T* product, int a) {
+  if (product && a >= Cell::h_first && a < Cell::h_first + Cell::gates)
+    return load<Native<T>>(product + (a - Cell::h_first) * kLanes<T>);
+  return load_or_zero<T>(step.gates.tangent, step.gates.stride, of_accumulator(piece, a, step.hidden));
+}
+
 template <class Cell, class V, class T>
 RNNFUSED_HD void load_accumulators(const TangentForward<T>& step, const Piece<T>& piece, const T* product,
                                    V (&acc)[Cell::accumulators]) {
   for (int a = 0; a < Cell::accumulators; ++a) {
-    load_piece(step.gates, of_accumulator(piece, a, step.hidden), acc[a]);
     if constexpr (std::is_same_v<V, Dual<Native<T>>>) {
-      if (product && a >= Cell::h_first && a < Cell::h_first + Cell::gates)
-        acc[a].tangent = load<Native<T>>(product + (a - Cell::h_first) * kLanes<T>);
+      const Piece<T> at = of_accumulator(piece, a, step.hidden);
+      acc[a].value = load_or_zero<T>(step.gates.value, step.gates.stride, at);
+      acc[a].tangent = load_tangent<Cell>(step, piece, product, a);
+    } else {
+      load_piece(step.gates, of_accumulator(piece, a, step.hidden), acc[a]);
     }
   }
 }
 
-// The tangents of the next states by the cell's backward: gradients of one state at a time are the factors.
+// The tangents of the next states by the cell's backward, from the tangents of the accumulators: gradients of one
+// state at a time are the factors.
 template <class Cell, class V, int accumulators, int states>
-RNNFUSED_HD void tangents_by_gradients(const Dual<V> (&acc)[accumulators], const Dual<V> (&prev)[states],
-                                       Dual<V> (&next)[states]) {
+RNNFUSED_HD void tangents_by_gradients(const V (&tape)[accumulators], const V (&moved)[accumulators],
+                                       const Dual<V> (&prev)[states], Dual<V> (&next)[states]) {
   V before[states], after[states];
   for (int s = 0; s < states; ++s) before[s] = prev[s].value, after[s] = next[s].value;
   for (int s = 0; s < states; ++s) {
     V dnext[states]{}, dacc[accumulators], dprev[states];
     dnext[s] = broadcast<V>(1);
-    Cell::backward(static_cast<const V*>(nullptr), before, after, dnext, dacc, dprev);
+    Cell::backward(tape, before, after, dnext, dacc, dprev);
     V sum{};
-    for (int a = 0; a < accumulators; ++a) sum = fma(dacc[a], acc[a].tangent, sum);
+    for (int a = 0; a < accumulators; ++a) sum = fma(dacc[a], moved[a], sum);
     for (int k = 0; k < states; ++k) sum = fma(dprev[k], prev[k].tangent, sum);
     next[s].tangent = sum;
   }
 }
 
+// The tangents alone, where the values are known.
+template <class Cell, class T>
+RNNFUSED_HD void forward_known(const TangentForward<T>& step, const Piece<T>& piece, const T* product) {
+  constexpr int A = Cell::accumulators, S = Cell::states;
+  Native<T> tape[A]{}, moved[A];
+  Dual<Native<T>> prev[S], next[S];
+  for (int a = 0; a < A; ++a) moved[a] = load_tangent<Cell>(step, piece, product, a);
+  if constexpr (Cell::taped > 0) {
+    const T* taped = step.taped.gates + (piece.row * step.taped.units + piece.at) * A;
+    for (int a = 0; a < Cell::taped; ++a) tape[a] = load<Native<T>>(taped + a * kLanes<T>);
+  }
+  load_previous(step.previous, piece, prev);
+  next[0].value = load_or_zero<T>(step.next[0].value, step.next[0].stride, piece);
+  if constexpr (S > 1) next[1].value = load<Native<T>>(step.taped.cell + piece.row * step.taped.units + piece.at);
+  tangents_by_gradients<Cell>(tape, moved, prev, next);
+  store_if_wanted(step.next[0].tangent, step.next[0].stride, piece, next[0].tangent);
+  if constexpr (S > 1) store_piece(step.next[1], piece, next[1]);
+}
+
 template <class Cell, class V, class T>
 RNNFUSED_HD void forward_piece(const TangentForward<T>& step, const Piece<T>& piece,
                                const T* product = nullptr) {
-  constexpr bool known = Cell::taped == 0;
-  V acc[Cell::accumulators], prev[Cell::states], next[Cell::states], tape[Cell::accumulators];
-  load_accumulators<Cell>(step, piece, product, acc);
-  load_previous(step.previous, piece, prev);
-  if constexpr (!known) {
+  if constexpr (Cell::taped > 0) {
+    V acc[Cell::accumulators], prev[Cell::states], next[Cell::states], tape[Cell::accumulators];
+    load_accumulators<Cell>(step, piece, product, acc);
+    load_previous(step.previous, piece, prev);
     Cell::forward(acc, prev, next, tape);
     for (int a = 0; a < Cell::taped; ++a)
       store_piece(step.gates, of_accumulator(piece, a, step.hidden), tape[a]);
     for (int s = 0; s < Cell::states; ++s) store_piece(step.next[s], piece, next[s]);
   } else if constexpr (std::is_same_v<V, Dual<Native<T>>>) {
-    for (int s = 0; s < Cell::states; ++s)
-      next[s].value = load_or_zero<T>(step.next[s].value, step.next[s].stride, piece);
-    tangents_by_gradients<Cell>(acc, prev, next);
-    for (int s = 0; s < Cell::states; ++s)
-      store_if_wanted(step.next[s].tangent, step.next[s].stride, piece, next[s].tangent);
+    forward_known<Cell>(step, piece, product);
   }
 }
 

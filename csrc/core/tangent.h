@@ -23,16 +23,26 @@ struct PreviousStates {
   DualRows<const T> before[kMaxStates], initial[kMaxStates];
 };
 
+// What forward taped of a step's rows on the CPU: its gates [rows, blocks, accumulators, lanes] and the states
+// beside h [rows, blocks, lanes].
+template <class T>
+struct Taped {
+  const T* gates = nullptr;
+  const T* cell = nullptr;
+  Index units = 0;  // H in whole vectors
+};
+
 template <class T>
 struct TangentForward {
   Index rows, hidden;
   bool tangents;
-  // [rows, accumulators * H]: the accumulators before, what the cell tapes after. Of a cell that tapes
-  // nothing the values are not read: `next` holds all that its gradients are made of, and its tangents from
-  // these.
+  // [rows, accumulators * H]: the accumulators before, what the cell tapes after. The values are neither read
+  // nor written where they are known: by what forward taped, or of a cell that tapes nothing by `next`, which
+  // holds all that its gradients are made of.
   DualRows<T> gates;
   PreviousStates<T> previous;
-  DualRows<T> next[kMaxStates];  // [rows, H]; of a cell that tapes nothing the values are only read
+  DualRows<T> next[kMaxStates];  // [rows, H]; the values of h are only read where the gates' are known
+  Taped<T> taped = {};           // where there is a tape
   // On the CPU, packed weights with which the kernel itself adds the product of the previous h's tangents to
   // those of the accumulators; else it is there already.
   const T* recurrent = nullptr;

@@ -285,25 +285,35 @@ constexpr Index kGatesPerThread = 2048;
 constexpr Index kTermsPerGate = 16;  // of a product, that take as long as a gate's activation and its tangent
 
 template <class Args>
-struct StepCall {
+struct StepsCall {
   StepKernel<Args> kernel;
-  const Args& step;
+  const Args* steps;
+  Index count;
   int threads;
+  Barrier barrier;
 
   static void body(void* self, int thread) {
-    const auto& call = *static_cast<StepCall*>(self);
-    call.kernel(call.step, call.threads, thread);
+    auto& call = *static_cast<StepsCall*>(self);
+    for (Index i = 0; i < call.count; ++i) {
+      if (i > 0 && call.threads > 1) call.barrier.wait();
+      call.kernel(call.steps[i], call.threads, thread);
+    }
   }
 };
 
-template <class Args>
-void run_step(StepKernel<Args> kernel, CellId cell, const Args& step, Index rows, int threads) {
-  Index work = rows * step.hidden * kernels().info(cell).gates;
-  if (step.recurrent) work += work / kTermsPerGate * step.hidden;
-  int used = int(std::clamp<Index>(work / kGatesPerThread, 1, std::max(threads, 1)));
+template <class Args, class RowsOf>
+void run_steps(StepKernel<Args> kernel, CellId cell, const Args* steps, Index count, int threads,
+               RowsOf rows_of) {
+  if (count == 0) return;
+  Index work = 0;
+  for (Index i = 0; i < count; ++i) {
+    const Index gates = rows_of(steps[i]) * steps[i].hidden * kernels().info(cell).gates;
+    work += gates + (steps[i].recurrent ? gates / kTermsPerGate * steps[i].hidden : 0);
+  }
+  int used = int(std::clamp<Index>(work / count / kGatesPerThread, 1, std::max(threads, 1)));
   if (used > 1) used = std::min(used, usable_threads());
-  StepCall<Args> call{kernel, step, used};
-  parallel(used, &StepCall<Args>::body, &call);
+  StepsCall<Args> call{kernel, steps, count, used, Barrier(used)};
+  parallel(used, &StepsCall<Args>::body, &call);
 }
 
 }  // namespace
@@ -314,13 +324,15 @@ const TangentKernels<T>& tangent_kernels(CellId cell) {
 }
 
 template <class T>
-void tangent_forward(CellId cell, const TangentForward<T>& step, int threads) {
-  run_step(tangent_kernels<T>(cell).forward, cell, step, step.rows, threads);
+void tangent_forward(CellId cell, const TangentForward<T>* steps, Index count, int threads) {
+  run_steps(tangent_kernels<T>(cell).forward, cell, steps, count, threads,
+            [](const TangentForward<T>& step) { return step.rows; });
 }
 
 template <class T>
-void tangent_backward(CellId cell, const TangentBackward<T>& step, int threads) {
-  run_step(tangent_kernels<T>(cell).backward, cell, step, std::max(step.rows, step.after_rows), threads);
+void tangent_backward(CellId cell, const TangentBackward<T>* steps, Index count, int threads) {
+  run_steps(tangent_kernels<T>(cell).backward, cell, steps, count, threads,
+            [](const TangentBackward<T>& step) { return std::max(step.rows, step.after_rows); });
 }
 
 #define RNNFUSED_INSTANTIATE(S)                                                   \
@@ -339,10 +351,10 @@ RNNFUSED_INSTANTIATE_WITH_GRADIENTS(Half)
 #undef RNNFUSED_INSTANTIATE_WITH_GRADIENTS
 #undef RNNFUSED_INSTANTIATE
 
-#define RNNFUSED_INSTANTIATE(T)                                            \
-  template const TangentKernels<T>& tangent_kernels<T>(CellId);            \
-  template void tangent_forward<T>(CellId, const TangentForward<T>&, int); \
-  template void tangent_backward<T>(CellId, const TangentBackward<T>&, int);
+#define RNNFUSED_INSTANTIATE(T)                                                   \
+  template const TangentKernels<T>& tangent_kernels<T>(CellId);                   \
+  template void tangent_forward<T>(CellId, const TangentForward<T>*, Index, int); \
+  template void tangent_backward<T>(CellId, const TangentBackward<T>*, Index, int);
 RNNFUSED_INSTANTIATE(float)
 RNNFUSED_INSTANTIATE(double)
 #undef RNNFUSED_INSTANTIATE

@@ -52,10 +52,10 @@ void backward(CellId cell, const LayerGradient<S>& layer, int threads);
 template <class T>
 const TangentKernels<T>& tangent_kernels(CellId cell);
 
-// One step, on at most `threads` threads, whose number does not show in the bits.
+// Some steps one after the other, on at most `threads` threads, whose number does not show in the bits.
 template <class T>
-void tangent_forward(CellId cell, const TangentForward<T>& step, int threads);
+void tangent_forward(CellId cell, const TangentForward<T>* steps, Index count, int threads);
 template <class T>
-void tangent_backward(CellId cell, const TangentBackward<T>& step, int threads);
+void tangent_backward(CellId cell, const TangentBackward<T>* steps, Index count, int threads);
 
 }  // namespace rnnfused::cpu

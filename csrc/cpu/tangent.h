@@ -94,6 +94,10 @@ void forward_with_product(const TangentForward<T>& step, int threads, int thread
   const auto &before = step.previous.before[0], &initial = step.previous.initial[0];
   const Index count = step.previous.count < step.rows ? step.previous.count : step.rows;
   const Index rows = initial.tangent ? step.rows : before.tangent ? count : 0;
+  const auto piece_of = [&](Index row, Index block, const T* product) {
+    const Piece<T> piece = piece_at<T>(row, block, H);
+    step.taped.gates ? forward_known<Cell>(step, piece, product) : forward_piece<Cell, V>(step, piece, product);
+  };
   for_groups<T>(H, kNarrowGroup<Cell>, threads, thread, [&](Index first, Index blocks) {
     product<T>(
         rows, Runs{1, H, 0}, int(blocks * G), step.recurrent + first * L * G * H, static_cast<T*>(nullptr),
@@ -111,11 +115,10 @@ void forward_with_product(const TangentForward<T>& step, int threads, int thread
           }
         },
         [&](Index row, const T* acc) {
-          for (Index b = 0; b < blocks; ++b)
-            forward_piece<Cell, V>(step, piece_at<T>(row, first + b, H), acc + b * G * L);
+          for (Index b = 0; b < blocks; ++b) piece_of(row, first + b, acc + b * G * L);
         });
     for (Index row = rows; row < step.rows; ++row) {
-      for (Index b = 0; b < blocks; ++b) forward_piece<Cell, V>(step, piece_at<T>(row, first + b, H));
+      for (Index b = 0; b < blocks; ++b) piece_of(row, first + b, nullptr);
     }
   });
 }
@@ -172,6 +175,11 @@ void tangent_forward(const TangentForward<T>& step, int threads, int thread) {
     for_pieces<T>(step.rows, step.hidden, threads, thread,
                   [&](const Piece<T>& piece) { forward_piece<Cell, decltype(number)>(step, piece); });
   };
+  if (step.taped.gates) {
+    return for_pieces<T>(step.rows, step.hidden, threads, thread, [&](const Piece<T>& piece) {
+      forward_known<Cell>(step, piece, static_cast<const T*>(nullptr));
+    });
+  }
   step.tangents ? run(Dual<Native<T>>{}) : run(Native<T>{});
 }
 

@@ -65,7 +65,13 @@ using TangentSignature = Tensors(const OptionalList& tangents, const OptionalLis
                                  at::TensorList hx, at::TensorList params, const OptionalTensor& batch_sizes,
                                  const OptionalTensor& lengths, const OptionalTensor& resets,
                                  const at::Tensor& output, std::string_view layer, bool outputs,
-                                 at::IntArrayRef wanted);
+                                 at::IntArrayRef wanted, const OptionalTensor& tape);
+using DecomposedSignature = Tensors(const OptionalList& tangents, const OptionalList& grads,
+                                    const OptionalList& grad_tangents, const at::Tensor& input,
+                                    at::TensorList hx, at::TensorList params,
+                                    const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                                    const OptionalTensor& resets, const at::Tensor& output,
+                                    std::string_view layer, bool outputs, at::IntArrayRef wanted);
 using TangentBackwardSignature = Tensors(const OptionalList& outer, const OptionalList& tangents,
                                          const OptionalList& grads, const OptionalList& grad_tangents,
                                          const at::Tensor& input, at::TensorList hx, at::TensorList params,
@@ -81,17 +87,21 @@ auto& tangent_handle() {
 
 // The same in torch's operations.
 auto& decomposed_handle() {
-  static auto found = handle<TangentSignature>("rnnfused::recurrent_tangent_decomposed");
+  static auto found = handle<DecomposedSignature>("rnnfused::recurrent_tangent_decomposed");
   return found;
 }
 
 Tensors call_tangent(const OptionalList& tangents, const OptionalList& grads,
                      const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
                      at::TensorList params, const Layout& layout, const at::Tensor& output,
-                     std::string_view layer, bool outputs, at::IntArrayRef wanted) {
-  auto& op = layer_options(layer).varied ? decomposed_handle() : tangent_handle();
-  return op.call(tangents, grads, grad_tangents, input, hx, params, layout.batch_sizes, layout.lengths,
-                 layout.resets, output, layer, outputs, wanted);
+                     std::string_view layer, bool outputs, at::IntArrayRef wanted,
+                     const OptionalTensor& tape = {}) {
+  if (layer_options(layer).varied) {
+    return decomposed_handle().call(tangents, grads, grad_tangents, input, hx, params, layout.batch_sizes,
+                                    layout.lengths, layout.resets, output, layer, outputs, wanted);
+  }
+  return tangent_handle().call(tangents, grads, grad_tangents, input, hx, params, layout.batch_sizes,
+                               layout.lengths, layout.resets, output, layer, outputs, wanted, tape);
 }
 
 OptionalList listed(at::TensorList tensors) {
@@ -396,7 +406,8 @@ Tensors differentiated(const Arguments& a, bool save, bool moved, const Below& b
     return without_gradients(a, below(a, save));
   }
   Tensors outputs;
-  const auto run = [&] { outputs = below(a, save || followed); };
+  const bool taped = save || followed || (moved && tapes_for_tangents(a));
+  const auto run = [&] { outputs = below(a, taped); };
   const size_t count = a.options.outputs();
   if (followed) {
     auto node = make_node<RecurrentBackward>();
@@ -412,10 +423,12 @@ Tensors differentiated(const Arguments& a, bool save, bool moved, const Below& b
   if (moved) {
     const Tensors all = all_of(a), primals = primals_of(all);
     const size_t states = a.hx.size();
+    const OptionalTensor tape =
+        taped && tapes_for_tangents(a) ? OptionalTensor(outputs[count]) : std::nullopt;
     set_tangents(outputs, call_tangent(listed(tangents_of(all)), OptionalList(), OptionalList(), primals[0],
                                        at::TensorList(primals).slice(1, states),
                                        at::TensorList(primals).slice(1 + states), a.layout,
-                                       outputs[0]._fw_primal(0), a.options.text, true, {}));
+                                       outputs[0]._fw_primal(0), a.options.text, true, {}, tape));
   }
   if (!save) outputs.resize(count);
   return outputs;
@@ -569,7 +582,7 @@ Tensors tangent_autograd(c10::DispatchKeySet keys, const OptionalList& tangents,
                          at::TensorList params, const OptionalTensor& batch_sizes,
                          const OptionalTensor& lengths, const OptionalTensor& resets,
                          const at::Tensor& output, std::string_view layer, bool outputs,
-                         at::IntArrayRef wanted) {
+                         at::IntArrayRef wanted, const OptionalTensor& tape) {
   const Arguments a{layer_options(layer), input, hx, params, {batch_sizes, lengths, resets}};
   const Tensors along = unlisted(tangents), outer = unlisted(grads), moved = unlisted(grad_tangents);
   if (a.options.varied || has_tangent(a) || any_tangent(along) || any_tangent(outer) || any_tangent(moved)) {
@@ -580,7 +593,7 @@ Tensors tangent_autograd(c10::DispatchKeySet keys, const OptionalList& tangents,
     const at::AutoDispatchBelowADInplaceOrView guard;
     return tangent_handle().redispatch(keys & c10::after_autograd_keyset, tangents, grads, grad_tangents,
                                        input, hx, params, batch_sizes, lengths, resets, output, layer,
-                                       outputs, wanted);
+                                       outputs, wanted, tape);
   };
   const at::TensorList lists[] = {along, outer, moved};
   if (!is_followed(a) && !torch::autograd::compute_requires_grad(lists[0], lists[1], lists[2]))

@@ -45,6 +45,6 @@ Tensors tangent_autograd(c10::DispatchKeySet keys, const OptionalList& tangents,
                          at::TensorList params, const OptionalTensor& batch_sizes,
                          const OptionalTensor& lengths, const OptionalTensor& resets,
                          const at::Tensor& output, std::string_view layer, bool outputs,
-                         at::IntArrayRef wanted);
+                         at::IntArrayRef wanted, const OptionalTensor& tape);
 
 }  // namespace rnnfused

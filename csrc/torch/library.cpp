@@ -47,10 +47,12 @@ Tensors tangent_kernel(const OptionalList& tangents, const OptionalList& grads,
                        const OptionalList& grad_tangents, const at::Tensor& input, at::TensorList hx,
                        at::TensorList params, const OptionalTensor& batch_sizes,
                        const OptionalTensor& lengths, const OptionalTensor& resets, const at::Tensor& output,
-                       std::string_view layer, bool outputs, at::IntArrayRef wanted) {
+                       std::string_view layer, bool outputs, at::IntArrayRef wanted,
+                       const OptionalTensor& tape) {
   const Tensors along = given(tangents), outer = given(grads), outer_tangents = given(grad_tangents);
   return recurrent_tangent(arguments(input, hx, params, {batch_sizes, lengths, resets}, layer),
-                           {along, outer, outer_tangents}, output, outputs, wanted);
+                           {along, outer, outer_tangents}, {output, tape.value_or(at::Tensor())}, outputs,
+                           wanted);
 }
 
 Tensors gate_gradients_kernel(const OptionalList& grads, const at::Tensor& input, at::TensorList hx,
@@ -134,7 +136,7 @@ Tensors backward_meta(const OptionalList&, const at::Tensor& input, at::TensorLi
 Tensors tangent_meta(const OptionalList&, const OptionalList&, const OptionalList&, const at::Tensor& input,
                      at::TensorList hx, at::TensorList params, const OptionalTensor& batch_sizes,
                      const OptionalTensor& lengths, const OptionalTensor& resets, const at::Tensor& output,
-                     std::string_view layer, bool outputs, at::IntArrayRef wanted) {
+                     std::string_view layer, bool outputs, at::IntArrayRef wanted, const OptionalTensor&) {
   Tensors results;
   if (outputs) results = recurrent_meta(input, hx, params, batch_sizes, lengths, resets, layer, false);
   for (at::Tensor& t : backward_meta(OptionalList(), input, hx, params, batch_sizes, lengths, resets, output,
@@ -291,7 +293,8 @@ void add_uncast(torch::Library& m) {
 // a step), the final states and with `save` the tape. recurrent_backward returns the gradients `wanted`.
 // recurrent_tangent differentiates both in a direction: `tangents` are those of input, hx and params (in this
 // order), `grads` what backward is given, `grad_tangents` its tangents; it returns, if `outputs`, the
-// tangents of what recurrent returns, and then those of the gradients `wanted`. By the symmetry of second
+// tangents of what recurrent returns, and then those of the gradients `wanted`; recurrent's `tape`, where it
+// is given, spares it work. By the symmetry of second
 // derivatives it is what backward's own backward computes, too.
 TORCH_LIBRARY(rnnfused, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
@@ -305,7 +308,7 @@ TORCH_LIBRARY(rnnfused, m) {
   define("recurrent", of_layer + ", str layer, bool save");
   define("recurrent_backward",
          "Tensor?[] grads, " + of_layer + ", Tensor output, Tensor tape, str layer, int[] wanted");
-  define("recurrent_tangent", of_tangent);
+  define("recurrent_tangent", of_tangent + ", Tensor? tape=None");
   // The same in torch's operations, and its derivatives: rnnfused/_ops.py.
   define("recurrent_tangent_decomposed", of_tangent);
   define("recurrent_tangent_backward", "Tensor?[] outer, " + of_tangent + ", int[] needed");

@@ -60,6 +60,12 @@ size_t place_of(const Arguments& a, int64_t index) {
   return size_t(3 + param / each * kSlots + a.options.slots[size_t(param % each)]);
 }
 
+void check_tape(const Arguments& a, const Form& form, const at::Tensor& tape) {
+  check_tensor(tape, "tape", a.input.device(), tape_type(a.input), tape_sizes(a.options, form, a.input));
+  TORCH_CHECK(tape.is_contiguous(), "tape: expected a contiguous tensor, got strides ", tape.strides());
+  check_memory(tape, "tape");
+}
+
 // ---- Placed sequences, for what knows no places: the same call on packed rows
 
 // Something of a call's states, with a batch dimension and with all layers and directions in the first.
@@ -250,10 +256,7 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
     for (size_t s = first_state; s < first_state + o.states(); ++s) sizes[s][1] = sequences->callers_batch;
   }
   TORCH_CHECK(kept.output.defined(), "output: expected a tensor, got none");
-  check_tensor(kept.tape, "tape", a.input.device(), tape_type(a.input), tape_sizes(o, form, a.input));
-  TORCH_CHECK(kept.tape.is_contiguous(), "tape: expected a contiguous tensor, got strides ",
-              kept.tape.strides());
-  check_memory(kept.tape, "tape");
+  check_tape(a, form, kept.tape);
   OptionalTensors gradients(size_t(3 + o.directions * kSlots));
   const BackwardTensors tensors{
       read(kept.output, "output", 0, !o.step, true),
@@ -364,18 +367,24 @@ Arguments without_layout(const Arguments& a) { return {a.options, a.input, a.hx,
 
 }  // namespace
 
-Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Tensor& output, bool outputs,
+bool tapes_for_tangents(const Arguments& a) {
+  const LayerOptions& o = a.options;
+  return a.input.is_cpu() && a.input.scalar_type() == compute_type(a.input.scalar_type()) && !o.varied &&
+         !o.recompute && !o.projected && o.info.taped > 0 && !a.layout.lengths && !a.layout.resets;
+}
+
+Tensors recurrent_tangent(const Arguments& a, const Directions& d, const Kept& kept, bool outputs,
                           at::IntArrayRef wanted) {
   check_torchs_own(a.options);
   if (a.layout.lengths || a.layout.resets) {
     const Form form = check(a);
     const auto sequences = sequences_of(a, form);
-    if (!sequences->placed) return recurrent_tangent(without_layout(a), d, output, outputs, wanted);
+    if (!sequences->placed) return recurrent_tangent(without_layout(a), d, kept, outputs, wanted);
     const PackedCall call(a, form, *sequences);
     const Tensors along = call.inputs(d.tangents), outer = call.outputs(d.outer),
                   outer_tangents = call.outputs(d.outer_tangents);
-    Tensors results = recurrent_tangent(call.arguments(), {along, outer, outer_tangents}, call.rows(output),
-                                        outputs, wanted);
+    Tensors results = recurrent_tangent(call.arguments(), {along, outer, outer_tangents},
+                                        {call.rows(kept.output), at::Tensor()}, outputs, wanted);
     const size_t first = outputs ? a.options.outputs() : 0;
     for (size_t i = 0; i < first; ++i)
       results[i] = call.output_back(results[i], i, i > 0 && i <= a.hx.size() ? d.tangents[i] : at::Tensor());
@@ -400,10 +409,12 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Ten
   Wanted is_wanted(3 + weights);
   for (const int64_t index : wanted) is_wanted[place_of(a, index)] = true;
   const Inputs in = call.inputs(a);
-  const at::Tensor y = call.output(output);
+  const at::Tensor y = call.output(kept.output);
+  const bool takes_tape = kept.tape.defined() && tapes_for_tangents(a);
+  if (takes_tape) check_tape(a, call.form, kept.tape);
   const LayerTangents found =
-      layer_tangents(in, y, call.outputs(d.outer, "grads"), call.outputs(d.outer_tangents, "grad_tangents"),
-                     along, is_wanted);
+      layer_tangents(in, y, takes_tape ? kept.tape : at::Tensor(), call.outputs(d.outer, "grads"),
+                     call.outputs(d.outer_tangents, "grad_tangents"), along, is_wanted);
   Tensors results;
   const at::ScalarType type = state_type(a);
   const auto give = [&](const at::Tensor& t, at::IntArrayRef sizes, at::ScalarType as_type) {
@@ -417,7 +428,7 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const at::Ten
     results.back() = call.order(results.back());
   };
   if (outputs) {
-    if (!a.options.step) give_sequence(found.outputs.y, at::DimVector(output.sizes()), type);
+    if (!a.options.step) give_sequence(found.outputs.y, at::DimVector(kept.output.sizes()), type);
     give(found.outputs.hn, final_sizes(a, call.form, *call.sequences, 0), type);
     if (a.options.states() > 1) give(found.outputs.cn, final_sizes(a, call.form, *call.sequences, 1), type);
     if (a.options.cells) {

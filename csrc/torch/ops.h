@@ -36,8 +36,12 @@ Tensors recurrent_backward(const Arguments& arguments, at::TensorList outer, con
 struct Directions {
   at::TensorList tangents, outer, outer_tangents;
 };
-Tensors recurrent_tangent(const Arguments& arguments, const Directions& directions, const at::Tensor& output,
+// `kept`: its tape may be undefined, and is taken where tapes_for_tangents holds.
+Tensors recurrent_tangent(const Arguments& arguments, const Directions& directions, const Kept& kept,
                           bool outputs, at::IntArrayRef wanted);
+// Whether forward mode gains by the tape: it holds every gate, in the type that is computed in, row by row as
+// derivatives beyond the gradients see them.
+bool tapes_for_tangents(const Arguments& arguments);
 
 // The gradients of every row's gates, from which those of weights follow for any groups of rows: for each
 // direction those that the input feeds [rows, G H], those that h feeds [rows, G H], and the h that fed them

@@ -87,22 +87,55 @@ DualRows<const T> read(const at::Tensor& value, const at::Tensor& tangent, Index
   return {at(value), at(tangent), stride};
 }
 
-template <class T>
-void run_forward(const Inputs& in, const TangentForward<T>& step, int threads) {
-  in.on_gpu ? tangent_forward_on_gpu(in, step) : cpu::tangent_forward(in.cell, step, threads);
-}
+// Steps of a layer's tangents. Those that wait for nothing but each other are run at once: threads are woken
+// and put to rest once.
+template <class Step>
+class Steps {
+ public:
+  Steps(const Inputs& in, bool at_once, int threads)
+      : in_(in), at_once_(at_once && !in.on_gpu), threads_(threads) {}
 
-template <class T>
-void run_backward(const Inputs& in, const TangentBackward<T>& step, int threads) {
-  in.on_gpu ? tangent_backward_on_gpu(in, step) : cpu::tangent_backward(in.cell, step, threads);
-}
+  void add(const Step& step) {
+    if (in_.on_gpu) return on_gpu(step);
+    waiting_.push_back(step);
+    if (!at_once_) run();
+  }
+  void run() {
+    on_cpu(waiting_.data());
+    waiting_.clear();
+  }
+
+ private:
+  template <class T>
+  void on_gpu(const TangentForward<T>& step) const {
+    tangent_forward_on_gpu(in_, step);
+  }
+  template <class T>
+  void on_gpu(const TangentBackward<T>& step) const {
+    tangent_backward_on_gpu(in_, step);
+  }
+  template <class T>
+  void on_cpu(const TangentForward<T>* steps) const {
+    cpu::tangent_forward(in_.cell, steps, Index(waiting_.size()), threads_);
+  }
+  template <class T>
+  void on_cpu(const TangentBackward<T>* steps) const {
+    cpu::tangent_backward(in_.cell, steps, Index(waiting_.size()), threads_);
+  }
+
+  const Inputs& in_;
+  bool at_once_;
+  int threads_;
+  std::vector<Step> waiting_;
+};
 
 // One direction: what it takes from its inputs, and its rows' memory.
 template <class T>
 class DirectionPass {
  public:
-  // Values alone without `along`.
-  DirectionPass(const Inputs& in, int direction, const at::Tensor& y, const LayerTensors* along)
+  // Values alone without `along`; `tape` is the layer's, or undefined.
+  DirectionPass(const Inputs& in, int direction, const at::Tensor& y, const at::Tensor& tape,
+                const LayerTensors* along)
       : in_(in),
         direction_(direction),
         stream_(in.shape),
@@ -116,7 +149,11 @@ class DirectionPass {
     w_ih_ = by_accumulator(in.weight(direction, 0), in.info.x_first);
     w_hh_ = by_accumulator(in.weight(direction, 1), in.info.h_first);
     w_hr_ = in.weight(direction, 4);
-    h_before_ = before(h_, h0_);
+    if (tape.defined()) {
+      const Index units = whole_vectors(tape.scalar_type(), shape.hidden);
+      const T* const gates = tape.const_data_ptr<T>() + direction * tape.size(1);
+      taped_ = {gates, gates + shape.rows() * units * in.info.accumulators, units};
+    }
     if (!along) return;
     const auto weight = [&](int slot) {
       return along->weights.empty() ? at::Tensor() : along->weights[size_t(direction * kSlots + slot)];
@@ -142,6 +179,7 @@ class DirectionPass {
     const at::Tensor w_hh = w_hh_.t(), w_hr = transposed(w_hr_), dw_hr = transposed(dw_hr_);
     const at::Tensor recurrent = copies_ > 1 ? fed(tangents(gates_), in_.info.h_first) : at::Tensor();
     const at::Tensor packed = copies_ > 1 ? pack_forward() : at::Tensor();
+    Steps<TangentForward<T>> steps(in_, packed.defined() || copies_ == 1, threads_);
     for (Index s = 0; s < shape.steps; ++s) {
       const Index active = stream_.active(s), row = stream_.row(s, 0);
       const Index count = std::min(active, stream_.active(s - 1)), from = row_before(s);
@@ -156,13 +194,18 @@ class DirectionPass {
       TangentForward<T> step{active, shape.hidden, copies_ > 1, written<T>(gates_, row), previous(s), {}};
       step.next[0] = shape.projected() ? written<T>(unprojected_, row) : h_and_tangents(row);
       step.next[1] = written<T>(cells_, row);
+      if (taped_.gates) {
+        step.taped = {taped_.gates + row * taped_.units * in_.info.accumulators,
+                      taped_.cell + row * taped_.units, taped_.units};
+      }
       if (packed.defined()) step.recurrent = packed.const_data_ptr<T>();
-      run_forward(in_, step, threads_);
+      steps.add(step);
       if (!shape.projected() || copies_ == 1) continue;
       at::Tensor dh = dh_.narrow(0, row, active);
       at::mm_out(dh, tangents(unprojected_).narrow(0, row, active), w_hr);
       if (dw_hr.defined()) dh.addmm_(values(unprojected_).narrow(0, row, active), dw_hr);
     }
+    steps.run();
     if (out.hn.defined()) copy_final(dh_, out.hn);
     if (out.cn.defined()) copy_final(tangents(cells_), out.cn);
     if (out.cells.defined()) of_direction(out.cells, shape.hidden).copy_(tangents(cells_));
@@ -189,6 +232,7 @@ class DirectionPass {
       dy = ddy = at::Tensor();
     }
     const at::Tensor packed = pack_backward();
+    Steps<TangentBackward<T>> steps(in_, packed.defined(), threads_);
     for (Index s = shape.steps - 1; s >= 0; --s) {
       const Index active = stream_.active(s), row = stream_.row(s, 0);
       if (!packed.defined()) add_recurrent(s + 1);
@@ -203,13 +247,14 @@ class DirectionPass {
       step.dstates[0] = written<T>(shape.projected() ? of_unprojected : dstates_[0], 0);
       step.dstates[1] = written<T>(dstates_[1], 0);
       set_recurrent(step, packed, s + 1);
-      run_backward(in_, step, threads_);
+      steps.add(step);
     }
     if (!packed.defined()) return add_recurrent(0);
     TangentBackward<T> last{0, shape.hidden, copies_ > 1, {}, {}, {}, {}, {}};
     last.dstates[0] = written<T>(dstates_[0], 0);
     set_recurrent(last, packed, 0);
-    run_backward(in_, last, threads_);
+    steps.add(last);
+    steps.run();
   }
 
   // The gradients of the initial states [B, N, units].
@@ -235,7 +280,7 @@ class DirectionPass {
       case 0:
         return by_gate(product(input_gates(0), input_gates(1), x_, dx_), 0, in_.info.x_first);
       case 1:
-        return by_gate(product(recurrent_gates(0), recurrent_gates(1), h_before_, before(dh_, dh0_)), 0,
+        return by_gate(product(recurrent_gates(0), recurrent_gates(1), h_before(), before(dh_, dh0_)), 0,
                        in_.info.h_first);
       case 2:
         return by_gate(input_gates(1).sum(0), 0, in_.info.x_first);
@@ -253,7 +298,7 @@ class DirectionPass {
     all.recurrent = in_.info.accumulators == in_.info.gates
                         ? all.input
                         : by_gate(recurrent_gates(0), 1, in_.info.h_first);
-    all.h_before = h_before_;
+    all.h_before = h_before();
     if (in_.shape.projected()) {
       all.unprojected = values(unprojected_);
       all.projected = values(projected_);
@@ -319,24 +364,25 @@ class DirectionPass {
       if (b_hh.defined()) fed(start, in_.info.h_first).add_(by_accumulator(b_hh, in_.info.h_first));
       sums.copy_(start);
     };
-    if (in_.info.taped > 0) {
+    if (in_.info.taped > 0 && !taped_.gates) {
       const at::Tensor sums = values(gates_);
       fill(sums, in_.weight(direction_, 2), in_.weight(direction_, 3));
       add_product(fed(sums, in_.info.x_first), x_, w_ih_.t());
-      add_product(fed(sums, in_.info.h_first), h_before_, w_hh_.t());
+      add_product(fed(sums, in_.info.h_first), h_before(), w_hh_.t());
     }
     if (copies_ == 1) return;
     const at::Tensor along = tangents(gates_);
     fill(along, db_ih_, db_hh_);
     add_product(fed(along, in_.info.x_first), dx_, w_ih_.t());
     add_product(fed(along, in_.info.x_first), x_, transposed(dw_ih_));
-    add_product(fed(along, in_.info.h_first), h_before_, transposed(dw_hh_));
+    if (dw_hh_.defined()) add_product(fed(along, in_.info.h_first), h_before(), dw_hh_.t());
   }
 
-  // The values of h are known: of those that a kernel needs it only reads them.
+  // The values of h are known: where a kernel needs them it only reads them.
   DualRows<T> h_and_tangents(Index row) const {
     if (!dh_.defined()) return {};
-    T* const h = in_.info.taped == 0 ? const_cast<T*>(h_.const_data_ptr<T>()) + row * h_.stride(0) : nullptr;
+    const bool reads = in_.info.taped == 0 || taped_.gates;
+    T* const h = reads ? const_cast<T*>(h_.const_data_ptr<T>()) + row * h_.stride(0) : nullptr;
     return {h, dh_.mutable_data_ptr<T>() + row * dh_.stride(0), dh_.stride(0)};
   }
 
@@ -381,6 +427,11 @@ class DirectionPass {
     }
     flush();
     return out;
+  }
+
+  const at::Tensor& h_before() const {
+    if (!h_before_.defined()) h_before_ = before(h_, h0_);
+    return h_before_;
   }
 
   // The last of each row. Every row is active at the first step.
@@ -453,9 +504,11 @@ class DirectionPass {
   Index copies_;  // N: 2 with tangents, else 1
   int threads_;
   // Values; weights of gates in the order of the accumulators.
-  at::Tensor x_, h_, h0_, c0_, w_ih_, w_hh_, w_hr_, h_before_;
+  at::Tensor x_, h_, h0_, c0_, w_ih_, w_hh_, w_hr_;
+  mutable at::Tensor h_before_;  // once it was asked for
   // Their tangents, where there are any.
   at::Tensor dx_, dh_, dh0_, dc0_, dw_ih_, dw_hh_, dw_hh_in_torchs_order_, db_ih_, db_hh_, dw_hr_;
+  Taped<T> taped_;
   at::Tensor gates_, cells_, unprojected_;  // [rows, N, A * H], [rows, N, H]
   at::Tensor dstates_[kMaxStates];          // carried backward [B, N, units]
   at::Tensor projected_;                    // gradients of the projected output [rows, N, P]
@@ -465,9 +518,10 @@ class DirectionPass {
 template <class T>
 class LayerPass {
  public:
-  LayerPass(const Inputs& in, const at::Tensor& y, const LayerTensors* along)
+  LayerPass(const Inputs& in, const at::Tensor& y, const at::Tensor& tape, const LayerTensors* along)
       : in_(in), y_(dense_if_defined(y)), along_(along ? dense_all(*along) : LayerTensors{}) {
-    for (int d = 0; d < in.directions; ++d) directions_.emplace_back(in, d, y_, along ? &along_ : nullptr);
+    for (int d = 0; d < in.directions; ++d)
+      directions_.emplace_back(in, d, y_, tape, along ? &along_ : nullptr);
   }
 
   // The outputs' tangents.
@@ -538,21 +592,22 @@ class LayerPass {
 
 // Calls body with a pass of the layer's type.
 template <class Body>
-auto with_pass(const Inputs& in, const at::Tensor& y, const LayerTensors* along, Body body) {
+auto with_pass(const Inputs& in, const at::Tensor& y, const at::Tensor& tape, const LayerTensors* along,
+               Body body) {
   const c10::DeviceGuard guard(in.x.device());
-  if (in.x.scalar_type() == at::kFloat) return body(LayerPass<float>(in, y, along));
-  return body(LayerPass<double>(in, y, along));
+  if (in.x.scalar_type() == at::kFloat) return body(LayerPass<float>(in, y, tape, along));
+  return body(LayerPass<double>(in, y, tape, along));
 }
 
 }  // namespace
 
-LayerTangents layer_tangents(const Inputs& in, const at::Tensor& y, const OutputTensors& outer,
-                             const OutputTensors& outer_tangents, const LayerTensors& tangents,
-                             const Wanted& wanted) {
+LayerTangents layer_tangents(const Inputs& in, const at::Tensor& y, const at::Tensor& tape,
+                             const OutputTensors& outer, const OutputTensors& outer_tangents,
+                             const LayerTensors& tangents, const Wanted& wanted) {
   const bool is_moved = any(tangents),
              is_wanted = std::find(wanted.begin(), wanted.end(), true) != wanted.end();
   if (!is_moved && !any(outer_tangents)) return {};
-  return with_pass(in, y, &tangents, [&](auto pass) {
+  return with_pass(in, y, is_wanted ? at::Tensor() : tape, &tangents, [&](auto pass) {
     LayerTangents out{pass.forward(), {}};
     if (is_wanted && (any(outer_tangents) || (any(outer) && is_moved)))
       out.gradients = pass.backward(outer, outer_tangents, wanted);
@@ -561,7 +616,7 @@ LayerTangents layer_tangents(const Inputs& in, const at::Tensor& y, const Output
 }
 
 GateGradients gate_gradients(const Inputs& in, const at::Tensor& y, const OutputTensors& outer) {
-  return with_pass(in, y, nullptr, [&](auto pass) { return pass.gate_gradients(outer); });
+  return with_pass(in, y, at::Tensor(), nullptr, [&](auto pass) { return pass.gate_gradients(outer); });
 }
 
 }  // namespace rnnfused

@@ -32,13 +32,15 @@ struct LayerTangents {
 };
 
 // Along tangents of the layer's inputs: the tangents of its outputs and, along those of the outer gradients
-// too, the tangents of its gradients. What is undefined is zero. `y` is the layer's output.
+// too, the tangents of its gradients. What is undefined is zero. `y` is the layer's output. `tape`, if it is
+// there, is the one that the CPU's forward kept of every row's gates: tangents of outputs alone take them
+// from it, and compute no gate again.
 //
 // They are the gradients of sum(tangents * the layer's gradients), too, with respect to the outer gradients
 // and to the inputs, since the Hessian is symmetric: double backward.
-LayerTangents layer_tangents(const Inputs& in, const at::Tensor& y, const OutputTensors& outer,
-                             const OutputTensors& outer_tangents, const LayerTensors& tangents,
-                             const Wanted& wanted);
+LayerTangents layer_tangents(const Inputs& in, const at::Tensor& y, const at::Tensor& tape,
+                             const OutputTensors& outer, const OutputTensors& outer_tangents,
+                             const LayerTensors& tangents, const Wanted& wanted);
 
 struct GateGradients {
   struct Direction {

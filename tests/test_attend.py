@@ -667,6 +667,7 @@ def test_under_transforms(transform: str) -> None:
     torch.testing.assert_close(TRANSFORMS[transform](run)(keys), plainly(run, transform, keys))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transform", ["grad", "vmap"])
 def test_under_compiled_transforms(transform: str) -> None:
     torch._dynamo.reset()
@@ -682,6 +683,7 @@ def test_forward_mode() -> None:
     torch.testing.assert_close(tangent, plainly(run, "jvp", keys))
 
 
+@pytest.mark.long
 def test_compiled_with_sizes_as_symbols() -> None:
     torch._dynamo.reset()
     decoder = decoder_of()

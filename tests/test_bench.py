@@ -199,6 +199,7 @@ def _ending(parent: Connection) -> None:
     parent.recv()
 
 
+@pytest.mark.long
 def test_ways_take_turns() -> None:
     seen: list[dict[str, int]] = []
     found = turns.in_turns(_counting, {"one": (1,), "two": (2,)}, 5, "go", seen.append)
@@ -240,6 +241,7 @@ def test_models_have_a_table_of_their_own() -> None:
     ]
 
 
+@pytest.mark.long
 def test_calls_of_two_trees_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trees = tmp_path / "base", tmp_path / "changed"
     for tree in trees:

@@ -185,6 +185,7 @@ class Packed(torch.nn.Module):
         return y.data, states
 
 
+@pytest.mark.long
 @BACKENDS
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_packed_sequences(kind: str, backend: str) -> None:
@@ -213,6 +214,7 @@ def test_packed_sequences_of_other_lengths() -> None:
 # ---- Lengths, resets, rows one after the other
 
 
+@pytest.mark.long
 @BACKENDS
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_lengths_and_resets(kind: str, backend: str) -> None:
@@ -312,6 +314,7 @@ def test_the_graph_holds_the_operator() -> None:
 # ---- What changes after compilation
 
 
+@pytest.mark.long
 @BACKENDS
 def test_options_that_change(backend: str) -> None:
     module, x = make("LSTM", num_layers=2), draw(5, 2, 3)
@@ -387,6 +390,7 @@ def test_parametrised_layers(backend: str) -> None:
     check(module, lambda m: m(x), backend, [x])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @BACKENDS
 def test_autocast_outside(dtype: torch.dtype, backend: str) -> None:
@@ -461,6 +465,7 @@ class TestDerivatives:
             found = [forward_ad.unpack_dual(tensors(m(dual))[0]).tangent for m in (compiled, module)]
         assert_close(found[:1], found[1:])
 
+    @pytest.mark.long
     @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
     def test_transforms_inside(self, kind: str, backend: str) -> None:
         module, x = self.make(kind)

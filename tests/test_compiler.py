@@ -94,6 +94,7 @@ def test_a_torch_that_asks_in_another_way_is_left_alone() -> None:
     assert not hasattr(builder.VariableBuilder, "wrap_module")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", ["rnnfused", "torch._dynamo"])
 def test_imports_in_either_order(first: str) -> None:
     second = "torch._dynamo" if first == "rnnfused" else "rnnfused"

@@ -287,6 +287,7 @@ LARGE: dict[str, tuple[str, Changes]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cell, changes", LARGE.values(), ids=LARGE)
 @pytest.mark.parametrize("layout", ["packed", "batch_first_lengths_resets"])
 def test_derivatives_of_gradients(cell: str, changes: Changes, layout: str) -> None:
@@ -377,6 +378,7 @@ def gradients_of(*leaves: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(sum(t.square().sum() for t in EVERYTHING.twin(*leaves)), leaves)
 
 
+@pytest.mark.long
 def test_compiles() -> None:
     """In one graph, the clip of gradients and the generator among it."""
     leaves = EVERYTHING.leaves(requires_grad=True)

@@ -128,6 +128,7 @@ def test_without_matplotlib_it_says_that_no_plot_was_written(
     assert not (tmp_path / "plot.png").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cell", CELLS)
 def test_resuming_after_an_epoch_equals_never_having_stopped(tmp_path: Path, text: Path, cell: str) -> None:
     whole = run_demo(tmp_path / "whole", "--text", text, "--cell", cell, "--epochs=2")
@@ -136,6 +137,7 @@ def test_resuming_after_an_epoch_equals_never_having_stopped(tmp_path: Path, tex
     assert_same_training(resumed, whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop_in", [RNNFUSED, TORCH, RNNFUSED_BF16])
 def test_ctrl_c_saves_a_checkpoint_that_continues_exactly(
     tmp_path: Path,

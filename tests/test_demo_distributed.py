@@ -139,6 +139,7 @@ def test_under_torchrun(tmp_path: Path, text: Path) -> None:
     assert len(history(tmp_path)["held_out"]) == 1
 
 
+@pytest.mark.long
 @each_sharding
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_two_processes_have_the_losses_of_one(
@@ -159,6 +160,7 @@ def test_one_process_has_the_losses_of_the_demo(tmp_path: Path, text: Path) -> N
     assert alone(tmp_path, "--text", text, "--epochs=1") == expected
 
 
+@pytest.mark.long
 @each_sharding
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_resuming_after_an_epoch_equals_never_having_stopped(
@@ -182,6 +184,7 @@ def test_a_signal_to_one_process_stops_all_and_loses_nothing(
     assert together(group, tmp_path / "cut", *options, "--resume") == whole
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first, second", [("ddp", "fsdp"), ("fsdp", "ddp")])
 def test_a_run_goes_on_with_other_processes_and_sharding(
     group: Group, tmp_path: Path, text: Path, rounding: float, first: str, second: str

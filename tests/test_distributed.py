@@ -344,6 +344,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant, wrap", COMPILED.values(), ids=COMPILED)
 def test_compiled_in_two_processes(group: Group, variant: Variant, wrap: Module) -> None:
     expected = train(variant)

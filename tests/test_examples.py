@@ -109,6 +109,7 @@ def test_every_application_has_a_tiny_form() -> None:
     assert TINY.keys() == set(APPLICATIONS)
 
 
+@pytest.mark.long
 @each_example
 def test_it_runs_and_writes_its_results(name: str, tmp_path: Path) -> None:
     need_data(name)
@@ -147,6 +148,7 @@ def test_both_backends_train_to_the_same_curve_at_first(name: str, tmp_path: Pat
     assert_close(ours, theirs, rtol=EXAMPLES_CURVE, atol=EXAMPLES_CURVE)
 
 
+@pytest.mark.long
 @each_example
 @pytest.mark.parametrize("stop_in", [RNNFUSED, TORCH])
 def test_ctrl_c_saves_a_checkpoint_that_continues_exactly(

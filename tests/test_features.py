@@ -18,6 +18,7 @@ from bench.features.table import Line, covers, lines, markdown, parse  # noqa: E
 CHEAP = ("behaviour.empty_batch", "behaviour.relu", "observing.opcheck")
 
 
+@pytest.mark.long
 def test_probes_run_in_both_columns(tmp_path: Path) -> None:
     probes = [found for found in load() if found.name in CHEAP]
     assert len(probes) == len(CHEAP)
@@ -31,6 +32,7 @@ def test_probes_run_in_both_columns(tmp_path: Path) -> None:
     assert parse(markdown(table, "2.0")) == table
 
 
+@pytest.mark.long
 def test_a_crash_and_a_hang_cost_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_probes.py").write_text(
         "import os, time\n"

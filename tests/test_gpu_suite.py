@@ -679,6 +679,7 @@ def test_limits_kernels_on_the_emulated_gpu(tmp_path: Path) -> None:
     assert all("clusters" in row for row in found)  # as many as the schedule says
 
 
+@pytest.mark.long
 def test_programs_compile_for_a_gpu(tmp_path: Path) -> None:
     if gpu_programs.find_nvcc() is None:
         pytest.skip("nvcc was not found")
@@ -698,6 +699,7 @@ def test_programs_compile_for_a_gpu(tmp_path: Path) -> None:
     assert "no device" in gpu_smoke.of_wrappers(output, status)["failed"]
 
 
+@pytest.mark.long
 def test_a_kernel_for_one_block_on_a_multiprocessor(tmp_path: Path) -> None:
     nvcc = gpu_programs.find_nvcc()
     if nvcc is None:
@@ -809,6 +811,7 @@ def test_layers_that_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "exit status 0" in gpu_smoke.of_layers('{"name": "a"}', 0)["failed"]  # not all were reached
 
 
+@pytest.mark.long
 def test_tests_that_all_skip_are_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     test = tmp_path / "test_nothing.py"
     test.write_text("import pytest\n@pytest.mark.skip('why')\ndef test_it(): pass\n")

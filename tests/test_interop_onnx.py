@@ -217,6 +217,7 @@ def test_onnx_batchwise(cell: str, direction: str) -> None:
         np.testing.assert_array_equal(got, want.swapaxes(0, 1))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # cases of other operators overflow on purpose
 def test_onnx_node_test_cases() -> None:
     """ONNX's own, all that there are of the three operators: 18 in onnx 1.23."""

@@ -18,6 +18,7 @@ def gradients(layer: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [y.detach(), *torch.autograd.grad(y.sin().mean(), wanted)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["RNN", "LSTM"])
 def test_a_hundred_thousand_steps(name: str) -> None:
     torch.manual_seed(4)

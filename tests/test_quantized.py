@@ -1143,6 +1143,7 @@ def example(kind: str, steps: int = 6) -> Tensor:
     return torch.randn(*((5,) if kind.endswith("Cell") else (steps, 5)), INPUT)
 
 
+@pytest.mark.long
 @TRACED
 def test_compiled(kind: str, options: dict[str, Any]) -> None:
     layer, x = rnnfused.Quantized(make(kind, options)), example(kind)

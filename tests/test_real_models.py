@@ -165,6 +165,7 @@ def options(**changed: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(parsed), **changed})
 
 
+@pytest.mark.long
 def test_a_row_is_measured_and_printed(tmp_path: Path) -> None:
     row = Row("package", "1.0", "model")
     real_models.measure(row, small, options())
@@ -194,6 +195,7 @@ def test_a_row_is_measured_and_printed(tmp_path: Path) -> None:
     assert record["rows"][0]["ratio"] == dict.fromkeys(PARTS, 2.0)
 
 
+@pytest.mark.long
 def test_only_checked(capsys: pytest.CaptureFixture[str]) -> None:
     row = Row("package", "1.0", "model")
     real_models.measure(row, small, options(check_only=True))

@@ -476,6 +476,7 @@ def test_other_layers_are_refused(option: str) -> None:
 # ---- As torch's tools see it
 
 
+@pytest.mark.long
 @EVERY_CELL
 def test_opcheck(cell: str) -> None:
     # Units of whole vectors: what lies beside others in a tape is not written, and opcheck compares it.

@@ -172,6 +172,7 @@ def test_resuming_after_an_epoch_equals_never_having_stopped(
     assert together(group, tmp_path / "half", *options, "--epochs=2", "--resume") == whole
 
 
+@pytest.mark.long
 @each_sharding
 def test_a_signal_to_one_process_stops_all_and_loses_nothing(
     group: Group, tmp_path: Path, text: Path, sharding: str

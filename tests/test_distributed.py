@@ -184,6 +184,7 @@ WRAPS = {"ddp": ddp, "fsdp": fsdp}
 each_wrap = pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
 
 
+@pytest.mark.long
 @each_wrap
 @each_variant
 def test_two_processes_equal_one(group: Group, variant: Variant, wrap: Module) -> None:

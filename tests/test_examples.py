@@ -138,6 +138,7 @@ def test_it_runs_and_writes_its_results(name: str, tmp_path: Path) -> None:
     assert results["data"]["description"] in table_line(results, [f"examples/{name}.py"])
 
 
+@pytest.mark.long
 @each_example
 def test_both_backends_train_to_the_same_curve_at_first(name: str, tmp_path: Path) -> None:
     """The same weights, batches and dropout: the loss of the first steps differs by rounding."""

@@ -75,6 +75,7 @@ def library() -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("kind", KINDS)

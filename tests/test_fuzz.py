@@ -28,7 +28,7 @@ from rnnfused._load import _C
 from rnnfused._quantized import quantized_params
 from rnnfused.cells import CELLS
 
-CALLS = int(os.environ.get("RNNFUSED_FUZZ_CALLS", "2000"))  # of all targets together
+CALLS = int(os.environ.get("RNNFUSED_FUZZ_CALLS", "1000"))  # of all targets together
 # An AssertionError is what torch raises where fake tensors meet others.
 ERRORS = (
     RuntimeError,

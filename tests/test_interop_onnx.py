@@ -241,6 +241,7 @@ def test_onnx_node_test_cases() -> None:
             assert_float32_close(got, want)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # torch's exporters use what is deprecated
 @pytest.mark.parametrize("dynamo", [True, False])
 @pytest.mark.parametrize(

@@ -146,6 +146,7 @@ def operators(model: Any) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize("kind, options, shapes", CALLS)
 def test_results(

@@ -46,6 +46,7 @@ def test_schemas_and_tensors_without_memory(case: Case) -> None:
         opcheck(op, arguments, test_utils=("test_faketensor", "test_autograd_registration"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", one_of_each(), ids=str)
 def test_traced_calls_with_sizes_as_symbols(case: Case) -> None:
     for op, arguments in comparable(list(case.calls(requires_grad=True))[:3]):
@@ -67,6 +68,7 @@ def comparable(calls: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", [Case("gru", steps=2), Case("lstm", layout="step")], ids=str)
 def test_traced_third_derivatives(case: Case) -> None:
     op, arguments = list(case.calls(requires_grad=True))[3]

@@ -514,6 +514,7 @@ def test_layers_stand_over_one_another(kind: str) -> None:
 # ---- Compilers, types
 
 
+@pytest.mark.long
 @ALL
 def test_compiled_in_one_graph(kind: str, options: dict[str, Any]) -> None:
     torch._dynamo.reset()

@@ -99,6 +99,7 @@ def test_each_tangent_alone(case: Case) -> None:
         p.check(along_one)
 
 
+@pytest.mark.long
 @SMALL
 def test_hessians(case: Case) -> None:
     p = Problem(case)
@@ -127,6 +128,7 @@ def test_derivatives_of_derivatives(case: Case) -> None:
     p.check(lambda run: func.jvp(partial(along, run), p.leaves, p.tangents))
 
 
+@pytest.mark.long
 @FEW
 def test_third_derivatives(case: Case) -> None:
     p = Problem(case)
@@ -294,6 +296,7 @@ def test_per_sample_gradients(case: Case, which: str) -> None:
     assert_close(found, in_a_loop(p.gradients(case.twin), dims, arguments))
 
 
+@pytest.mark.long
 @WHICH
 @SMALL
 def test_maps_of_second_derivatives(case: Case, which: str) -> None:

@@ -116,6 +116,7 @@ def rounding(text: Path) -> float:
     return CURVE_TORCH_ERRORS * largest_difference(train(torch.float32), train(torch.float64)) + CURVE_BITS
 
 
+@pytest.mark.long
 def test_under_torchrun(tmp_path: Path, text: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=localhost"]
     command = [*launcher, "--nproc-per-node=2", char_lm_distributed.__file__]
@@ -219,6 +220,7 @@ def errors_of(command: list[str]) -> list[str]:
     return errors.getvalue().splitlines()
 
 
+@pytest.mark.long
 def test_a_batch_that_cannot_be_shared_gets_one_clear_line(group: Group, tmp_path: Path, text: Path) -> None:
     command = arguments(tmp_path, "--text", text, sizes=SIZES | {"batch": 3})
     for lines in group.run(errors_of, command):

@@ -193,6 +193,7 @@ def test_two_processes_equal_one(group: Group, variant: Variant, wrap: Module) -
         assert_equal(results, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [

@@ -53,6 +53,7 @@ def test_traced_calls_with_sizes_as_symbols(case: Case) -> None:
         opcheck(op, arguments, test_utils="test_aot_dispatch_dynamic")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", one_of_each()[::4], ids=str)
 def test_traced_calls(case: Case) -> None:
     for op, arguments in comparable(case.calls()):

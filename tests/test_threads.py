@@ -113,6 +113,7 @@ print(rnnfused._C.describe_plan("lstm", 20, 8, 256, 256, 256, 1, 1, torch.float3
     assert script(code) == f"('serial', 1, 1, 1, 1) {serial}"
 
 
+@pytest.mark.long
 def test_beside_busy_processes(serial: str) -> None:
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
     try:
@@ -124,6 +125,7 @@ def test_beside_busy_processes(serial: str) -> None:
             process.wait()
 
 
+@pytest.mark.long
 def test_four_processes_at_once(serial: str) -> None:
     code = "torch.set_num_threads(2); print(*{bits() for _ in range(10)})"
     with ThreadPoolExecutor(4) as callers:

@@ -67,6 +67,7 @@ class Problem:
 # ---- Derivatives
 
 
+@pytest.mark.long
 @EACH
 def test_first_derivatives(case: Case) -> None:
     p = Problem(case)

@@ -33,11 +33,13 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "LSTM, peephole": ("LSTM", {"peephole": True}),
     "LSTM, zoneout": ("LSTM", {"zoneout": 0.1}),
     "LSTM, recurrent_dropout": ("LSTM", {"recurrent_dropout": 0.2}),
+    "LSTM, num_heads=4": ("LSTM", {"num_heads": 4}),
     "GRU, layer_norm": ("GRU", {"layer_norm": "separate"}),
     "GRU, joint layer_norm": ("GRU", {"layer_norm": "joint", "update_bias": -1.0}),
     "GRU, zoneout": ("GRU", {"zoneout": 0.1}),
     "GRU, recurrent_dropout": ("GRU", {"recurrent_dropout": 0.2}),
     "GRU, reset_after=False": ("GRU", {"reset_after": False}),
+    "GRU, num_heads=4": ("GRU", {"num_heads": 4}),
 }
 WAYS = ("plain", "with it", "loop", "compiled loop", "Keras")
 RANDOM = ("zoneout", "recurrent_dropout")
@@ -48,16 +50,34 @@ def has_keras(options: dict[str, Any]) -> bool:
     return importlib.util.find_spec("keras") is not None and set(options) <= set(KERAS)
 
 
+def recurrent(layer: Any) -> Callable[[Tensor], Tensor]:
+    """h -> W_hh h + b_hh, of heads one small product for each."""
+    import torch
+    from torch.nn.functional import linear
+
+    weight, bias = layer.weight_hh_l0, layer.bias_hh_l0
+    if weight.dim() == 2:
+        return lambda h: linear(h, weight, bias)
+    heads, gates = weight.size(0), weight.size(1) // weight.size(2)
+
+    def by_head(h: Tensor) -> Tensor:
+        parts = h.unflatten(1, (heads, -1)).transpose(0, 1)  # [heads, B, H / k]
+        products = torch.bmm(parts, weight.transpose(1, 2)).unflatten(2, (gates, -1))
+        return products.permute(1, 2, 0, 3).flatten(1) + bias
+
+    return by_head
+
+
 def lstm_step(layer: Any, options: dict[str, Any]) -> Callable[..., tuple[Tensor, Tensor]]:
     """(W_ih x + b_ih or its norm, h, c, mask of h) -> (h', c')."""
     import torch
-    from torch.nn.functional import layer_norm, linear
+    from torch.nn.functional import layer_norm
 
     own, units = dict(layer.named_parameters()), layer.hidden_size
-    norm = options.get("layer_norm")
+    norm, multiply = options.get("layer_norm"), recurrent(layer)
 
     def step(x: Tensor, h: Tensor, c: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        product = linear(h * mask, own["weight_hh_l0"], own.get("bias_hh_l0"))
+        product = multiply(h * mask)
         if norm == "separate":
             product = layer_norm(product, (4 * units,), own["norm_hh_weight_l0"], own["norm_hh_bias_l0"])
         gates = x + product
@@ -87,7 +107,7 @@ def gru_step(layer: Any, options: dict[str, Any]) -> Callable[..., tuple[Tensor,
     from torch.nn.functional import layer_norm, linear
 
     own, units = dict(layer.named_parameters()), layer.hidden_size
-    norm = options.get("layer_norm")
+    norm, multiply = options.get("layer_norm"), recurrent(layer)
 
     def joint(x: Tensor, h: Tensor, product: Tensor) -> Tensor:
         gates = layer_norm(x + product, (3 * units,), own["norm_weight_l0"], own["norm_bias_l0"])
@@ -105,7 +125,7 @@ def gru_step(layer: Any, options: dict[str, Any]) -> Callable[..., tuple[Tensor,
     def step(x: Tensor, h: Tensor, c: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         if "reset_after" in options:
             return reset_before(x, h), c
-        product = linear(h * mask, own["weight_hh_l0"], own.get("bias_hh_l0"))
+        product = multiply(h * mask)
         if norm == "joint":
             return joint(x, h, product), c
         if norm == "separate":
@@ -211,13 +231,14 @@ def timed(row: str, batch: int, units: int, options: Any) -> dict[str, float]:
 
 def main() -> int:
     parser = turns_parser("bench.options", __doc__)
+    parser.add_argument("--match", nargs="+", default=[""], help="rows whose name contains one of these")
     options = parser.parse_args(sys.argv[1:])
     found = []
     for batch, units in SHAPES:
         print(f"training step, T {STEPS}, B {batch}, H {units}, float32, {options.threads} threads, ms\n")
         print("| layer | " + " | ".join(WAYS) + " |")
         print("|---" + "|---" * len(WAYS) + "|")
-        for row in ROWS:
+        for row in (row for row in ROWS if any(part in row for part in options.match)):
             taken = timed(row, batch, units, options)
             found.append({"row": row, "B": batch, "H": units, "threads": options.threads, "ms": taken})
         print(flush=True)

@@ -60,6 +60,7 @@ struct Variation : VariationParameters<const T> {
   int gates, states;   // states: vectors, h among them
   Index hidden;        // H
   Index unit_scalars;  // H in whole vectors: rows of a gate in the products' matrices
+  Index heads;         // parts of the units that W_hh does not join; 0 and 1: it joins all
   GateNorm gate_norm;
   CellNorm cell_norm;
   T update_bias;

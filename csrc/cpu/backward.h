@@ -36,10 +36,12 @@ class BackwardStream {
       O* projection = projects<Cell>(stream_.shape)
                           ? arena.take<O>(blocks.size() * L * panel_terms<S>(shape.output))
                           : nullptr;
+      T* of_heads = has_heads() ? arena.take<T>(shard.count * kGroup * L) : nullptr;
       const Range contexts = share(blocks_of<T>(context()), members, m);
       O* of_contexts = arena.take<O>(contexts.size() * L * tape_.units * G);
       if (m != member) continue;
       blocks_ = blocks, outputs_ = outputs, contexts_ = contexts, context_panels_ = of_contexts;
+      of_heads_ = of_heads;
       partial_ = partial, recurrent_panels_ = recurrent, projection_panels_ = projection;
     }
     if constexpr (kAsComputed<S>) {
@@ -51,7 +53,8 @@ class BackwardStream {
   // The members meet after it.
   void prepare() {
     const SequenceShape& shape = stream_.shape;
-    for_groups(multiplies() ? outputs_ : Range{0, 0}, false, [&](Index first, Index n) {
+    for_output_groups(multiplies() ? outputs_ : Range{0, 0}, false, [&](Index first, Index n) {
+      if (has_heads()) return pack_heads(first, n);
       pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, shape.output,
                                   Cell::h_first, first, n, recurrent_panel(first));
     });
@@ -99,6 +102,53 @@ class BackwardStream {
     return true;
   }
 
+  // Groups of h whose blocks feed the same units.
+  template <class Body>
+  RNNFUSED_HD void for_output_groups(Range blocks, bool backwards, Body body) const {
+    for_groups(blocks, backwards, [&](Index first, Index n) {
+      if constexpr (kStaged<Cell>) {
+        Heads<T>(*args_.variation, args_.shape.output).for_alike_outputs(first, n, body);
+      } else {
+        body(first, n);
+      }
+    });
+  }
+
+  bool has_heads() const {
+    if constexpr (kStaged<Cell>) return Heads<T>(*args_.variation, args_.shape.output).several();
+    return false;
+  }
+
+  // Gate by gate the rows of W_hh that n blocks of h feed.
+  void pack_heads([[maybe_unused]] Index first, [[maybe_unused]] Index n) {
+    if constexpr (kStaged<Cell>) {
+      const Index P = stream_.shape.output;
+      const Heads<T> heads(*args_.variation, P);
+      const Range fed = heads.fed(first);
+      for (Index g = 0; g < args_.variation->gates; ++g) {
+        pack_gates_transposed<Cell>(args_.weights.recurrent + (g * heads.blocks() + fed.first) * L * P,
+                                    fed.size() * L, P, P, Cell::h_first, first, n,
+                                    head_panel(g, first, n, fed));
+      }
+    }
+  }
+  O* head_panel(Index gate, Index first, Index n, Range fed) const {
+    return recurrent_panel(first) + gate * fed.size() * L * n * L;
+  }
+
+  // The product of what is left in `gates(i)` of one gate of some rows, of whose sums' gradients n blocks of
+  // h reach some.
+  template <class GatesOf, class Init, class Sink>
+  RNNFUSED_HD void multiply_head(Index rows, Index gate, Index first, Index n, GatesOf gates, Init init,
+                                 Sink sink) {
+    const Heads<T> heads(*args_.variation, stream_.shape.output);
+    const Range fed = heads.fed(first);
+    const Index skipped = (gate * heads.blocks() + fed.first) * A * L + Cell::h_first * L;
+    product<S>(
+        rows, Runs{fed.size(), L, A * L}, int(n), head_panel(gate, first, n, fed), partial_,
+        [&](Index i) -> const S* { return gates(i) + skipped; }, init, sink);
+  }
+
   // The gradients of the sums, by way of the states.
   void unstage(Index s, Barrier& barrier) {
     const auto sums = [&](Index b, Index block) {
@@ -110,14 +160,10 @@ class BackwardStream {
     if (!args_.variation->resets()) return;
     barrier.wait();
     // Through the last gate's product to the reset gate.
-    const Index units = args_.variation->unit_scalars, skipped = tape_.units - units;
-    for_groups(outputs_, s % 2 != 0, [&](Index first, Index n) {
-      product<S>(
-          stream_.active(s), Runs{units / L, G * L, A * L}, int(n), recurrent_panel(first) + skipped * n * L,
-          partial_,
-          [&](Index b) -> const S* {
-            return out_.gates_of(stream_.row(s, b)) + skipped * A + Cell::h_first * L;
-          },
+    for_output_groups(outputs_, s % 2 != 0, [&](Index first, Index n) {
+      multiply_head(
+          stream_.active(s), args_.variation->gates - 1, first, n,
+          [&](Index b) { return out_.gates_of(stream_.row(s, b)); },
           [&](Index, T* acc) { memset(acc, 0, size_t(n * L) * sizeof(T)); },
           [&](Index b, const T* acc) {
             for (Index i = 0; i < n; ++i) stage_.unreset(s, b, first + i, load<V>(acc + i * L), sums, out);
@@ -171,7 +217,7 @@ class BackwardStream {
   void output_gradients(Index s) {
     const Index here = stream_.active(s), after = stream_.active(s + 1);
     const Index both = here < after ? here : after;
-    for_groups(outputs_, s % 2 != 0, [&](Index first, Index n) {
+    for_output_groups(outputs_, s % 2 != 0, [&](Index first, Index n) {
       add_recurrence(s, 0, both, first, n,
                      [&](Index b, const T* acc) { finish_output(s, b, first, n, acc); });
       if (args_.dinitial[0].data) {
@@ -203,11 +249,31 @@ class BackwardStream {
       for (Index b = from; b < to; ++b) sink(b, nothing);
       return;
     }
+    if constexpr (kStaged<Cell>) {
+      if (has_heads()) return add_heads(s, from, to, first, n, sink);
+    }
     product<S>(
         to - from, recurrent_runs(), int(n), recurrent_panel(first), partial_,
         [&](Index i) -> const S* { return out_.gates_of(stream_.row(s + 1, from + i)) + Cell::h_first * L; },
         [&](Index i, T* acc) { start_output(s, from + i, first, n, acc); },
         [&](Index i, const T* acc) { sink(from + i, acc); });
+  }
+
+  // The same gate by gate, for between those of a head lie those of others.
+  template <class Sink>
+  RNNFUSED_HD void add_heads(Index s, Index from, Index to, Index first, Index n, Sink sink) {
+    const Index gates = args_.variation->gates - args_.variation->resets();
+    const auto kept = [&](Index i) { return of_heads_ + i * kGroup * L; };
+    for (Index g = 0; g < gates; ++g) {
+      multiply_head(
+          to - from, g, first, n, [&](Index i) { return out_.gates_of(stream_.row(s + 1, from + i)); },
+          [&](Index i, T* acc) {
+            g == 0 ? start_output(s, from + i, first, n, acc) : copy_vectors(kept(i), acc, n);
+          },
+          [&](Index i, const T* acc) {
+            g == gates - 1 ? sink(from + i, acc) : copy_vectors(acc, kept(i), n);
+          });
+    }
   }
 
   // What reaches h from outside the recurrent product: dy (where the row is active) and the cell's direct
@@ -374,7 +440,8 @@ class BackwardStream {
   Range blocks_{}, outputs_{}, contexts_{};
   Index outputs_units_ = 0;
   T *carry_h_ = nullptr, *carry_c_ = nullptr;  // shared by the members, each its own lanes
-  T* partial_ = nullptr;
+  T *partial_ = nullptr,
+    *of_heads_ = nullptr;  // the latter: sums over some of the gates [rows, kGroup, lanes]
   O *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *context_panels_ = nullptr;
   std::conditional_t<kAsComputed<S>, AttentionBackward<T>, std::nullptr_t> attention_{};
   std::conditional_t<kStaged<Cell>, VariedBackward<T>, std::nullptr_t> stage_{};

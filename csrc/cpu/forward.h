@@ -46,6 +46,7 @@ class ForwardStream {
     const int* gate_of;
     const float* row_scales;
     Range blocks;  // this member's, of the units
+    bool by_head = false;
     // As they are packed; and if they are quantised, the scales of the panels' lanes and where sums begin.
     O* panels = nullptr;
     T* scales = nullptr;
@@ -190,6 +191,7 @@ class ForwardStream {
     context_ = {w.input + given, context, shape.input, shape.hidden, int(G), of_x, nullptr, blocks};
     recurrent_ = {w.recurrent, shape.output, shape.output,       shape.hidden,
                   int(G),      of_h,         w.recurrent_scales, kStaged<Cell> ? product_ : blocks};
+    recurrent_.by_head = kStaged<Cell>;
     candidate_ = recurrent_;
     candidate_.blocks = late_;
     projection_ = {w.projection, shape.hidden,        shape.hidden, shape.output, 1,
@@ -256,8 +258,8 @@ class ForwardStream {
       for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index block, Index n) { pack_input(block, n); });
     }
     for (const Matrix* m : {&recurrent_, &candidate_}) {
-      for_groups(m->blocks, group_, false,
-                 [&](Index block, Index n) { pack_panel(*m, block, n, m->panel(block)); });
+      for_recurrent_groups(*m, false,
+                           [&](Index block, Index n) { pack_panel(*m, block, n, m->panel(block)); });
     }
     if (args_.attention) {
       for_groups(blocks_, kNarrowGroup<Cell>, false,
@@ -272,8 +274,29 @@ class ForwardStream {
 
   void pack_input(Index block, Index n) { pack_panel(input_, block, n, input_panel(block)); }
 
+  // Of a matrix's columns those that a block of its units takes.
+  RNNFUSED_HD Range terms_of(const Matrix& m, [[maybe_unused]] Index block) const {
+    if constexpr (kStaged<Cell>) {
+      if (m.by_head) return Heads<T>(*args_.variation, m.size).terms(block);
+    }
+    return {0, m.size};
+  }
+
+  // Groups of the units of W_hh whose blocks take the same columns.
+  template <class Body>
+  RNNFUSED_HD void for_recurrent_groups(const Matrix& m, bool backwards, Body body) const {
+    for_groups(m.blocks, group_, backwards, [&](Index first, Index n) {
+      if constexpr (kStaged<Cell>) {
+        Heads<T>(*args_.variation, m.size).for_alike_sums(first, n, body);
+      } else {
+        body(first, n);
+      }
+    });
+  }
+
   void pack_panel(const Matrix& m, Index block, Index n, O* panel) {
-    pack_gates(m.rows, m.units, m.size, m.stride, m.gates, m.gate_of, block, n, panel);
+    const Range terms = terms_of(m, block);
+    pack_gates(m.rows + terms.first, m.units, terms.size(), m.stride, m.gates, m.gate_of, block, n, panel);
     if constexpr (kQuantized<S>) {
       Index at = m.vector_of(block) * L;
       for (Index b = block; b < block + n; ++b) {
@@ -389,7 +412,10 @@ class ForwardStream {
       const auto init = [&](Index row, T* acc) {
         for (Index b = 0; b < n; ++b) copy_vectors(addend(row, first + b), acc + b * N * L, N);
       };
-      if (!direct_) return product<S>(rows, Runs{1, m.size, 0}, width, panel, partial_, a, init, sink);
+      const Range terms = terms_of(m, first);
+      const auto part = [&](Index row) { return a(row) + terms.first; };
+      if (!direct_)
+        return product<S>(rows, Runs{1, terms.size(), 0}, width, panel, partial_, part, init, sink);
       T acc[kMaxWidth * L];
       for (Index row = 0; row < rows; ++row) {
         init(row, acc);
@@ -487,7 +513,7 @@ class ForwardStream {
   RNNFUSED_HD void multiply_step(Index s, Index local, const Matrix& m, RowOf h_prev) {
     const Index rows = stream_.active(s);
     round_rows(rows, m, h_prev);
-    for_groups(m.blocks, group_, s % 2 == 1, [&](Index first, Index n) {
+    for_recurrent_groups(m, s % 2 == 1, [&](Index first, Index n) {
       if constexpr (!kQuantized<S>) {
         if (in_place()) {
           return product_at<S>(

@@ -310,9 +310,10 @@ class ParameterGradients {
     T* out;
     RightOf right;  // row of the sequence -> row of the right operand
     O* panels;
+    bool by_head = false;  // whether a unit's row is zero beyond its head's columns
   };
   template <class RightOf>
-  Target(int, int, const int*, Index, Index, T*, RightOf, O*) -> Target<RightOf>;
+  Target(int, int, const int*, Index, Index, T*, RightOf, O*, bool = false) -> Target<RightOf>;
 
   static RNNFUSED_HD Index entries_of(Index depth) { return (depth + P - 1) / P; }
 
@@ -360,6 +361,15 @@ class ParameterGradients {
     for (Index p = 0; p < panels; ++p) body(share(blocks_of<T>(columns), int(panels), int(p)));
   }
 
+  // Whether columns of W_hh, in vectors, are some of the head's that a block of units belongs to.
+  RNNFUSED_HD bool joins([[maybe_unused]] Index block, [[maybe_unused]] Range columns) const {
+    if constexpr (kStaged<Cell>) {
+      const Range terms = Heads<T>(*args_.variation, args_.shape.output).terms(block);
+      return columns.first * L < terms.last && terms.first < columns.last * L;
+    }
+    return true;
+  }
+
   template <class RightOf>
   void clear(Range mine, const Target<RightOf>& target) const {
     if (!target.out) return;
@@ -398,6 +408,7 @@ class ParameterGradients {
       const O* panel = target.panels + v.first * L * kOuterDepth;
       const Index R = outer_rows<T>(v.size());
       for (Index block = blocks.first; block < blocks.last; ++block) {
+        if (target.by_head && !joins(block, v)) continue;
         const Index lanes = lanes_in<T>(block, target.units);
         for (int g = 0; g < target.gates; ++g) {
           const Index vector = (block - blocks.first) * accumulators + target.feeds + g;
@@ -470,7 +481,8 @@ class ParameterGradients {
                            shape.output,
                            args_.drecurrent,
                            [this](Index row) { return history_.output(row); },
-                           in_one_sweep_ ? right_ + padded<T>(shape.input) * kOuterDepth : right_};
+                           in_one_sweep_ ? right_ + padded<T>(shape.input) * kOuterDepth : right_,
+                           kStaged<Cell>};
     if constexpr (kStaged<Cell>) {
       if (args_.variation->resets()) {
         // What the last gate's product read is not what the others' did.
@@ -483,7 +495,7 @@ class ParameterGradients {
         return sweep_some(
             Range{late, blocks.last},
             Target{Cell::h_first, int(G), Cell::gate_of, shape.hidden, shape.output, args_.drecurrent,
-                   [=](Index row) -> const S* { return operand + row * units; }, right_});
+                   [=](Index row) -> const S* { return operand + row * units; }, right_, true});
       }
     }
     if (in_one_sweep_) return sweep(input, recurrent);

@@ -38,19 +38,33 @@ class GateRebuild {
   // Puts what the cell tapes into the places of the rows' gate gradients. All threads meet after it.
   void run(Range rows) {
     const SequenceShape& shape = args_.shape;
-    for (Index block = blocks_.first; block < blocks_.last; block += kNarrowGroup<Cell>) {
-      const Index rest = blocks_.last - block, n = rest < kNarrowGroup<Cell> ? rest : kNarrowGroup<Cell>;
+    const auto of_group = [&](Index block, Index n) {
       pack_gates(args_.weights.input, shape.hidden, shape.input, shape.input, G,
                  Cell::gate_of + Cell::x_first, block, n, input_panel_);
-      pack_gates(args_.weights.recurrent, shape.hidden, shape.output, shape.output, G,
+      const Range terms = recurrent_terms(block);
+      pack_gates(args_.weights.recurrent + terms.first, shape.hidden, terms.size(), shape.output, G,
                  Cell::gate_of + Cell::h_first, block, n, recurrent_panel_);
       for (Index row = rows.first; row < rows.last; row += kRows)
         rebuild({row, rows.last - row < kRows ? rows.last : row + kRows}, block, n);
+    };
+    for (Index block = blocks_.first; block < blocks_.last; block += kNarrowGroup<Cell>) {
+      const Index rest = blocks_.last - block, n = rest < kNarrowGroup<Cell> ? rest : kNarrowGroup<Cell>;
+      if constexpr (kStaged<Cell>) {
+        Heads<T>(*args_.variation, shape.output).for_alike_sums(block, n, of_group);
+      } else {
+        of_group(block, n);
+      }
     }
   }
 
  private:
   static constexpr Index kRows = 96;  // summed at once: their accumulators stay in the first-level cache
+
+  // As forward took them.
+  RNNFUSED_HD Range recurrent_terms([[maybe_unused]] Index block) const {
+    if constexpr (kStaged<Cell>) return Heads<T>(*args_.variation, args_.shape.output).terms(block);
+    return {0, args_.shape.output};
+  }
 
   void rebuild(Range rows, Index block, Index n) {
     alignas(64) T bias[kMaxWidth * L];
@@ -64,9 +78,10 @@ class GateRebuild {
         [&](Index i, const T* acc) {
           keep_projection<Cell>(bias, n, acc, [&](Index j) { return kept(i, j); });
         });
+    const Range terms = recurrent_terms(block);
     product<S>(
-        rows.size(), Runs{1, args_.shape.output, 0}, int(n * G), recurrent_panel_, partial_,
-        [&](Index i) { return history_.output(rows.first + i); },
+        rows.size(), Runs{1, terms.size(), 0}, int(n * G), recurrent_panel_, partial_,
+        [&](Index i) { return history_.output(rows.first + i) + terms.first; },
         [&](Index i, T* acc) {
           for (Index j = 0; j < n; ++j) copy_vectors(kept(i, j) + Cell::h_first * L, acc + j * G * L, G);
         },

@@ -96,7 +96,8 @@ void forward_with_product(const TangentForward<T>& step, int threads, int thread
   const Index rows = initial.tangent ? step.rows : before.tangent ? count : 0;
   const auto piece_of = [&](Index row, Index block, const T* product) {
     const Piece<T> piece = piece_at<T>(row, block, H);
-    step.taped.gates ? forward_known<Cell>(step, piece, product) : forward_piece<Cell, V>(step, piece, product);
+    step.taped.gates ? forward_known<Cell>(step, piece, product)
+                     : forward_piece<Cell, V>(step, piece, product);
   };
   for_groups<T>(H, kNarrowGroup<Cell>, threads, thread, [&](Index first, Index blocks) {
     product<T>(

@@ -16,6 +16,71 @@
 
 namespace rnnfused::RNNFUSED_ISA {
 
+// Which blocks of a layer's sums and of h its W_hh joins, where it joins only the units of a head: products
+// leave out what is zero. Blocks that heads share belong to all of these. What a block is joined with decides
+// where its sums begin, and so their bits: what is multiplied at once must be alike in it.
+template <class T>
+class Heads {
+  static constexpr Index L = kLanes<T>;
+
+ public:
+  Heads(const Variation<T>& v, Index outputs)
+      : hidden_(v.hidden), outputs_(outputs), units_(v.hidden), each_(outputs), blocks_(v.unit_scalars / L) {
+    if (v.heads < 2) return;
+    const Index units = v.hidden / v.heads, together = (kLeastUnits + units - 1) / units;
+    if (together >= v.heads) return;
+    several_ = true, units_ = together * units, each_ = together * (outputs / v.heads);
+  }
+
+  bool several() const { return several_; }
+  // Of a gate's units.
+  Index blocks() const { return blocks_; }
+
+  // The part of h that feeds a block of the sums.
+  Range terms(Index block) const {
+    if (!several_) return {0, outputs_};
+    const Index from = block % blocks_ * L, end = from + L < hidden_ ? from + L : hidden_;
+    const Index last = ((end - 1) / units_ + 1) * each_;
+    return {from / units_ * each_, last < outputs_ ? last : outputs_};
+  }
+  // The blocks of each gate that a block of h feeds.
+  Range fed(Index block) const {
+    const Index from = block * L, end = from + L < outputs_ ? from + L : outputs_;
+    const Index last = ((end - 1) / each_ + 1) * units_;
+    return {from / each_ * units_ / L, blocks_of<T>(last < hidden_ ? last : hidden_)};
+  }
+
+  // Calls body(first, n) for runs of the n blocks of the sums, or of h, that are alike in it.
+  template <class Body>
+  void for_alike_sums(Index first, Index n, Body body) const {
+    for_alike(first, n, body, [this](Index block) { return terms(block); });
+  }
+  template <class Body>
+  void for_alike_outputs(Index first, Index n, Body body) const {
+    for_alike(first, n, body, [this](Index block) { return fed(block); });
+  }
+
+ private:
+  template <class Body, class JoinedOf>
+  void for_alike(Index first, Index n, Body body, JoinedOf joined) const {
+    if (!several_) return body(first, n);
+    for (Index run = 1; n > 0; first += run, n -= run, run = 1) {
+      const Range all = joined(first);
+      while (run < n && joined(first + run).first == all.first && joined(first + run).last == all.last) ++run;
+      body(first, run);
+    }
+  }
+
+  // Of a product of fewer terms, beginning and ending take most of the time: small heads are multiplied
+  // together.
+  static constexpr Index kLeastUnits = 64;
+
+  bool several_ = false;
+  Index hidden_, outputs_;
+  Index units_, each_;  // of what is multiplied together: units of a gate, and of h
+  Index blocks_;
+};
+
 // What is kept of every row beside the sums.
 template <class T>
 struct VariedTape {

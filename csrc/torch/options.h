@@ -86,7 +86,7 @@ struct LayerOptions {
   Variation<T> variation() const {
     Variation<T> v{};
     v.maths = maths(), v.gates = info.gates, v.states = state_vectors();
-    v.gate_norm = gate_norm, v.cell_norm = cell_norm;
+    v.heads = num_heads, v.gate_norm = gate_norm, v.cell_norm = cell_norm;
     v.update_bias = T(update_bias);
     v.gate_clip = T(gate_clip), v.cell_clip = T(cell_clip), v.grad_clip = T(grad_clip);
     for (int state = 0; state < kMaxStates; ++state) v.zoneout[state] = zoneout[state];

@@ -139,11 +139,11 @@ TECHNIQUES = {
         "every other step walks the weights backwards",
         "always forwards",
         (
-            Edit(_FORWARD, "for_groups(m.blocks, group_, s % 2 == 1,", "for_groups(m.blocks, group_, false,"),
+            Edit(_FORWARD, "for_recurrent_groups(m, s % 2 == 1,", "for_recurrent_groups(m, false,"),
             Edit(
                 _BACKWARD,
-                "for_groups(outputs_, s % 2 != 0, [&](Index first, Index n) {\n      add_recurrence",
-                "for_groups(outputs_, false, [&](Index first, Index n) {\n      add_recurrence",
+                "for_output_groups(outputs_, s % 2 != 0, [&](Index first, Index n) {\n      add_recurrence",
+                "for_output_groups(outputs_, false, [&](Index first, Index n) {\n      add_recurrence",
             ),
         ),
         (

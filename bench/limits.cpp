@@ -13,8 +13,8 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-// The widest that one instruction takes, and as many chains of them as hide an instruction's latency and stay,
-// with two operands, in the registers there are.
+// The widest that one instruction takes, and as many chains of them as hide an instruction's latency and
+// stay, with two operands, in the registers there are.
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64, kChains = 16;
 #elif defined(__AVX__)

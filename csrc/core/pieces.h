@@ -61,10 +61,11 @@ RNNFUSED_HD void load_previous(const PreviousStates<T>& previous, Piece<T> piece
     load_piece(starts ? previous.initial[s] : previous.before[s], piece, out[s]);
 }
 
-// The tangents of accumulator `a`: of those that the recurrent product feeds taken from `product` [G, lanes], if
-// it is given.
+// The tangents of accumulator `a`: of those that the recurrent product feeds taken from `product` [G, lanes],
+// if it is given.
 template <class Cell, class T>
-RNNFUSED_HD Native<T> load_tangent(const TangentForward<T>& step, const Piece<T>& piece, const T* product, int a) {
+RNNFUSED_HD Native<T> load_tangent(const TangentForward<T>& step, const Piece<T>& piece, const T* product,
+                                   int a) {
   if (product && a >= Cell::h_first && a < Cell::h_first + Cell::gates)
     return load<Native<T>>(product + (a - Cell::h_first) * kLanes<T>);
   return load_or_zero<T>(step.gates.tangent, step.gates.stride, of_accumulator(piece, a, step.hidden));
@@ -84,8 +85,8 @@ RNNFUSED_HD void load_accumulators(const TangentForward<T>& step, const Piece<T>
   }
 }
 
-// The tangents of the next states by the cell's backward, from the tangents of the accumulators: gradients of one
-// state at a time are the factors.
+// The tangents of the next states by the cell's backward, from the tangents of the accumulators: gradients of
+// one state at a time are the factors.
 template <class Cell, class V, int accumulators, int states>
 RNNFUSED_HD void tangents_by_gradients(const V (&tape)[accumulators], const V (&moved)[accumulators],
                                        const Dual<V> (&prev)[states], Dual<V> (&next)[states]) {
@@ -115,7 +116,8 @@ RNNFUSED_HD void forward_known(const TangentForward<T>& step, const Piece<T>& pi
   }
   load_previous(step.previous, piece, prev);
   next[0].value = load_or_zero<T>(step.next[0].value, step.next[0].stride, piece);
-  if constexpr (S > 1) next[1].value = load<Native<T>>(step.taped.cell + piece.row * step.taped.units + piece.at);
+  if constexpr (S > 1)
+    next[1].value = load<Native<T>>(step.taped.cell + piece.row * step.taped.units + piece.at);
   tangents_by_gradients<Cell>(tape, moved, prev, next);
   store_if_wanted(step.next[0].tangent, step.next[0].stride, piece, next[0].tangent);
   if constexpr (S > 1) store_piece(step.next[1], piece, next[1]);

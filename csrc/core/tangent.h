@@ -23,8 +23,8 @@ struct PreviousStates {
   DualRows<const T> before[kMaxStates], initial[kMaxStates];
 };
 
-// What forward taped of a step's rows on the CPU: its gates [rows, blocks, accumulators, lanes] and the states
-// beside h [rows, blocks, lanes].
+// What forward taped of a step's rows on the CPU: its gates [rows, blocks, accumulators, lanes] and the
+// states beside h [rows, blocks, lanes].
 template <class T>
 struct Taped {
   const T* gates = nullptr;

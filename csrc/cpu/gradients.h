@@ -325,7 +325,7 @@ class ParameterGradients {
     const Range part = share(blocks.size(), threads_, thread_);
     const Range mine{blocks.first + part.first, blocks.first + part.last};
     const Index per_pass = kOuterVectors / accumulators;
-    if (chunk.first) (clear(mine, targets), ...);
+    if (chunk.first) (clear(mine, targets, chunk.rows.size() == 0), ...);
     for (Index k = chunk.rows.first; k < chunk.rows.last; k += kOuterDepth) {
       const Index depth = chunk.rows.last - k < kOuterDepth ? chunk.rows.last - k : kOuterDepth;
       if (shares_right_) {
@@ -345,7 +345,8 @@ class ParameterGradients {
                            join_rows(row + v * L, next ? next + v * L : nullptr, L));
           }
         }
-        (multiply(pass, accumulators, depth, targets), ...);
+        const bool starts = chunk.first && k == chunk.rows.first;
+        (multiply(pass, accumulators, depth, targets, starts), ...);
       }
     }
   }
@@ -370,9 +371,15 @@ class ParameterGradients {
     return true;
   }
 
+  // Whether every sum is stored where it starts. Otherwise zeros come first.
   template <class RightOf>
-  void clear(Range mine, const Target<RightOf>& target) const {
-    if (!target.out) return;
+  static bool stores_whole(const Target<RightOf>& target) {
+    return !target.by_head && target.columns > kNarrowColumns<T>;
+  }
+
+  template <class RightOf>
+  void clear(Range mine, const Target<RightOf>& target, bool nothing_follows) const {
+    if (!target.out || (stores_whole(target) && !nothing_follows)) return;
     for (Index block = mine.first; block < mine.last; ++block) {
       for (int g = 0; g < target.gates; ++g) {
         const Index row = target.gate_of[target.feeds + g] * target.units + block * L;
@@ -396,9 +403,10 @@ class ParameterGradients {
   }
 
   template <class RightOf>
-  RNNFUSED_HD void multiply(Range blocks, Index accumulators, Index depth,
-                            const Target<RightOf>& target) const {
+  RNNFUSED_HD void multiply(Range blocks, Index accumulators, Index depth, const Target<RightOf>& target,
+                            bool starts) const {
     if (!target.out) return;
+    const bool stores = starts && stores_whole(target);
     if constexpr (kNarrowColumns<T> > 0) {
       constexpr Index most = kNarrowColumns<T>, few = most < 4 ? most : 4;
       if (target.columns <= few) return multiply_narrow<few>(blocks, accumulators, depth, target);
@@ -424,7 +432,7 @@ class ParameterGradients {
             }
             outer_tile_of<S>(v.size(), entries_of(depth), left_ + vector * kOuterDepth * L + lane * P, panel,
                              acc);
-            add_tile(acc, rows, v, target.columns, out);
+            add_tile(acc, rows, v, target.columns, out, stores);
           }
         }
       }
@@ -450,11 +458,14 @@ class ParameterGradients {
     }
   }
 
-  static RNNFUSED_HD void add_tile(const T* acc, Index rows, Range vectors, Index columns, T* out) {
+  // Or stores it, where there is nothing yet.
+  static RNNFUSED_HD void add_tile(const T* acc, Index rows, Range vectors, Index columns, T* out,
+                                   bool stores) {
     for (Index r = 0; r < rows; ++r, out += columns) {
       for (Index v = vectors.first; v < vectors.last; ++v, acc += L) {
         const Index lanes = lanes_in<T>(v, columns);
-        store(out + v * L, load<V>(out + v * L, lanes) + load<V>(acc), lanes);
+        const V sum = stores ? load<V>(acc) : load<V>(out + v * L, lanes) + load<V>(acc);
+        store(out + v * L, sum, lanes);
       }
     }
   }

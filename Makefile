@@ -81,7 +81,7 @@ test: $(test_environment) lint build ctest
 check: export RNNFUSED_ISAS := ALL
 check: $(test_environment) docs ctest-rest ctest-aarch64 ctest-tsan cuda ctest-asan pytest-asan pytest-long
 
-# Tests that take minutes each: those of the layers on the emulated GPU, a cell added to a copy of the project, ...
+# Tests that take long: those of the layers on the emulated GPU, a cell added to a copy of the project, graphs traced, processes, ...
 pytest-long: $(test_environment) build emulated
 	tools/run_pytest $(python) -m long
 

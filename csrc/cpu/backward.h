@@ -23,7 +23,12 @@ class BackwardStream {
  public:
   BackwardStream(const BackwardArgs<S>& args, const GateGradients<Cell, S>& out,
                  const History<Cell, S>& history, const Shard& shard, int member, int members, Arena& arena)
-      : args_(args), out_(out), history_(history), stream_(args.shape, shard), tape_(tape_of<Cell>(args)) {
+      : args_(args),
+        out_(out),
+        history_(history),
+        stream_(args.shape, shard),
+        tape_(tape_of<Cell>(args)),
+        heads_(args.variation, args.shape.output) {
     const SequenceShape& shape = args.shape;
     outputs_units_ = padded<T>(shape.output);
     carry_h_ = arena.take<T>(shard.count * outputs_units_);
@@ -36,7 +41,7 @@ class BackwardStream {
       O* projection = projects<Cell>(stream_.shape)
                           ? arena.take<O>(blocks.size() * L * panel_terms<S>(shape.output))
                           : nullptr;
-      T* of_heads = has_heads() ? arena.take<T>(shard.count * kGroup * L) : nullptr;
+      T* of_heads = heads_.several() ? arena.take<T>(shard.count * kGroup * L) : nullptr;
       const Range contexts = share(blocks_of<T>(context()), members, m);
       O* of_contexts = arena.take<O>(contexts.size() * L * tape_.units * G);
       if (m != member) continue;
@@ -54,7 +59,7 @@ class BackwardStream {
   void prepare() {
     const SequenceShape& shape = stream_.shape;
     for_output_groups(multiplies() ? outputs_ : Range{0, 0}, false, [&](Index first, Index n) {
-      if (has_heads()) return pack_heads(first, n);
+      if (heads_.several()) return pack_heads(first, n);
       pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, shape.output,
                                   Cell::h_first, first, n, recurrent_panel(first));
     });
@@ -105,28 +110,16 @@ class BackwardStream {
   // Groups of h whose blocks feed the same units.
   template <class Body>
   RNNFUSED_HD void for_output_groups(Range blocks, bool backwards, Body body) const {
-    for_groups(blocks, backwards, [&](Index first, Index n) {
-      if constexpr (kStaged<Cell>) {
-        Heads<T>(*args_.variation, args_.shape.output).for_alike_outputs(first, n, body);
-      } else {
-        body(first, n);
-      }
-    });
-  }
-
-  bool has_heads() const {
-    if constexpr (kStaged<Cell>) return Heads<T>(*args_.variation, args_.shape.output).several();
-    return false;
+    for_groups(blocks, backwards, [&](Index first, Index n) { heads_.for_alike_outputs(first, n, body); });
   }
 
   // Gate by gate the rows of W_hh that n blocks of h feed.
   void pack_heads([[maybe_unused]] Index first, [[maybe_unused]] Index n) {
     if constexpr (kStaged<Cell>) {
       const Index P = stream_.shape.output;
-      const Heads<T> heads(*args_.variation, P);
-      const Range fed = heads.fed(first);
+      const Range fed = heads_.fed(first);
       for (Index g = 0; g < args_.variation->gates; ++g) {
-        pack_gates_transposed<Cell>(args_.weights.recurrent + (g * heads.blocks() + fed.first) * L * P,
+        pack_gates_transposed<Cell>(args_.weights.recurrent + (g * heads_.blocks() + fed.first) * L * P,
                                     fed.size() * L, P, P, Cell::h_first, first, n,
                                     head_panel(g, first, n, fed));
       }
@@ -141,9 +134,8 @@ class BackwardStream {
   template <class GatesOf, class Init, class Sink>
   RNNFUSED_HD void multiply_head(Index rows, Index gate, Index first, Index n, GatesOf gates, Init init,
                                  Sink sink) {
-    const Heads<T> heads(*args_.variation, stream_.shape.output);
-    const Range fed = heads.fed(first);
-    const Index skipped = (gate * heads.blocks() + fed.first) * A * L + Cell::h_first * L;
+    const Range fed = heads_.fed(first);
+    const Index skipped = (gate * heads_.blocks() + fed.first) * A * L + Cell::h_first * L;
     product<S>(
         rows, Runs{fed.size(), L, A * L}, int(n), head_panel(gate, first, n, fed), partial_,
         [&](Index i) -> const S* { return gates(i) + skipped; }, init, sink);
@@ -250,7 +242,7 @@ class BackwardStream {
       return;
     }
     if constexpr (kStaged<Cell>) {
-      if (has_heads()) return add_heads(s, from, to, first, n, sink);
+      if (heads_.several()) return add_heads(s, from, to, first, n, sink);
     }
     product<S>(
         to - from, recurrent_runs(), int(n), recurrent_panel(first), partial_,
@@ -437,11 +429,12 @@ class BackwardStream {
   const History<Cell, S>& history_;
   Stream stream_;
   Tape<Cell, S> tape_;
+  Heads<Cell, T> heads_;
   Range blocks_{}, outputs_{}, contexts_{};
   Index outputs_units_ = 0;
   T *carry_h_ = nullptr, *carry_c_ = nullptr;  // shared by the members, each its own lanes
-  T *partial_ = nullptr,
-    *of_heads_ = nullptr;  // the latter: sums over some of the gates [rows, kGroup, lanes]
+  T* partial_ = nullptr;
+  T* of_heads_ = nullptr;  // sums over some of the gates [rows, kGroup, lanes]
   O *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *context_panels_ = nullptr;
   std::conditional_t<kAsComputed<S>, AttentionBackward<T>, std::nullptr_t> attention_{};
   std::conditional_t<kStaged<Cell>, VariedBackward<T>, std::nullptr_t> stage_{};

@@ -46,14 +46,18 @@ class ForwardStream {
     const int* gate_of;
     const float* row_scales;
     Range blocks;  // this member's, of the units
-    bool by_head = false;
     // As they are packed; and if they are quantised, the scales of the panels' lanes and where sums begin.
     O* panels = nullptr;
     T* scales = nullptr;
     Sum<S>* starts = nullptr;
+    Heads<Cell, T> heads{};  // of W_hh
 
     Index row(int gate, Index block) const { return gate_of[gate] * units + block * L; }
     Index vectors() const { return blocks.size() * gates; }
+    // Columns that a block takes.
+    RNNFUSED_HD Range terms(Index block) const {
+      return heads.several() ? heads.terms(block) : Range{0, size};
+    }
     Index vector_of(Index block) const { return (block - blocks.first) * gates; }
     O* panel(Index block) const { return panels + vector_of(block) * L * panel_terms<S>(size); }
     void take(Arena& packed, Index vectors_at_once) {
@@ -191,7 +195,7 @@ class ForwardStream {
     context_ = {w.input + given, context, shape.input, shape.hidden, int(G), of_x, nullptr, blocks};
     recurrent_ = {w.recurrent, shape.output, shape.output,       shape.hidden,
                   int(G),      of_h,         w.recurrent_scales, kStaged<Cell> ? product_ : blocks};
-    recurrent_.by_head = kStaged<Cell>;
+    recurrent_.heads = {args_.variation, shape.output};
     candidate_ = recurrent_;
     candidate_.blocks = late_;
     projection_ = {w.projection, shape.hidden,        shape.hidden, shape.output, 1,
@@ -274,28 +278,15 @@ class ForwardStream {
 
   void pack_input(Index block, Index n) { pack_panel(input_, block, n, input_panel(block)); }
 
-  // Of a matrix's columns those that a block of its units takes.
-  RNNFUSED_HD Range terms_of(const Matrix& m, [[maybe_unused]] Index block) const {
-    if constexpr (kStaged<Cell>) {
-      if (m.by_head) return Heads<T>(*args_.variation, m.size).terms(block);
-    }
-    return {0, m.size};
-  }
-
   // Groups of the units of W_hh whose blocks take the same columns.
   template <class Body>
   RNNFUSED_HD void for_recurrent_groups(const Matrix& m, bool backwards, Body body) const {
-    for_groups(m.blocks, group_, backwards, [&](Index first, Index n) {
-      if constexpr (kStaged<Cell>) {
-        Heads<T>(*args_.variation, m.size).for_alike_sums(first, n, body);
-      } else {
-        body(first, n);
-      }
-    });
+    for_groups(m.blocks, group_, backwards,
+               [&](Index first, Index n) { m.heads.for_alike_sums(first, n, body); });
   }
 
   void pack_panel(const Matrix& m, Index block, Index n, O* panel) {
-    const Range terms = terms_of(m, block);
+    const Range terms = m.terms(block);
     pack_gates(m.rows + terms.first, m.units, terms.size(), m.stride, m.gates, m.gate_of, block, n, panel);
     if constexpr (kQuantized<S>) {
       Index at = m.vector_of(block) * L;
@@ -412,7 +403,7 @@ class ForwardStream {
       const auto init = [&](Index row, T* acc) {
         for (Index b = 0; b < n; ++b) copy_vectors(addend(row, first + b), acc + b * N * L, N);
       };
-      const Range terms = terms_of(m, first);
+      const Range terms = m.terms(first);
       const auto part = [&](Index row) { return a(row) + terms.first; };
       if (!direct_)
         return product<S>(rows, Runs{1, terms.size(), 0}, width, panel, partial_, part, init, sink);

@@ -238,7 +238,12 @@ class ParameterGradients {
  public:
   ParameterGradients(const BackwardArgs<S>& args, const GateGradients<Cell, S>& from,
                      const History<Cell, S>& history, int thread, int threads, Arena& arena)
-      : args_(args), from_(from), history_(history), thread_(thread), threads_(threads) {
+      : args_(args),
+        from_(from),
+        history_(history),
+        heads_(args.variation, args.shape.output),
+        thread_(thread),
+        threads_(threads) {
     const SequenceShape& shape = args.shape;
     const Index of_input = padded<T>(shape.input), of_output = padded<T>(shape.output);
     in_one_sweep_ = kOuterDepth * (of_input + of_output) * Index(sizeof(O)) <= kSweepBytes;
@@ -363,12 +368,9 @@ class ParameterGradients {
   }
 
   // Whether columns of W_hh, in vectors, are some of the head's that a block of units belongs to.
-  RNNFUSED_HD bool joins([[maybe_unused]] Index block, [[maybe_unused]] Range columns) const {
-    if constexpr (kStaged<Cell>) {
-      const Range terms = Heads<T>(*args_.variation, args_.shape.output).terms(block);
-      return columns.first * L < terms.last && terms.first < columns.last * L;
-    }
-    return true;
+  bool joins(Index block, Range columns) const {
+    const Range terms = heads_.terms(block);
+    return columns.first * L < terms.last && terms.first < columns.last * L;
   }
 
   // Whether every sum is stored where it starts. Otherwise zeros come first.
@@ -493,7 +495,7 @@ class ParameterGradients {
                            args_.drecurrent,
                            [this](Index row) { return history_.output(row); },
                            in_one_sweep_ ? right_ + padded<T>(shape.input) * kOuterDepth : right_,
-                           kStaged<Cell>};
+                           heads_.several()};
     if constexpr (kStaged<Cell>) {
       if (args_.variation->resets()) {
         // What the last gate's product read is not what the others' did.
@@ -506,7 +508,7 @@ class ParameterGradients {
         return sweep_some(
             Range{late, blocks.last},
             Target{Cell::h_first, int(G), Cell::gate_of, shape.hidden, shape.output, args_.drecurrent,
-                   [=](Index row) -> const S* { return operand + row * units; }, right_, true});
+                   [=](Index row) -> const S* { return operand + row * units; }, right_, heads_.several()});
       }
     }
     if (in_one_sweep_) return sweep(input, recurrent);
@@ -607,6 +609,7 @@ class ParameterGradients {
   const BackwardArgs<S>& args_;
   const GateGradients<Cell, S>& from_;
   const History<Cell, S>& history_;
+  Heads<Cell, T> heads_;
   int thread_, threads_;
   O* right_ = nullptr;
   bool in_one_sweep_ = false, shares_right_ = false;

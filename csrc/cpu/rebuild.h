@@ -21,6 +21,7 @@ class GateRebuild {
       : args_(args),
         out_(out),
         history_(history),
+        heads_(args.variation, args.shape.output),
         blocks_(share(blocks_of<T>(args.shape.hidden), threads, thread)) {
     if (!Tape<Cell, S>::rebuilds_gates_if(args.recompute)) return;
     const SequenceShape& shape = args.shape;
@@ -49,11 +50,7 @@ class GateRebuild {
     };
     for (Index block = blocks_.first; block < blocks_.last; block += kNarrowGroup<Cell>) {
       const Index rest = blocks_.last - block, n = rest < kNarrowGroup<Cell> ? rest : kNarrowGroup<Cell>;
-      if constexpr (kStaged<Cell>) {
-        Heads<T>(*args_.variation, shape.output).for_alike_sums(block, n, of_group);
-      } else {
-        of_group(block, n);
-      }
+      heads_.for_alike_sums(block, n, of_group);
     }
   }
 
@@ -61,9 +58,8 @@ class GateRebuild {
   static constexpr Index kRows = 96;  // summed at once: their accumulators stay in the first-level cache
 
   // As forward took them.
-  RNNFUSED_HD Range recurrent_terms([[maybe_unused]] Index block) const {
-    if constexpr (kStaged<Cell>) return Heads<T>(*args_.variation, args_.shape.output).terms(block);
-    return {0, args_.shape.output};
+  RNNFUSED_HD Range recurrent_terms(Index block) const {
+    return heads_.several() ? heads_.terms(block) : Range{0, args_.shape.output};
   }
 
   void rebuild(Range rows, Index block, Index n) {
@@ -108,6 +104,7 @@ class GateRebuild {
   const BackwardArgs<S>& args_;
   const GateGradients<Cell, S>& out_;
   const History<Cell, S>& history_;
+  Heads<Cell, T> heads_;
   Range blocks_;
   O *input_panel_ = nullptr, *recurrent_panel_ = nullptr;
   T *accumulators_ = nullptr, *partial_ = nullptr;

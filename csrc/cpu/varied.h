@@ -19,17 +19,42 @@ namespace rnnfused::RNNFUSED_ISA {
 // Which blocks of a layer's sums and of h its W_hh joins, where it joins only the units of a head: products
 // leave out what is zero. Blocks that heads share belong to all of these. What a block is joined with decides
 // where its sums begin, and so their bits: what is multiplied at once must be alike in it.
-template <class T>
+//
+// A cell without options has one head, and what asks for several costs it nothing.
+template <class Cell, class T>
 class Heads {
+ public:
+  Heads() = default;
+  Heads(const Variation<T>*, Index) {}
+
+  static constexpr bool several() { return false; }
+  static Range terms(Index) { return {}; }
+  template <class Body>
+  static RNNFUSED_HD void for_alike_sums(Index first, Index n, Body body) {
+    body(first, n);
+  }
+  template <class Body>
+  static RNNFUSED_HD void for_alike_outputs(Index first, Index n, Body body) {
+    body(first, n);
+  }
+};
+
+template <class T>
+class Heads<Staged, T> {
   static constexpr Index L = kLanes<T>;
 
  public:
-  Heads(const Variation<T>& v, Index outputs)
-      : hidden_(v.hidden), outputs_(outputs), units_(v.hidden), each_(outputs), blocks_(v.unit_scalars / L) {
-    if (v.heads < 2) return;
-    const Index units = v.hidden / v.heads, together = (kLeastUnits + units - 1) / units;
-    if (together >= v.heads) return;
-    several_ = true, units_ = together * units, each_ = together * (outputs / v.heads);
+  Heads() = default;
+  Heads(const Variation<T>* v, Index outputs)
+      : hidden_(v->hidden),
+        outputs_(outputs),
+        units_(v->hidden),
+        each_(outputs),
+        blocks_(v->unit_scalars / L) {
+    if (v->heads < 2) return;
+    const Index units = v->hidden / v->heads, together = (kLeastUnits + units - 1) / units;
+    if (together >= v->heads) return;
+    several_ = true, units_ = together * units, each_ = together * (outputs / v->heads);
   }
 
   bool several() const { return several_; }
@@ -38,7 +63,6 @@ class Heads {
 
   // The part of h that feeds a block of the sums.
   Range terms(Index block) const {
-    if (!several_) return {0, outputs_};
     const Index from = block % blocks_ * L, end = from + L < hidden_ ? from + L : hidden_;
     const Index last = ((end - 1) / units_ + 1) * each_;
     return {from / units_ * each_, last < outputs_ ? last : outputs_};
@@ -76,9 +100,9 @@ class Heads {
   static constexpr Index kLeastUnits = 64;
 
   bool several_ = false;
-  Index hidden_, outputs_;
-  Index units_, each_;  // of what is multiplied together: units of a gate, and of h
-  Index blocks_;
+  Index hidden_ = 0, outputs_ = 0;
+  Index units_ = 0, each_ = 0;  // of what is multiplied together: units of a gate, and of h
+  Index blocks_ = 0;
 };
 
 // What is kept of every row beside the sums.

@@ -92,8 +92,7 @@ DualRows<const T> read(const at::Tensor& value, const at::Tensor& tangent, Index
 template <class Step>
 class Steps {
  public:
-  Steps(const Inputs& in, bool at_once, int threads)
-      : in_(in), at_once_(at_once && !in.on_gpu), threads_(threads) {}
+  Steps(const Inputs& in, bool at_once, int threads) : in_(in), at_once_(at_once), threads_(threads) {}
 
   void add(const Step& step) {
     if (in_.on_gpu) return on_gpu(step);
@@ -152,7 +151,8 @@ class DirectionPass {
     if (tape.defined()) {
       const Index units = whole_vectors(tape.scalar_type(), shape.hidden);
       const T* const gates = tape.const_data_ptr<T>() + direction * tape.size(1);
-      taped_ = {gates, gates + shape.rows() * units * in.info.accumulators, units};
+      const T* const cell = gates + shape.rows() * units * in.info.accumulators;
+      taped_ = {gates, in.info.states > 1 ? cell : nullptr, units};
     }
     if (!along) return;
     const auto weight = [&](int slot) {
@@ -196,7 +196,7 @@ class DirectionPass {
       step.next[1] = written<T>(cells_, row);
       if (taped_.gates) {
         step.taped = {taped_.gates + row * taped_.units * in_.info.accumulators,
-                      taped_.cell + row * taped_.units, taped_.units};
+                      taped_.cell ? taped_.cell + row * taped_.units : nullptr, taped_.units};
       }
       if (packed.defined()) step.recurrent = packed.const_data_ptr<T>();
       steps.add(step);

@@ -236,7 +236,8 @@ void check_forward_product(Step<Cell, T> step, int threads) {
     }
   }
   const auto run = [&](Step<Cell, T>& on, const T* recurrent) {
-    TangentForward<T> args{on.rows, H, true, on.gates.view(), on.previous(), {}, recurrent};
+    TangentForward<T> args{on.rows, H, true, on.gates.view(), on.previous(), {}};
+    args.recurrent = recurrent;
     for (int s = 0; s < Cell::states; ++s) args.next[s] = on.next[size_t(s)].view();
     for (int t = 0; t < threads; ++t) tangent_kernels_of<Cell, T>().forward(args, threads, t);
   };

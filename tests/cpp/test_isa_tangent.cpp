@@ -125,6 +125,42 @@ void check_forward(Step<Cell, T> step, int threads) {
   for (auto& next : step.next) step.check(next);
 }
 
+// With what forward taped of the values, the tangents are the gradients of the next states times the tangents
+// of all that the step was given.
+template <class Cell, class T>
+void check_forward_by_tape(Step<Cell, T> step, int threads) {
+  constexpr int A = Cell::accumulators, S = Cell::states;
+  constexpr Index L = kLanes<T>;
+  const Index units = blocks_of<T>(step.hidden) * L;
+  std::vector<T> gates(size_t(step.rows * units * A)), cell(size_t(step.rows * units));
+  std::vector<Matrix<T>> expected = step.next;
+  step.for_units([&](Index row, Index unit) {
+    T acc[A], moved[A], before[S], after[S], tape[A]{};
+    Dual<T> prev[S], next[S];
+    step.load(row, unit, prev);
+    for (int s = 0; s < S; ++s) before[s] = prev[s].value;
+    for (int a = 0; a < A; ++a) {
+      const Dual<T> sum = step.gates.was(row, a * step.hidden + unit);
+      acc[a] = sum.value, moved[a] = sum.tangent;
+    }
+    Cell::forward(acc, before, after, tape);
+    for (int a = 0; a < Cell::taped; ++a)
+      gates[size_t((row * units + unit / L * L) * A + a * L + unit % L)] = tape[a];
+    cell[size_t(row * units + unit)] = after[S - 1];
+    for (int s = 0; s < S; ++s) next[s].value = after[s];
+    tangents_by_gradients<Cell>(tape, moved, prev, next);
+    for (int s = 0; s < S; ++s) expected[size_t(s)].expect(row, unit, next[s], true);
+    step.next[0].now[size_t(row * step.next[0].stride() + unit)] = after[0];
+  });
+  TangentForward<T> args{step.rows, step.hidden, true, step.gates.view(), step.previous(), {}};
+  args.gates.value = nullptr;
+  args.taped = {gates.data(), cell.data(), units};
+  for (int s = 0; s < S; ++s) args.next[s] = step.next[size_t(s)].view();
+  for (int t = 0; t < threads; ++t) tangent_kernels_of<Cell, T>().forward(args, threads, t);
+  step.check(step.gates);
+  for (size_t s = 0; s < expected.size(); ++s) REQUIRE(step.next[s].now == expected[s].before);
+}
+
 template <class Cell, class T>
 void check_backward(Step<Cell, T> step, int threads) {
   constexpr int A = Cell::accumulators, S = Cell::states;
@@ -167,6 +203,7 @@ void check_steps() {
           const Step<Cell, T> step(5, hidden, count, tangents, count != 0);
           check_forward(step, threads);
           check_backward(step, threads);
+          if (tangents) check_forward_by_tape(step, threads);
         }
       }
     }

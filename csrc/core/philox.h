@@ -4,8 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
-#include "core/platform.h"
+#include "core/simd.h"
 
 namespace rnnfused {
 
@@ -16,23 +17,26 @@ enum class Draw : uint32_t { zoneout_h = 0, zoneout_c = 1, recurrent_dropout = 2
 // u / kPhiloxCounters of counter u % kPhiloxCounters.
 constexpr int kPhiloxCounters = 16, kPhiloxGroup = 4 * kPhiloxCounters;
 
-// The words of N counters from `first` on. In loops over the counters, which compilers turn into vectors.
-template <int N>
-RNNFUSED_HD void philox_counters(uint64_t seed, Draw what, int direction, uint64_t row, uint32_t first,
-                                 uint32_t (&c)[4][N]) {
+// Words below it are a share p of all.
+RNNFUSED_HD uint64_t philox_threshold(double p) { return uint64_t(p * 4294967296.0); }
+
+namespace RNNFUSED_ISA {
+
+// The four words of each counter: `c` has the counters in its first row, in N vectors or scalars.
+template <class U, int N>
+RNNFUSED_HD void philox_counters(uint64_t seed, Draw what, int direction, uint64_t row, U (&c)[4][N]) {
   constexpr uint32_t kMultiply[] = {0xD2511F53, 0xCD9E8D57}, kWeyl[] = {0x9E3779B9, 0xBB67AE85};
   uint32_t key[] = {uint32_t(seed), uint32_t(seed >> 32)};
   for (int i = 0; i < N; ++i) {
-    c[0][i] = first + uint32_t(i);
-    c[1][i] = uint32_t(what) + 4 * uint32_t(direction);
-    c[2][i] = uint32_t(row), c[3][i] = uint32_t(row >> 32);
+    c[1][i] = U{} + (uint32_t(what) + 4 * uint32_t(direction));
+    c[2][i] = U{} + uint32_t(row), c[3][i] = U{} + uint32_t(row >> 32);
   }
   for (int round = 0; round < 10; ++round) {
     for (int i = 0; i < N; ++i) {
-      const uint64_t low = uint64_t(kMultiply[0]) * c[0][i], high = uint64_t(kMultiply[1]) * c[2][i];
-      const uint32_t next0 = uint32_t(high >> 32) ^ c[1][i] ^ key[0];
-      const uint32_t next2 = uint32_t(low >> 32) ^ c[3][i] ^ key[1];
-      c[0][i] = next0, c[1][i] = uint32_t(high), c[2][i] = next2, c[3][i] = uint32_t(low);
+      U high0, high2;
+      const U low0 = multiply(c[0][i], kMultiply[0], high0), low2 = multiply(c[2][i], kMultiply[1], high2);
+      c[0][i] = high2 ^ c[1][i] ^ key[0], c[1][i] = low2;
+      c[2][i] = high0 ^ c[3][i] ^ key[1], c[3][i] = low0;
     }
     key[0] += kWeyl[0], key[1] += kWeyl[1];
   }
@@ -41,25 +45,24 @@ RNNFUSED_HD void philox_counters(uint64_t seed, Draw what, int direction, uint64
 // The words of one group of units.
 RNNFUSED_HD void philox_group(uint64_t seed, Draw what, int direction, uint64_t row, uint32_t group,
                               uint32_t (&out)[kPhiloxGroup]) {
-  constexpr int N = kPhiloxCounters;
-  uint32_t words[4][N];
-  philox_counters(seed, what, direction, row, group * N, words);
-  for (int word = 0; word < 4; ++word) {
-    for (int i = 0; i < N; ++i) out[word * N + i] = words[word][i];
-  }
+  using U = Native<uint32_t>;
+  constexpr int L = kLanes<uint32_t>, N = kPhiloxCounters / L;
+  for (int i = 0; i < kPhiloxCounters; ++i) out[i] = group * kPhiloxCounters + uint32_t(i);
+  U words[4][N];
+  for (int i = 0; i < N; ++i) memcpy(&words[0][i], out + i * L, sizeof(U));
+  philox_counters(seed, what, direction, row, words);
+  memcpy(out, words, sizeof(words));
 }
 
 // That of one unit.
 RNNFUSED_HD uint32_t philox_word(uint64_t seed, Draw what, int direction, uint64_t row, uint32_t unit) {
   constexpr uint32_t N = kPhiloxCounters;
-  uint32_t words[4][1];
-  philox_counters(seed, what, direction, row, unit / kPhiloxGroup * N + unit % N, words);
+  uint32_t words[4][1] = {{unit / kPhiloxGroup * N + unit % N}};
+  philox_counters(seed, what, direction, row, words);
   const uint32_t word = unit % kPhiloxGroup / N;  // chosen without an index, which a GPU's registers have not
   const uint32_t low = word & 1 ? words[1][0] : words[0][0], high = word & 1 ? words[3][0] : words[2][0];
   return word & 2 ? high : low;
 }
 
-// Words below it are a share p of all.
-RNNFUSED_HD uint64_t philox_threshold(double p) { return uint64_t(p * 4294967296.0); }
-
+}  // namespace RNNFUSED_ISA
 }  // namespace rnnfused

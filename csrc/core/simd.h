@@ -148,6 +148,36 @@ RNNFUSED_HD __m256d pieces(const double* p, int64_t stride) {
 }
 #endif
 
+#if RNNFUSED_VECTOR_BYTES == 64
+using Words = __m512i;
+RNNFUSED_HD Words multiply(Words a, uint32_t b, Words& high) {
+  constexpr __mmask16 odds = 0xaaaa;
+  const __m512i factor = _mm512_set1_epi32(int(b));
+  const __m512i even = _mm512_maskz_mul_epu32(all_pd, a, factor);
+  const __m512i odd = _mm512_maskz_mul_epu32(all_pd, _mm512_maskz_srli_epi64(all_pd, a, 32), factor);
+  high = _mm512_mask_mov_epi32(_mm512_maskz_srli_epi64(all_pd, even, 32), odds, odd);
+  return _mm512_mask_mov_epi32(even, odds, _mm512_maskz_slli_epi64(all_pd, odd, 32));
+}
+#elif RNNFUSED_VECTOR_BYTES == 32
+using Words = __m256i;
+RNNFUSED_HD Words multiply(Words a, uint32_t b, Words& high) {
+  constexpr int odds = 0xaa;
+  const __m256i factor = _mm256_set1_epi32(int(b));
+  const __m256i even = _mm256_mul_epu32(a, factor);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), factor);
+  high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, odds);
+  return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), odds);
+}
+#elif RNNFUSED_VECTOR_BYTES == 16
+using Words = uint32x4_t;
+RNNFUSED_HD Words multiply(Words a, uint32_t b, Words& high) {
+  const uint32x4_t first = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(a), vdup_n_u32(b)));
+  const uint32x4_t second = vreinterpretq_u32_u64(vmull_high_u32(a, vdupq_n_u32(b)));
+  high = vuzp2q_u32(first, second);
+  return vuzp1q_u32(first, second);
+}
+#endif
+
 // The first n lanes, 0 < n < all. AddressSanitizer looks at no mask: its builds go lane by lane. AVX2 has
 // masked stores as well, which some processors are slow at.
 #if RNNFUSED_VECTOR_BYTES == 64 && !defined(__SANITIZE_ADDRESS__)
@@ -192,6 +222,21 @@ RNNFUSED_HD V fma(V a, V b, V c) {
   if constexpr (Lanes<V>::count == 1 && sizeof(V) == 8) return __builtin_fma(a, b, c);
 #endif
 }
+
+// Of products of 32-bit words the low words, and the high ones.
+RNNFUSED_HD uint32_t multiply(uint32_t a, uint32_t b, uint32_t& high) {
+  const uint64_t product = uint64_t(a) * b;
+  high = uint32_t(product >> 32);
+  return uint32_t(product);
+}
+#if RNNFUSED_VECTOR_BYTES > 0
+RNNFUSED_HD Native<uint32_t> multiply(Native<uint32_t> a, uint32_t b, Native<uint32_t>& high) {
+  instruction::Words upper;
+  const instruction::Words lower = instruction::multiply(instruction::Words(a), b, upper);
+  high = Native<uint32_t>(upper);
+  return Native<uint32_t>(lower);
+}
+#endif
 
 // x where it is above (below) the bound, else the bound; NaN stays NaN.
 template <class V>

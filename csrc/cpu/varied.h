@@ -4,6 +4,7 @@
 // units takes one more meeting. Norms are combined from blocks of units, in order, whoever has which.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -123,18 +124,31 @@ struct VariedTape {
   }
 };
 
+// 1 where a word is at most `last`, else 0.
+template <class T>
+RNNFUSED_HD Native<T> ones_up_to(uint32_t last, const uint32_t* words) {
+  if constexpr (kLanes<T> == 1)
+    return words[0] <= last ? T(1) : T(0);
+  else {
+    Vec<uint32_t, kLanes<T>> of;
+    memcpy(&of, words, sizeof(of));
+    return Native<T>{} - __builtin_convertvector(of <= last, Native<T>);
+  }
+}
+
 // 1 for the units of some blocks whose word is below a share p of all, else 0; at out + unit.
 template <class T>
 void draw(const Variation<T>& v, Draw what, Index number, Range blocks, double p, T* out) {
   constexpr Index L = kLanes<T>;
+  const Index from = blocks.first * L, to = blocks.last * L;
   const uint64_t threshold = philox_threshold(p);
-  for (Index group = blocks.first * L / kPhiloxGroup; group * kPhiloxGroup < blocks.last * L; ++group) {
+  if (threshold == 0) return std::fill(out + from, out + to, T(0));
+  for (Index group = from / kPhiloxGroup; group * kPhiloxGroup < to; ++group) {
     uint32_t words[kPhiloxGroup];
     philox_group(v.seed, what, v.direction, uint64_t(number), uint32_t(group), words);
     const Index start = group * kPhiloxGroup, end = start + kPhiloxGroup;
-    const Index first = start > blocks.first * L ? start : blocks.first * L;
-    const Index last = end < blocks.last * L ? end : blocks.last * L;
-    for (Index u = first; u < last; ++u) out[u] = words[u - start] < threshold ? T(1) : T(0);
+    for (Index u = start > from ? start : from; u < (end < to ? end : to); u += L)
+      store(out + u, ones_up_to<T>(uint32_t(threshold - 1), words + (u - start)));
   }
 }
 

@@ -369,8 +369,9 @@ Arguments without_layout(const Arguments& a) { return {a.options, a.input, a.hx,
 
 bool tapes_for_tangents(const Arguments& a) {
   const LayerOptions& o = a.options;
-  return a.input.is_cpu() && a.input.scalar_type() == compute_type(a.input.scalar_type()) && !o.varied &&
-         !o.recompute && !o.projected && o.info.taped > 0 && !a.layout.lengths && !a.layout.resets;
+  return a.input.is_cpu() && !is_on_gpu(a.input) &&
+         a.input.scalar_type() == compute_type(a.input.scalar_type()) && !o.varied && !o.recompute &&
+         !o.projected && o.info.taped > 0 && !a.layout.lengths && !a.layout.resets;
 }
 
 Tensors recurrent_tangent(const Arguments& a, const Directions& d, const Kept& kept, bool outputs,

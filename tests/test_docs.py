@@ -53,7 +53,14 @@ def is_there(need: str) -> bool:
     return importlib.util.find_spec(need) is not None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+# One page compiles models ahead of time.
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=pytest.mark.long if page.stem == "export" else ())
+        for page in PAGES
+    ],
+)
 def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, each page in a namespace and a folder of its own."""
     snippets = [block for block in blocks(page) if block.language == "python"]

@@ -128,7 +128,7 @@ ctest-asan: $(environment)
 asan_tests := walk varied layouts states fuzz recompute native_checks sequence stack functional autograd tangents modules memory frozen stepper quantized attend
 pytest-asan: $(test_environment)
 	tools/build asan _C $(with_asan)
-	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=600 RNNFUSED_FUZZ_CALLS=5000 \
+	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=1000 RNNFUSED_FUZZ_CALLS=10000 \
 	  tools/pytest_asan $(python) $(asan_tests:%=tests/test_%.py) -m "not long" -k "not compiled" \
 	  --deselect=tests/test_memory.py::test_no_more_is_kept_than_the_limit
 

@@ -138,7 +138,7 @@ class BackwardStream {
     const Index skipped = (gate * heads_.blocks() + fed.first) * A * L + Cell::h_first * L;
     product<S>(
         rows, Runs{fed.size(), L, A * L}, int(n), head_panel(gate, first, n, fed), partial_,
-        [&](Index i) -> const S* { return gates(i) + skipped; }, init, sink);
+        [&](Index i) -> const O* { return gates(i) + skipped; }, init, sink);
   }
 
   // The gradients of the sums, by way of the states.
@@ -246,7 +246,7 @@ class BackwardStream {
     }
     product<S>(
         to - from, recurrent_runs(), int(n), recurrent_panel(first), partial_,
-        [&](Index i) -> const S* { return out_.gates_of(stream_.row(s + 1, from + i)) + Cell::h_first * L; },
+        [&](Index i) -> const O* { return out_.gates_of(stream_.row(s + 1, from + i)) + Cell::h_first * L; },
         [&](Index i, T* acc) { start_output(s, from + i, first, n, acc); },
         [&](Index i, const T* acc) { sink(from + i, acc); });
   }
@@ -302,7 +302,7 @@ class BackwardStream {
       return;
     }
     if (!projects<Cell>(stream_.shape)) return epilogue(s, b, first, n, acc);
-    S* kept = out_.output_of(stream_.row(s, b));
+    O* kept = out_.output_of(stream_.row(s, b));
     T* carry = carry_h_ + b * outputs_units_;
     for (Index i = 0; i < n; ++i) {
       store(kept + (first + i) * L, load<V>(acc + i * L));
@@ -316,7 +316,7 @@ class BackwardStream {
     for_groups(blocks_, false, [&](Index first, Index n) {
       product<S>(
           stream_.active(s), Runs{1, P, 0}, int(n), projection_panel(first), partial_,
-          [&](Index b) -> const S* { return out_.output_of(stream_.row(s, b)); },
+          [&](Index b) -> const O* { return out_.output_of(stream_.row(s, b)); },
           [&](Index, T* acc) { memset(acc, 0, size_t(n * L) * sizeof(T)); },
           [&](Index b, const T* acc) { epilogue(s, b, first, n, acc); });
     });
@@ -335,7 +335,7 @@ class BackwardStream {
       for_groups(contexts_, s % 2 != 0, [&](Index first, Index n) {
         product<S>(
             stream_.active(s), fed_runs(), int(n), context_panel(first), partial_,
-            [&](Index b) -> const S* { return out_.gates_of(stream_.row(s, b)) + Cell::x_first * L; },
+            [&](Index b) -> const O* { return out_.gates_of(stream_.row(s, b)) + Cell::x_first * L; },
             [&](Index b, T* acc) {
               const T* outer = args_.attention->dx;
               if (outer) outer += stream_.row(s, b) * stream_.shape.input + stream_.shape.input - context();
@@ -367,14 +367,17 @@ class BackwardStream {
       const S* h = args_.y[row];
       T* carry_h = carry_h_ + b * outputs_units_;
       T* carry_c = has_cell_state ? carry_c_ + b * tape_.units : nullptr;
-      S* gates = out_.gates_of(row);
+      O* gates = out_.gates_of(row);
       // Rebuilt gates are where their gradients will be.
-      const S* tape = tape_.keeps_gates(row) ? tape_.gates_of(row) : gates;
+      const S* tape = tape_.keeps_gates(row) ? tape_.gates_of(row) : nullptr;
       for (Index i = 0; i < n; ++i) {
         const Index block = first + i, at = block * L, lanes = lanes_in<T>(block, shape.hidden);
         V taped[A], prev[Cell::states]{}, next[Cell::states]{}, dnext[Cell::states], dgates[A],
             dprev[Cell::states];
-        for (int a = 0; a < Cell::taped; ++a) taped[a] = load<V>(tape + (block * A + a) * L);
+        const auto read_taped = [&](const auto* from) {
+          for (int a = 0; a < Cell::taped; ++a) taped[a] = load<V>(from + (block * A + a) * L);
+        };
+        tape ? read_taped(tape) : read_taped(gates);
         if (!projected) {
           prev[0] = load<V>(h_prev + at, lanes);
           next[0] = load<V>(h + at, lanes);

@@ -76,6 +76,7 @@ class ForwardStream {
         stream_(args.shape, shard),
         tape_(args.shape, args.recompute, args.tape),
         manner_(manner),
+        member_(member),
         group_(manner.few_rows && max_rows(kWideGroup<Cell> * G) >= 2 ? kWideGroup<Cell>
                                                                       : kNarrowGroup<Cell>),
         direct_(!kQuantized<S> && !manner.packed && !args.attention &&
@@ -94,6 +95,7 @@ class ForwardStream {
     if constexpr (kStaged<Cell>)
       stage_ = {args_, stream_, args.tape ? tape_.cell : nullptr, member, members, arena};
     if (kStaged<Cell> && !tapes_all_sums()) chunk_gates_ = arena.take<T>(chunk_capacity() * units * A);
+    if (converts_rows()) inputs_.take(arena, chunk_capacity(), shape.input);
     const auto lay_out_member = [&](ForwardStream& stream, int m) {
       if constexpr (kStaged<Cell>) stream.share_product(members, m);
       stream.lay_out(share(blocks_of<T>(shape.hidden), members, m),
@@ -128,6 +130,11 @@ class ForwardStream {
       Index rows = 0;
       const Index end = collect_chunk(s, rows);
       await(end);
+      if (converts_rows()) {
+        const auto input = [&](Index i) { return args_.x[chunk_row_[i]]; };
+        convert_rows(share(rows, manner_.members, member_), input_, input, inputs_);
+        barrier.wait();
+      }
       project_inputs(rows);
       if constexpr (kStaged<Cell>) {
         if (args_.variation->resets()) barrier.wait();  // what one member has started another goes on with
@@ -155,9 +162,8 @@ class ForwardStream {
   Index chunk_rows() const {
     const SequenceShape& shape = stream_.shape;
     if (manner_.in_chunks) return shape.rows() / kWaveChunks + 1;
-    // The members of a staged layer share the sums, and so must cut alike.
-    const Index own =
-        kStaged<Cell> ? (tape_.units / L + manner_.members - 1) / manner_.members : blocks_.size();
+    // The members share a chunk's rows, and so cut alike.
+    const Index own = (tape_.units / L + manner_.members - 1) / manner_.members;
     const Index row_bytes = own * A * L * Index(sizeof(T));
     const Index weight_bytes = (shape.input + shape.output) * shape.hidden * G * Index(sizeof(O));
     // Weights beyond what a last-level cache holds come from memory at every pass.
@@ -213,11 +219,8 @@ class ForwardStream {
     partial_ = arena.take<Sum<S>>(partial_size(chunk > batch ? chunk : batch));
     chunk_row_ = arena.take<Index>(chunk);
     if (!kStaged<Cell> && !tapes_all_sums()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
-    if constexpr (kQuantized<S>) {
-      const Index of_inputs = chunk * padded<T>(shape.input), most_units = padded<T>(shape.hidden);
-      rounded_ = arena.take<Left<S>>(of_inputs > batch * most_units ? of_inputs : batch * most_units);
-      rounded_scale_ = arena.take<T>(chunk > batch ? chunk : batch);
-    }
+    if (converts_rows())
+      states_.take(arena, batch, shape.output > shape.hidden ? shape.output : shape.hidden);
   }
 
   // For the largest product of all.
@@ -361,20 +364,49 @@ class ForwardStream {
     return initial ? initial : start_;
   }
 
-  // What is multiplied next: rows of m.size numbers, a(row), of which nothing is kept but where they are
-  // rounded.
+  // Rows of a left operand that are not multiplied as they lie: rounded, each with its scale, or widened.
+  struct Converted {
+    Left<S>* terms = nullptr;
+    T* scale = nullptr;
+
+    void take(Arena& arena, Index rows, Index size) {
+      terms = arena.take<Left<S>>(rows * padded<T>(size));
+      if (kQuantized<S>) scale = arena.take<T>(rows);
+    }
+  };
+  bool converts_rows() const { return kQuantized<S> || (kWidens<S> && !direct_); }
+
+  // What is multiplied next: some of the rows a(row) of m.size numbers.
   template <class RowOf>
-  RNNFUSED_HD void round_rows([[maybe_unused]] Index rows, [[maybe_unused]] const Matrix& m,
-                              [[maybe_unused]] RowOf a) {
-    if constexpr (kQuantized<S>) {
-      for (Index row = 0; row < rows; ++row)
-        rounded_scale_[row] = round_row(a(row), m.size, rounded_ + row * padded<T>(m.size));
+  RNNFUSED_HD void convert_rows(Range rows, const Matrix& m, RowOf a, const Converted& to) const {
+    for (Index row = rows.first; row < rows.last; ++row) {
+      Left<S>* const terms = to.terms + row * padded<T>(m.size);
+      if constexpr (kQuantized<S>) to.scale[row] = round_row(a(row), m.size, terms);
+      if constexpr (kWidens<S>) widen_row(a(row), m.size, terms);
     }
   }
 
+  // Rows of a step, which every member converts for itself.
+  template <class RowOf>
+  RNNFUSED_HD void convert_states(Index rows, const Matrix& m, RowOf a) const {
+    if (converts_rows()) convert_rows(Range{0, rows}, m, a, states_);
+  }
+
+  // Where a tile finds the rows a(row): those of the chunk's input, or of the step.
+  template <class RowOf>
+  RNNFUSED_HD auto left_of(const Matrix& m, RowOf a) const {
+    if constexpr (kQuantized<S> || kWidens<S>) {
+      const Left<S>* const terms = converted_of(m).terms;
+      return [=](Index row) { return terms + row * padded<T>(m.size); };
+    } else {
+      return a;
+    }
+  }
+  const Converted& converted_of(const Matrix& m) const { return &m == &input_ ? inputs_ : states_; }
+
   // The rows' products with n blocks of units from `first` on: by tiles with the packed panel, or with the
   // weights as they lie. They are added to the vectors at addend(row, block); sink(row, acc) takes the sums.
-  // Rows that have to be rounded were. N is the number of the matrix's gates.
+  // Rows that have to be converted were. N is the number of the matrix's gates.
   template <int N, class RowOf, class Addend, class Sink>
   RNNFUSED_HD void multiply(Index rows, const Matrix& m, Index first, Index n, const O* panel, RowOf a,
                             Addend addend, Sink sink) {
@@ -382,12 +414,11 @@ class ForwardStream {
     if constexpr (kQuantized<S>) {
       const Index at = m.vector_of(first) * L;
       return product<S>(
-          rows, Runs{1, panel_terms<S>(m.size), 0}, width, panel, partial_,
-          [&](Index row) { return rounded_ + row * padded<T>(m.size); },
+          rows, Runs{1, panel_terms<S>(m.size), 0}, width, panel, partial_, left_of(m, a),
           [&](Index, Sum<S>* acc) { copy_vectors(m.starts + at, acc, width); },
           [&](Index row, const Sum<S>* acc) {
             alignas(64) T sums[kMaxWidth * L];
-            const T scale = rounded_scale_[row];
+            const T scale = converted_of(m).scale[row];
             for (Index b = 0; b < n; ++b) {
               const T* const from = addend(row, first + b);
               const T* const scales = m.scales + at + b * N * L;
@@ -404,7 +435,8 @@ class ForwardStream {
         for (Index b = 0; b < n; ++b) copy_vectors(addend(row, first + b), acc + b * N * L, N);
       };
       const Range terms = m.terms(first);
-      const auto part = [&](Index row) { return a(row) + terms.first; };
+      const auto left = left_of(m, a);
+      const auto part = [&](Index row) -> const Left<S>* { return left(row) + terms.first; };
       if (!direct_)
         return product<S>(rows, Runs{1, terms.size(), 0}, width, panel, partial_, part, init, sink);
       T acc[kMaxWidth * L];
@@ -431,14 +463,13 @@ class ForwardStream {
 
   // Input projection of a chunk, biases included.
   void project_inputs(Index rows) {
-    const auto input = [&](Index i) { return args_.x[chunk_row_[i]]; };
-    round_rows(rows, input_, input);
+    const auto input = [&](Index i) -> const Q* { return args_.x[chunk_row_[i]]; };
     for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index first, Index n) {
       if (packs_by_chunk() && !direct_) pack_input(first, n);
       if constexpr (!kQuantized<S>) {
         if (in_place()) {
           return product_at<S>(
-              rows, Runs{1, input_.size, 0}, int(n * G), input_panel(first), input,
+              rows, Runs{1, input_.size, 0}, int(n * G), input_panel(first), left_of(input_, input),
               [&](Index i, Index, bool starts, bool) {
                 T* gates = gates_of(chunk_row_[i], i, first);
                 if (starts) start_projection<Cell>(bias_of(first), n, gates);
@@ -503,12 +534,12 @@ class ForwardStream {
   template <class RowOf>
   RNNFUSED_HD void multiply_step(Index s, Index local, const Matrix& m, RowOf h_prev) {
     const Index rows = stream_.active(s);
-    round_rows(rows, m, h_prev);
+    convert_states(rows, m, h_prev);
     for_recurrent_groups(m, s % 2 == 1, [&](Index first, Index n) {
       if constexpr (!kQuantized<S>) {
         if (in_place()) {
           return product_at<S>(
-              rows, Runs{1, m.size, 0}, int(n * G), m.panel(first), h_prev,
+              rows, Runs{1, m.size, 0}, int(n * G), m.panel(first), left_of(m, h_prev),
               [&](Index b, Index, bool, bool) { return gates_of(stream_.row(s, b), local + b, first); },
               [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
         }
@@ -561,7 +592,7 @@ class ForwardStream {
     const auto unprojected = [&](Index b) -> const Q* {
       return args_.tape ? tape_.unprojected_of(stream_.row(s, b)) : unprojected_ + b * tape_.units;
     };
-    round_rows(stream_.active(s), projection_, unprojected);
+    convert_states(stream_.active(s), projection_, unprojected);
     for_groups(outputs_, kOutputGroup, false, [&](Index first, Index n) {
       multiply<1>(
           stream_.active(s), projection_, first, n, projection_.panel(first), unprojected,
@@ -626,6 +657,7 @@ class ForwardStream {
   Range product_{}, late_{};    // of a staged layer's recurrent product
   Range blocks_{}, outputs_{};  // of hidden units, and of units after a projection
   Manner manner_;
+  int member_;
   Index group_;
   bool direct_;  // weights are read as they lie
 
@@ -639,9 +671,8 @@ class ForwardStream {
   std::conditional_t<kStaged<Cell>, VariedForward<T>, std::nullptr_t> stage_{};
   T* bias_ = nullptr;
   Sum<S>* partial_ = nullptr;
-  Left<S>* rounded_ = nullptr;  // the rows to be multiplied, if they have to be rounded, and their scales
-  T* rounded_scale_ = nullptr;
-  T* chunk_gates_ = nullptr;  // [narrow groups, rows of the chunk, blocks, accumulators, lanes]
+  Converted inputs_{}, states_{};  // a chunk's, shared by the members, and a step's
+  T* chunk_gates_ = nullptr;       // [narrow groups, rows of the chunk, blocks, accumulators, lanes]
   Index chunk_capacity_ = 0;
   Index* chunk_row_ = nullptr;
 };

@@ -35,13 +35,15 @@ RNNFUSED_HD void for_chunks(const SequenceShape& shape, Body body) {
 }
 
 // What the recurrence leaves behind for one direction: all rows, or a ring that holds those of a chunk, or of
-// two if gates are rebuilt there, and of the step beside them.
+// two if gates are rebuilt there, and of the step beside them. As products read them, which is all that is
+// done with them: they are rounded only where products take them rounded.
 template <class Cell, class S>
 struct GateGradients {
+  using O = Operand<S>;
   Index units = 0, outputs = 0;
   Index slots = 0, origin = 0;  // of the ring, and a row in its first slot
-  S* gates = nullptr;           // [slots, blocks, accumulators, lanes]
-  S* output = nullptr;          // gradient of a projected h, recurrence included [slots, outputs]
+  O* gates = nullptr;           // [slots, blocks, accumulators, lanes]
+  O* output = nullptr;          // gradient of a projected h, recurrence included [slots, outputs]
 
   GateGradients() = default;
   GateGradients(const SequenceShape& shape, bool all_rows, bool rebuilt, Arena& arena)
@@ -51,14 +53,14 @@ struct GateGradients {
     const Index chunk = shape.batch > kGradientRows ? shape.batch : kGradientRows;
     const Index ring = (rebuilt ? 2 : 1) * chunk + shape.batch;
     if (!all_rows && ring < slots) slots = ring;
-    gates = arena.take<S>(slots * units * Cell::accumulators);
-    if (projects<Cell>(shape)) output = arena.take<S>(slots * outputs);
+    gates = arena.take<O>(slots * units * Cell::accumulators);
+    if (projects<Cell>(shape)) output = arena.take<O>(slots * outputs);
   }
   // From now on these rows are asked for, and no others but of the chunk and of the step beside them.
   void enter(Range rows) { origin = slots ? rows.first - rows.first % slots : 0; }
 
-  S* gates_of(Index row) const { return gates + slot_of(row) * units * Cell::accumulators; }
-  S* output_of(Index row) const { return output + slot_of(row) * outputs; }
+  O* gates_of(Index row) const { return gates + slot_of(row) * units * Cell::accumulators; }
+  O* output_of(Index row) const { return output + slot_of(row) * outputs; }
 
  private:
   Index slot_of(Index row) const {
@@ -343,8 +345,8 @@ class ParameterGradients {
       for (Index first = mine.first; first < mine.last; first += per_pass) {
         const Range pass{first, mine.last - first < per_pass ? mine.last : first + per_pass};
         for (Index i = 0; i < depth; i += P) {
-          const S* row = left(k + i) + first * accumulators * L;
-          const S* next = P > 1 && i + 1 < depth ? left(k + i + 1) + first * accumulators * L : nullptr;
+          const O* row = left(k + i) + first * accumulators * L;
+          const O* next = P > 1 && i + 1 < depth ? left(k + i + 1) + first * accumulators * L : nullptr;
           for (Index v = 0; v < pass.size() * accumulators; ++v) {
             store_terms<S>(left_ + (v * kOuterDepth + i) * L,
                            join_rows(row + v * L, next ? next + v * L : nullptr, L));
@@ -532,7 +534,7 @@ class ParameterGradients {
     const Range mine = share(blocks_of<T>(args_.shape.hidden), threads_, thread_);
     const Index first = mine.first * A, vectors = mine.size() * A;
     for (Index row = rows.first; row < rows.last; ++row) {
-      const S* gates = from_.gates_of(row) + first * L;
+      const O* gates = from_.gates_of(row) + first * L;
       for (Index v = 0; v < vectors; ++v) {
         T *total = sums_ + 2 * v * L, *lost = total + L;
         ExactSum<V> sum{load<V>(total), load<V>(lost)};
@@ -590,7 +592,7 @@ class ParameterGradients {
     const Runs runs = G == A ? Runs{1, from_.units * G, 0} : Runs{from_.units / L, G * L, A * L};
     product<S>(
         rows.size(), runs, int(n), input_panel_, partial_,
-        [&](Index i) -> const S* { return from_.gates_of(rows.first + i) + Cell::x_first * L; },
+        [&](Index i) -> const O* { return from_.gates_of(rows.first + i) + Cell::x_first * L; },
         [&](Index i, T* acc) {
           if (!args_.accumulate_dx) return (void)memset(acc, 0, size_t(n * L) * sizeof(T));
           for (Index j = 0; j < n; ++j) {

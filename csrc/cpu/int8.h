@@ -30,7 +30,6 @@ struct FactorsOf<Int8> {
   static constexpr int terms = 1, offset = 0;
   using Left = int8_t;
 #endif
-  using LeftTerms = Left;
   using Sum = int32_t;
 };
 template <>

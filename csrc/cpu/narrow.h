@@ -43,9 +43,29 @@ RNNFUSED_HD Bits16<V> load_bits(const S* p, int64_t n) {
   return load_bits<V>(lanes);
 }
 
+// In one instruction where there is one: compilers take a vector apart for it.
 template <class V>
 RNNFUSED_HD UIntOf<V> widened(Bits16<V> bits) {
+#if RNNFUSED_VECTOR_BYTES == 64
+  if constexpr (Lanes<V>::count == 16) return (UIntOf<V>)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)bits);
+#elif RNNFUSED_VECTOR_BYTES == 32
+  if constexpr (Lanes<V>::count == 8) return (UIntOf<V>)_mm256_cvtepu16_epi32((__m128i)bits);
+#endif
   return convert_lanes<UIntOf<V>>(bits);
+}
+
+// Of numbers that have no more bits.
+template <class V>
+RNNFUSED_HD Bits16<V> lower_halves(UIntOf<V> u) {
+#if RNNFUSED_VECTOR_BYTES == 64
+  if constexpr (Lanes<V>::count == 16) return (Bits16<V>)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)u);
+#elif RNNFUSED_VECTOR_BYTES == 32
+  if constexpr (Lanes<V>::count == 8) {
+    const __m256i all = (__m256i)u;
+    return (Bits16<V>)_mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  }
+#endif
+  return convert_lanes<Bits16<V>>(u);
 }
 
 template <class V>
@@ -53,15 +73,20 @@ RNNFUSED_HD V to_float(Bits16<V> bits, BFloat16) {
   return bit_cast<V>(widened<V>(bits) << 16);
 }
 
+// The bits of a float whose upper half is v's bfloat16; the lower half is of no account.
+template <class V>
+RNNFUSED_HD UIntOf<V> rounded_bits(V v) {
+  using U = UIntOf<V>;
+  const U u = bit_cast<U>(v), rounded = u + 0x7fffu + ((u >> 16) & 1u), quiet = u | 0x400000u;
+  return v != v ? quiet : rounded;
+}
+
 template <class V>
 RNNFUSED_HD Bits16<V> from_float(V v, BFloat16) {
 #if defined(__AVX512BF16__)
   if constexpr (Lanes<V>::count == 16) return (Bits16<V>)_mm512_cvtneps_pbh(v);
 #endif
-  using U = UIntOf<V>;
-  const U u = bit_cast<U>(v), magnitude = u & 0x7fffffffu;
-  const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, quiet = (u >> 16) | 0x40u;
-  return convert_lanes<Bits16<V>>(magnitude > 0x7f800000u ? quiet : rounded);
+  return lower_halves<V>(rounded_bits(v) >> 16);
 }
 
 template <class V>
@@ -97,6 +122,16 @@ RNNFUSED_HD Bits16<V> from_float(V v, Half) {
   const U normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   const U found = magnitude >= 0x47800000u ? beyond : magnitude < 0x38800000u ? denormal : normal;
   return convert_lanes<Bits16<V>>(found | ((u >> 16) & 0x8000u));
+}
+
+// v as it is once it was stored.
+template <class V>
+RNNFUSED_HD V rounded(V v, BFloat16) {
+  return bit_cast<V>(rounded_bits(v) & 0xffff0000u);
+}
+template <class V>
+RNNFUSED_HD V rounded(V v, Half) {
+  return to_float<V>(from_float(v, Half{}), Half{});
 }
 
 // As the loads and stores of simd.h.
@@ -143,24 +178,24 @@ template <>
 constexpr bool kDots<BFloat16> = true;
 #endif
 
+// Whether they are widened before they are multiplied.
+template <class S>
+constexpr bool kWidens = kNarrow<S> && !kDots<S>;
+
 // What a panel of numbers of a type holds, and how many terms of a product lie in one of its lanes.
 template <class S>
-using Operand = std::conditional_t<kDots<S> || kQuantized<S>, S, Compute<S>>;
+using Operand = std::conditional_t<kWidens<S>, Compute<S>, S>;
 template <class S>
 constexpr int kTerms = kDots<S> ? 2 : 1;
 
-// What the rows of a product's left operand hold as they lie and as they are multiplied, and what it is
-// summed in.
+// What the rows of a product's left operand hold, and what it is summed in.
 template <class S>
 struct FactorsOf {
-  using Left = S;
-  using LeftTerms = Operand<S>;
+  using Left = Operand<S>;
   using Sum = Compute<S>;
 };
 template <class S>
 using Left = typename FactorsOf<S>::Left;
-template <class S>
-using LeftTerms = typename FactorsOf<S>::LeftTerms;
 template <class S>
 using Sum = typename FactorsOf<S>::Sum;
 
@@ -225,7 +260,7 @@ RNNFUSED_HD void store_terms(Operand<S>* p, Terms<S> terms) {
 
 // The same in every lane: the scalars at p, or the last of a row of an odd number.
 template <class S>
-RNNFUSED_HD Terms<S> broadcast_terms(const LeftTerms<S>* p) {
+RNNFUSED_HD Terms<S> broadcast_terms(const Left<S>* p) {
   if constexpr (kDots<S>) {
     uint32_t pair;
     memcpy(&pair, p, sizeof pair);
@@ -236,7 +271,7 @@ RNNFUSED_HD Terms<S> broadcast_terms(const LeftTerms<S>* p) {
 }
 
 template <class S>
-RNNFUSED_HD Terms<S> broadcast_last(const LeftTerms<S>* p) {
+RNNFUSED_HD Terms<S> broadcast_last(const Left<S>* p) {
   if constexpr (kDots<S>) {
     return Terms<S>{} + uint32_t(p->bits);
   } else {

@@ -30,8 +30,12 @@ class GateRebuild {
       O* recurrent_panel = arena.take<O>(kNarrowGroup<Cell> * G * L * panel_terms<S>(shape.output));
       T* accumulators = arena.take<T>(kRows * kNarrowGroup<Cell> * A * L);
       T* partial = arena.take<T>(kRows * kMaxWidth * L);
+      O* widened =
+          kWidens<S>
+              ? arena.take<O>(kRows * padded<T>(shape.input > shape.output ? shape.input : shape.output))
+              : nullptr;
       if (t != thread) continue;
-      input_panel_ = input_panel, recurrent_panel_ = recurrent_panel;
+      input_panel_ = input_panel, recurrent_panel_ = recurrent_panel, widened_ = widened;
       accumulators_ = accumulators, partial_ = partial;
     }
   }
@@ -67,17 +71,17 @@ class GateRebuild {
     for (Index j = 0; j < n; ++j)
       sum_biases<Cell>(args_.weights, args_.shape.hidden, block + j, bias + j * A * L);
     const auto kept = [&](Index i, Index j) { return accumulators_ + (i * n + j) * A * L; };
-    product<S>(
-        rows.size(), Runs{1, args_.shape.input, 0}, int(n * G), input_panel_, partial_,
-        [&](Index i) -> const S* { return args_.x[rows.first + i]; },
+    multiply(
+        rows, args_.shape.input, int(n * G), input_panel_,
+        [&](Index row) -> const S* { return args_.x[row]; },
         [&](Index, T* acc) { start_projection<Cell>(bias, n, acc); },
         [&](Index i, const T* acc) {
           keep_projection<Cell>(bias, n, acc, [&](Index j) { return kept(i, j); });
         });
     const Range terms = recurrent_terms(block);
-    product<S>(
-        rows.size(), Runs{1, terms.size(), 0}, int(n * G), recurrent_panel_, partial_,
-        [&](Index i) { return history_.output(rows.first + i) + terms.first; },
+    multiply(
+        rows, terms.size(), int(n * G), recurrent_panel_,
+        [&](Index row) { return history_.output(row) + terms.first; },
         [&](Index i, T* acc) {
           for (Index j = 0; j < n; ++j) copy_vectors(kept(i, j) + Cell::h_first * L, acc + j * G * L, G);
         },
@@ -86,8 +90,28 @@ class GateRebuild {
         });
   }
 
+  template <class RowOf, class Init, class Sink>
+  RNNFUSED_HD void multiply(Range rows, Index size, int width, const O* panel, RowOf a, Init init,
+                            Sink sink) {
+    const Index stride = padded<T>(size);
+    if constexpr (kWidens<S>) {
+      for (Index row = rows.first; row < rows.last; ++row)
+        widen_row(a(row), size, widened_ + (row - rows.first) * stride);
+    }
+    product<S>(
+        rows.size(), Runs{1, size, 0}, width, panel, partial_,
+        [&](Index i) -> const O* {
+          if constexpr (kWidens<S>) {
+            return widened_ + i * stride;
+          } else {
+            return a(rows.first + i);
+          }
+        },
+        init, sink);
+  }
+
   void activate(Index row, Index block, const T* kept, const T* acc) {
-    S* gates = out_.gates_of(row) + block * A * L;
+    O* gates = out_.gates_of(row) + block * A * L;
     if constexpr (kStaged<Cell>) {
       copy_vectors(kept, gates, 1), copy_vectors(acc, gates + Cell::h_first * L, 1);
     } else {
@@ -97,7 +121,16 @@ class GateRebuild {
       if (!projects<Cell>(args_.shape)) prev[0] = load<V>(history_.output(row) + at, lanes);
       if constexpr (Cell::states > 1) prev[1] = load<V>(history_.cell(row) + at, lanes);
       Cell::forward(accumulators, prev, next, taped);
-      for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, taped[a]);
+      for (int a = 0; a < Cell::taped; ++a) store(gates + a * L, as_taped(taped[a]));
+    }
+  }
+
+  // What backward would read if it had been stored.
+  static RNNFUSED_HD V as_taped(V v) {
+    if constexpr (kWidens<S>) {
+      return rounded(v, S{});
+    } else {
+      return v;
     }
   }
 
@@ -107,6 +140,7 @@ class GateRebuild {
   Heads<Cell, T> heads_;
   Range blocks_;
   O *input_panel_ = nullptr, *recurrent_panel_ = nullptr;
+  O* widened_ = nullptr;  // rows of x or h, if they are
   T *accumulators_ = nullptr, *partial_ = nullptr;
 };
 

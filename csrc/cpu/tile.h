@@ -41,22 +41,6 @@ RNNFUSED_HD Index chain_runs(const Runs& k) {
   return k.length >= kChain<S> ? 1 : (kChain<S> + k.length - 1) / (k.length + !k.length);
 }
 
-// A chain's terms of R rows as a tile multiplies them: where they lie, or widened.
-template <class S, int R, bool widens = !std::is_same_v<Left<S>, LeftTerms<S>>>
-struct LeftRows {
-  const Left<S>* at(int, const Left<S>* row, Index) { return row; }
-};
-template <class S, int R>
-struct LeftRows<S, R, true> {
-  alignas(64) Operand<S> terms[R][kChain<S>];
-
-  const Operand<S>* at(int r, const S* row, Index count) {
-    using V = Native<Operand<S>>;
-    for (Index i = 0; i < count; i += kLanes<Operand<S>>) store(terms[r] + i, load<V>(row + i, count - i));
-    return terms[r];
-  }
-};
-
 // acc[r][j] += sum_k a[r][k] b[k][j], j of W vectors, in chains of ascending k, one rounding per term (where
 // the ISA has fma) or pair of terms: the same bits whatever Rows is, and however the k range is cut between
 // chains. No run is longer than a chain where there are several.
@@ -76,10 +60,8 @@ RNNFUSED_HD void tile_in_vectors(const Left<S>* const* a, Runs k, const Operand<
     const Index from = k.runs == 1 ? chain * kChain<S> : 0;
     const Index terms = k.runs > 1 ? k.length : k.length - from < kChain<S> ? k.length - from : kChain<S>;
     for (Index run = 0; run < runs; ++run) {
-      const LeftTerms<S>* row[R];
-      LeftRows<S, R> rows;
-      for (int r = 0; r < R; ++r)
-        row[r] = rows.at(r, a[r] + (k.runs == 1 ? from : (first + run) * k.stride), terms);
+      const Left<S>* row[R];
+      for (int r = 0; r < R; ++r) row[r] = a[r] + (k.runs == 1 ? from : (first + run) * k.stride);
       const auto add = [&](const auto& left_of) {
         if constexpr (kQuantized<S> && R == 1) {
           // What is widened on the way needs a register, and there may be none left for a whole tile's.
@@ -97,9 +79,9 @@ RNNFUSED_HD void tile_in_vectors(const Left<S>* const* a, Runs k, const Operand<
         b += W * L * P;
       };
       Index i = 0;
-      for (; i + P <= terms; i += P) add([&](const LeftTerms<S>* p) { return broadcast_terms<S>(p + i); });
+      for (; i + P <= terms; i += P) add([&](const Left<S>* p) { return broadcast_terms<S>(p + i); });
       if constexpr (kDots<S>) {
-        if (i < terms) add([&](const LeftTerms<S>* p) { return broadcast_last<S>(p + i); });
+        if (i < terms) add([&](const Left<S>* p) { return broadcast_last<S>(p + i); });
       }
     }
     for (int r = 0; r < R; ++r) {
@@ -212,6 +194,13 @@ void tile(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* a
   if constexpr (kInTiles<S>) return tile_in_tiles<S, R, W>(a, k, b, acc);
 #endif
   tile_in_vectors<S, R, W>(a, k, b, acc);
+}
+
+// A row of a left operand from `size` numbers, with zeros up to whole vectors.
+template <class S>
+RNNFUSED_HD void widen_row(const S* from, Index size, Left<S>* out) {
+  using V = Native<Left<S>>;
+  for (Index k = 0; k < size; k += kLanes<Left<S>>) store(out + k, load<V>(from + k, size - k));
 }
 
 template <class S>

@@ -33,6 +33,14 @@ template <class S>
 void check_rounding(float x) {
   const S got = stored<S>(x), want = Format<S>::nearest(x);
   CAPTURE(x);
+  if constexpr (isa::kWidens<S>) {  // elsewhere nothing is rounded that is not stored
+    S all[L];
+    float again[2][L];
+    for (S& one : all) one = got;
+    isa::store(again[0], isa::load<V>(all));
+    isa::store(again[1], isa::rounded(isa::broadcast<V>(x), S{}));
+    REQUIRE(memcmp(again[0], again[1], sizeof again[0]) == 0);
+  }
   if (std::isnan(x)) {
     REQUIRE(std::isnan(Format<S>::value(got)));
   } else if (kFlushes<S> && std::fabs(x) < kSmallest && got.bits != want.bits) {

@@ -121,10 +121,11 @@ void Scarcity::report(double step_us, std::chrono::nanoseconds took, std::chrono
     return;
   }
   ++scarce_calls;
-  // One such call may have met a processor that was asleep: the next one runs alone, and then it is tried.
+  // One such call may have met a processor that was asleep, or lent out for a moment: that is over by now.
   const int before = std::min(scarce_in_a_row++, 10);
+  if (before == 0) return;
   const std::chrono::nanoseconds most_pause = kMostPause, next = kLeastPause * (1 << before) / 2;
-  const std::chrono::nanoseconds pause = before == 0 ? took : std::max(10 * took, std::min(next, most_pause));
+  const std::chrono::nanoseconds pause = std::max(10 * took, std::min(next, most_pause));
   scarce_until = (Clock::now() + pause).time_since_epoch().count();
   if (logs_plans()) {
     std::fprintf(stderr, "rnnfused: processors are scarce: slept %lld us of %lld; one thread for %lld ms\n",

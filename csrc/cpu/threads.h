@@ -67,9 +67,9 @@ class Progress {
 };
 
 // Whether this process has the processors that it counts on. A thread that shares its processor with another
-// process makes all those wait that meet it at every step: a call of short steps, which lost much of its time
-// so, makes the next ones run on one thread, for a while that grows as long as it is so. Results do not
-// depend on it.
+// process makes all those wait that meet it at every step: two calls of short steps in a row, which lost much
+// of their time so, make the next ones run on one thread, for a while that grows as long as it is so. Results
+// do not depend on it.
 class Scarcity {
  public:
   using Clock = std::chrono::steady_clock;

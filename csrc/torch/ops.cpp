@@ -6,6 +6,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "cpu/dispatch.h"
 #include "torch/backends.h"
@@ -282,8 +283,13 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
   results.reserve(places.size());
   for (auto place_at = places.begin(); place_at != places.end(); ++place_at) {
     const size_t place = *place_at;
-    const bool is_again = std::find(places.begin(), place_at, place) != place_at;
-    const at::Tensor found = is_again ? gradients[place]->clone() : *gradients[place];
+    const auto before = std::find(places.begin(), place_at, place);
+    if (before != place_at) {
+      results.push_back(results[size_t(before - places.begin())].clone());
+      continue;
+    }
+    // Taken, so that of a gradient that is rounded the float32 one is gone before the next is rounded.
+    const at::Tensor found = *std::exchange(gradients[place], std::nullopt);
     const bool is_state = place == 1 || place == 2;
     results.push_back(as(place == 0 ? order.back(found) : found, is_state ? type : a.input.scalar_type()));
     if (o.varied && place > 2) results.back() = as_given(in, place - 3, results.back());

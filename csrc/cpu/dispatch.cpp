@@ -259,7 +259,9 @@ template <class S>
 void PackedStack::forward(CellId cell, Stack<S> stack, int threads) {
   const CellKernels<S>& k = cell_kernels<S>(cell, stack.layer[0].forward[0].variation);
   const Plan chosen = plan_stack("packed", cell, stack, threads);
-  Scratch& memory = memory_[{chosen.members, few_rows(chosen, stack.shape().batch)}];
+  // Only weights that are widened are laid out for few inputs.
+  const bool few = kNarrow<S> && terms_at_once<S>() == 1 && few_inputs(stack.shape().rows());
+  Scratch& memory = memory_[{chosen.members, few_rows(chosen, stack.shape().batch), few}];
   if (memory.size() == 0) {
     stack.packed = memory.at_least(std::max<Index>(64, k.packed_bytes(stack, chosen)));
     run_team(k.pack, stack, chosen, 0, nullptr);

@@ -3,7 +3,7 @@
 
 #include <map>
 #include <string>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -42,7 +42,7 @@ class PackedStack {
   void forward(CellId cell, Stack<S> stack, int threads);
 
  private:
-  using Kind = std::pair<int, bool>;  // members, few rows
+  using Kind = std::tuple<int, bool, bool>;  // members, few rows, few inputs where that matters
   std::map<Kind, Scratch> memory_;
 };
 

@@ -18,13 +18,15 @@ constexpr Index kLargeWeights = 16 << 20;  // bytes; half of a usual last-level 
 struct Manner {
   int members;
   bool few_rows;
-  bool in_chunks;  // whether other streams wait for the first steps while one does the last
-  bool packed;     // whether weights are there, packed
+  bool few_inputs;  // of all steps
+  bool in_chunks;   // whether other streams wait for the first steps while one does the last
+  bool packed;      // whether weights are there, packed
 };
 
 template <class S>
 Manner manner_of(const Stack<S>& stack, const Plan& plan) {
-  return {plan.members, few_rows(plan, stack.shape().batch), plan.wave > 1, stack.packed != nullptr};
+  return {plan.members, few_rows(plan, stack.shape().batch), few_inputs(stack.shape().rows()), plan.wave > 1,
+          stack.packed != nullptr};
 }
 
 template <class Cell, class S>
@@ -38,6 +40,25 @@ class ForwardStream {
   static constexpr bool has_cell_state = Cell::states > 1;
   static constexpr int kOutputGroup = 4;  // blocks of projected units per tile
 
+  // Packed weights, as a product reads them, or as they are stored: then a tile widens them, which costs
+  // less than the memory for large ones where few rows are multiplied with them.
+  struct Panel {
+    char* terms = nullptr;
+    bool as_stored = false;
+
+    Index bytes_of_term() const { return Index(as_stored ? sizeof(S) : sizeof(O)); }
+    Panel from(Index term) const { return {terms + term * bytes_of_term(), as_stored}; }
+    // Calls body(terms).
+    template <class Body>
+    RNNFUSED_HD void read(Body body) const {
+      if constexpr (kWidens<S>) {
+        if (as_stored) return body(reinterpret_cast<S*>(terms));
+      }
+      body(reinterpret_cast<O*>(terms));
+    }
+  };
+  static constexpr Index kLargePanels = 256 << 10;  // bytes
+
   // Weights: `gates` rows for each of `units`, in the order in which the accumulators take them.
   struct Matrix {
     const S* rows;
@@ -47,7 +68,7 @@ class ForwardStream {
     const float* row_scales;
     Range blocks;  // this member's, of the units
     // As they are packed; and if they are quantised, the scales of the panels' lanes and where sums begin.
-    O* panels = nullptr;
+    Panel panels{};
     T* scales = nullptr;
     Sum<S>* starts = nullptr;
     Heads<Cell, T> heads{};  // of W_hh
@@ -59,9 +80,11 @@ class ForwardStream {
       return heads.several() ? heads.terms(block) : Range{0, size};
     }
     Index vector_of(Index block) const { return (block - blocks.first) * gates; }
-    O* panel(Index block) const { return panels + vector_of(block) * L * panel_terms<S>(size); }
-    void take(Arena& packed, Index vectors_at_once) {
-      panels = packed.take<O>(vectors_at_once * L * panel_terms<S>(size));
+    Panel panel(Index block) const { return panels.from(vector_of(block) * L * panel_terms<S>(size)); }
+    void take(Arena& packed, Index vectors_at_once, bool few_rows) {
+      const Index terms = vectors_at_once * L * panel_terms<S>(size);
+      panels.as_stored = kWidens<S> && few_rows && terms * Index(sizeof(O)) > kLargePanels;
+      panels.terms = packed.take<char>(terms * panels.bytes_of_term());
       if (!kQuantized<S>) return;
       scales = packed.take<T>(vectors() * L);
       starts = packed.take<Sum<S>>(vectors() * L);
@@ -209,11 +232,12 @@ class ForwardStream {
     const Index batch = stream_.batch(), chunk = chunk_capacity();
     chunk_capacity_ = chunk;
     if (!direct_) {
-      input_.take(packed, packs_by_chunk() ? kNarrowGroup<Cell> * G : input_.vectors());
-      recurrent_.take(packed, recurrent_.vectors());
-      candidate_.take(packed, candidate_.vectors());
-      if (context > 0) context_.take(packed, context_.vectors());
-      if (projects<Cell>(stream_.shape)) projection_.take(packed, projection_.vectors());
+      const bool few = manner_.few_rows;
+      input_.take(packed, packs_by_chunk() ? kNarrowGroup<Cell> * G : input_.vectors(), manner_.few_inputs);
+      recurrent_.take(packed, recurrent_.vectors(), few);
+      candidate_.take(packed, candidate_.vectors(), few);
+      if (context > 0) context_.take(packed, context_.vectors(), few);
+      if (projects<Cell>(stream_.shape)) projection_.take(packed, projection_.vectors(), few);
     }
     bias_ = packed.take<T>(blocks.size() * A * L);
     partial_ = arena.take<Sum<S>>(partial_size(chunk > batch ? chunk : batch));
@@ -277,7 +301,7 @@ class ForwardStream {
                [&](Index block, Index n) { pack_panel(projection_, block, n, projection_.panel(block)); });
   }
 
-  O* input_panel(Index block) const { return packs_by_chunk() ? input_.panels : input_.panel(block); }
+  Panel input_panel(Index block) const { return packs_by_chunk() ? input_.panels : input_.panel(block); }
 
   void pack_input(Index block, Index n) { pack_panel(input_, block, n, input_panel(block)); }
 
@@ -288,9 +312,11 @@ class ForwardStream {
                [&](Index first, Index n) { m.heads.for_alike_sums(first, n, body); });
   }
 
-  void pack_panel(const Matrix& m, Index block, Index n, O* panel) {
+  void pack_panel(const Matrix& m, Index block, Index n, Panel panel) {
     const Range terms = m.terms(block);
-    pack_gates(m.rows + terms.first, m.units, terms.size(), m.stride, m.gates, m.gate_of, block, n, panel);
+    panel.read([&](auto* out) {
+      pack_gates(m.rows + terms.first, m.units, terms.size(), m.stride, m.gates, m.gate_of, block, n, out);
+    });
     if constexpr (kQuantized<S>) {
       Index at = m.vector_of(block) * L;
       for (Index b = block; b < block + n; ++b) {
@@ -408,14 +434,14 @@ class ForwardStream {
   // weights as they lie. They are added to the vectors at addend(row, block); sink(row, acc) takes the sums.
   // Rows that have to be converted were. N is the number of the matrix's gates.
   template <int N, class RowOf, class Addend, class Sink>
-  RNNFUSED_HD void multiply(Index rows, const Matrix& m, Index first, Index n, const O* panel, RowOf a,
+  RNNFUSED_HD void multiply(Index rows, const Matrix& m, Index first, Index n, Panel panel, RowOf a,
                             Addend addend, Sink sink) {
     const int width = int(n) * N;
     if constexpr (kQuantized<S>) {
       const Index at = m.vector_of(first) * L;
       return product<S>(
-          rows, Runs{1, panel_terms<S>(m.size), 0}, width, panel, partial_, left_of(m, a),
-          [&](Index, Sum<S>* acc) { copy_vectors(m.starts + at, acc, width); },
+          rows, Runs{1, panel_terms<S>(m.size), 0}, width, reinterpret_cast<const O*>(panel.terms), partial_,
+          left_of(m, a), [&](Index, Sum<S>* acc) { copy_vectors(m.starts + at, acc, width); },
           [&](Index row, const Sum<S>* acc) {
             alignas(64) T sums[kMaxWidth * L];
             const T scale = converted_of(m).scale[row];
@@ -437,8 +463,11 @@ class ForwardStream {
       const Range terms = m.terms(first);
       const auto left = left_of(m, a);
       const auto part = [&](Index row) -> const Left<S>* { return left(row) + terms.first; };
-      if (!direct_)
-        return product<S>(rows, Runs{1, terms.size(), 0}, width, panel, partial_, part, init, sink);
+      if (!direct_) {
+        return panel.read([&](const auto* weights) {
+          product<S>(rows, Runs{1, terms.size(), 0}, width, weights, partial_, part, init, sink);
+        });
+      }
       T acc[kMaxWidth * L];
       for (Index row = 0; row < rows; ++row) {
         init(row, acc);
@@ -468,14 +497,16 @@ class ForwardStream {
       if (packs_by_chunk() && !direct_) pack_input(first, n);
       if constexpr (!kQuantized<S>) {
         if (in_place()) {
-          return product_at<S>(
-              rows, Runs{1, input_.size, 0}, int(n * G), input_panel(first), left_of(input_, input),
-              [&](Index i, Index, bool starts, bool) {
-                T* gates = gates_of(chunk_row_[i], i, first);
-                if (starts) start_projection<Cell>(bias_of(first), n, gates);
-                return gates;
-              },
-              [](Index, const T*) {});
+          return input_panel(first).read([&](const auto* weights) {
+            product_at<S>(
+                rows, Runs{1, input_.size, 0}, int(n * G), weights, left_of(input_, input),
+                [&](Index i, Index, bool starts, bool) {
+                  T* gates = gates_of(chunk_row_[i], i, first);
+                  if (starts) start_projection<Cell>(bias_of(first), n, gates);
+                  return gates;
+                },
+                [](Index, const T*) {});
+          });
         }
       }
       multiply<G>(
@@ -538,10 +569,12 @@ class ForwardStream {
     for_recurrent_groups(m, s % 2 == 1, [&](Index first, Index n) {
       if constexpr (!kQuantized<S>) {
         if (in_place()) {
-          return product_at<S>(
-              rows, Runs{1, m.size, 0}, int(n * G), m.panel(first), left_of(m, h_prev),
-              [&](Index b, Index, bool, bool) { return gates_of(stream_.row(s, b), local + b, first); },
-              [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
+          return m.panel(first).read([&](const auto* weights) {
+            product_at<S>(
+                rows, Runs{1, m.size, 0}, int(n * G), weights, left_of(m, h_prev),
+                [&](Index b, Index, bool, bool) { return gates_of(stream_.row(s, b), local + b, first); },
+                [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
+          });
         }
       }
       multiply<G>(
@@ -748,7 +781,8 @@ Arena packed_at(const Stack<S>& stack, const Plan& plan, int layer, int directio
   return Arena(static_cast<char*>(stack.packed) + slab);
 }
 
-// Packs the weights of a stack for any shape whose plan has as many members, and few rows where this one has.
+// Packs the weights of a stack for any shape whose plan has as many members, and few rows and inputs where
+// this one has.
 template <class Cell, class S>
 void pack(const Stack<S>& stack, const Team& team, int thread) {
   const int members = team.plan.members, parts = stack.layers * stack.directions() * members;

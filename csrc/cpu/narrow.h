@@ -253,9 +253,14 @@ RNNFUSED_HD Terms<S> join_rows(const S* row, [[maybe_unused]] const S* next, int
   }
 }
 
-template <class S>
-RNNFUSED_HD void store_terms(Operand<S>* p, Terms<S> terms) {
-  memcpy(p, &terms, sizeof terms);
+// As a product reads them, or as they were stored.
+template <class S, class To>
+RNNFUSED_HD void store_terms(To* p, Terms<S> terms) {
+  if constexpr (std::is_same_v<To, Operand<S>>) {
+    memcpy(p, &terms, sizeof terms);
+  } else {
+    store(p, terms);
+  }
 }
 
 // The same in every lane: the scalars at p, or the last of a row of an odd number.

@@ -41,8 +41,8 @@ RNNFUSED_HD void transpose(V (&v)[E]) {
 
 // Rows of a matrix become lanes: out[k * stride + lane] = rows[lane][k] for `lanes` rows, zero beyond them;
 // or, where terms go in pairs, out[(k / 2 * stride + lane) * 2 + k % 2].
-template <class S>
-void pack_rows(const S* rows, Index row_stride, Index lanes, Index size, Operand<S>* out, Index stride) {
+template <class S, class To>
+void pack_rows(const S* rows, Index row_stride, Index lanes, Index size, To* out, Index stride) {
   constexpr Index L = kLanes<Compute<S>>, P = kTerms<S>;
   if constexpr (kQuantized<S>) {
     pack_numbers(rows, row_stride, lanes, size, out, stride);
@@ -83,9 +83,9 @@ RNNFUSED_HD Index panel_terms(Index size) {
 // Panel of `count` blocks from `first` on for a product that sums over the columns of W [gates * units,
 // size], whose rows are `stride` apart; the vectors of a block are those of `gates` gates, in the order
 // gate_of.
-template <class S>
+template <class S, class To>
 void pack_gates(const S* w, Index units, Index size, Index stride, int gates, const int* gate_of, Index first,
-                Index count, Operand<S>* out) {
+                Index count, To* out) {
   using T = Compute<S>;
   constexpr Index L = kLanes<T>;
   const Index width = count * gates;

@@ -36,10 +36,14 @@ struct PlanInput {
 // Chunks into which a sequence is cut where layers follow each other: each layer more costs the time of one.
 constexpr Index kWaveChunks = 16;
 
-// Whether no stream has more than two rows: it then takes a wide tile to hide the latency of fma.
+// Rows of a stream for which weights are laid out otherwise: it takes a wide tile to hide the latency of fma,
+// and what a weight costs to read is not shared by many.
+constexpr int kFewRows = 2;
 RNNFUSED_HD bool few_rows(const Plan& plan, Index batch) {
-  return (batch + plan.shards - 1) / plan.shards <= 2;
+  return (batch + plan.shards - 1) / plan.shards <= kFewRows;
 }
+// Whether there are no more in all steps.
+RNNFUSED_HD bool few_inputs(Index rows) { return rows <= kFewRows; }
 
 // Whether a sequence is too short for packed weights to pay: packing costs about as much as this many rows.
 // And an unpacked sum of each row ends in one over a vector's lanes, which only many units hide.

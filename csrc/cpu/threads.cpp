@@ -20,6 +20,8 @@ namespace {
 // About 20 us: longer than any step that is worth sharing takes to even out, short enough to lose little when
 // the machine is oversubscribed and the other member waits for a processor.
 constexpr int kSpins = 1000;
+// As long as another processor may take to wake up for a member that moves there.
+constexpr int kSpinsAfterNap = 10 * kSpins;
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
@@ -44,6 +46,19 @@ int processors() {
   return std::clamp(n, 1, kMaxThreads);
 }
 
+// The calling thread's region and its place in it.
+thread_local Places* places = nullptr;
+thread_local int own_member = 0;
+
+// Lets other threads run here, at no loss of this one's turn.
+void nap() { std::this_thread::sleep_for(std::chrono::microseconds(1)); }
+
+void run_member(Places& in, int member, void (*body)(void*, int), void* context) {
+  places = &in, own_member = member;
+  in.settle(member);
+  body(context, member);
+}
+
 // A child of fork() has the caller's thread alone, yet OpenMP takes its pool to be there and would wait for
 // it for ever: the child runs serially.
 std::atomic<bool> forked{false};
@@ -51,6 +66,43 @@ std::atomic<bool> forked{false};
     pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 
 }  // namespace
+
+Places::Places(int members) : members_(members) {
+  for (int m = 0; m < members; ++m) processor_[m].store(-1, std::memory_order_relaxed);
+}
+
+bool Places::may_crowd(int member) const {
+  return is_taken(-1, member) || is_taken(processor_[member].load(std::memory_order_relaxed), member);
+}
+
+void Places::leave(int member) { processor_[member].store(-1, std::memory_order_relaxed); }
+
+void Places::settle(int member) {
+  const int here = sched_getcpu();
+  const bool crowded = here >= 0 && is_taken(here, member);
+  processor_[member].store(crowded ? -1 : here, std::memory_order_relaxed);
+  if (!crowded) return;
+  if (moves_.fetch_add(1, std::memory_order_relaxed) < kMostMoves * members_) move(member);
+  processor_[member].store(sched_getcpu(), std::memory_order_relaxed);
+}
+
+bool Places::is_taken(int processor, int but_by) const {
+  for (int m = 0; m < members_; ++m) {
+    if (m != but_by && processor_[m].load(std::memory_order_relaxed) == processor) return true;
+  }
+  return false;
+}
+
+void Places::move(int member) const {
+  cpu_set_t all, free;
+  if (sched_getaffinity(0, sizeof all, &all) != 0) return;
+  CPU_ZERO(&free);
+  for (int p = 0; p < CPU_SETSIZE; ++p) {
+    if (CPU_ISSET(size_t(p), &all) && !is_taken(p, member)) CPU_SET(size_t(p), &free);
+  }
+  if (CPU_COUNT(&free) > 0 && sched_setaffinity(0, sizeof free, &free) == 0)
+    sched_setaffinity(0, sizeof all, &all);
+}
 
 void Awaited::set(unsigned value) {
   // In one order with the sleepers' registration: either they see the value, or they are seen here.
@@ -60,15 +112,25 @@ void Awaited::set(unsigned value) {
 
 void Awaited::wait_past(unsigned before) {
   const auto is_past = [&](unsigned value) { return int(value - before) > 0; };
-  for (int spins = 0; spins < kSpins; ++spins) {
-    if (is_past(value_.load(std::memory_order_acquire))) return;
-    pause_cpu();
+  const auto spin = [&](int most) {
+    for (int spins = 0; spins < most; ++spins) {
+      if (is_past(value_.load(std::memory_order_acquire))) return true;
+      pause_cpu();
+    }
+    return false;
+  };
+  if (spin(kSpins)) return;
+  if (places && places->may_crowd(own_member)) {
+    nap();
+    if (spin(kSpinsAfterNap)) return;
   }
+  if (places) places->leave(own_member);
   const auto start = Scarcity::Clock::now();
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
   for (unsigned value; !is_past(value = value_.load(std::memory_order_seq_cst));)
     futex(value_, FUTEX_WAIT, value);
   sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  if (places) places->settle(own_member);
   if (asleep_) {
     const std::chrono::nanoseconds slept = Scarcity::Clock::now() - start;
     asleep_->fetch_add(slept.count(), std::memory_order_relaxed);
@@ -140,10 +202,14 @@ int usable_threads() { return processors(); }
 
 // ThreadSanitizer does not see libgomp's synchronisation; this backend is what its build runs.
 void parallel(int threads, void (*body)(void*, int), void* context) {
+  if (threads == 1) return body(context, 0);
+  Places where(threads);
   std::vector<std::thread> others;
-  for (int thread = 1; thread < threads; ++thread) others.emplace_back(body, context, thread);
-  body(context, 0);
+  for (int thread = 1; thread < threads; ++thread)
+    others.emplace_back([&, thread] { run_member(where, thread, body, context); });
+  run_member(where, 0, body, context);
   for (std::thread& other : others) other.join();
+  places = nullptr;
 }
 
 #else
@@ -168,15 +234,18 @@ void parallel(int threads, void (*body)(void*, int), void* context) {
   // The caller joins the others by itself before it comes to OpenMP's own end of a region, which waits awake.
   std::atomic<int> others{threads - 1};
   Awaited joined;
+  Places where(threads);
 #pragma omp parallel num_threads(threads)
   {
     if (omp_get_num_threads() == threads) {
       const int thread = omp_get_thread_num();
-      body(context, thread);
+      run_member(where, thread, body, context);
       if (thread == 0) {
         joined.wait_past(0);
-      } else if (others.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-        joined.set(1);
+        places = nullptr;
+      } else {
+        places = nullptr;
+        if (others.fetch_sub(1, std::memory_order_acq_rel) == 1) joined.set(1);
       }
     } else if (omp_get_thread_num() == 0) {
       __builtin_trap();

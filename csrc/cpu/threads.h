@@ -18,11 +18,40 @@ int usable_threads();
 // Runs body(context, thread) for every thread in [0, threads), the caller being thread 0.
 void parallel(int threads, void (*body)(void* context, int thread), void* context);
 
+// Where the members of a region run. Linux may wake one on the processor of another although there are idle
+// ones (in virtual machines it takes idle processors for taken); and since the two then take turns, one
+// asleep while the other runs, the processor never looks crowded and they stay there for milliseconds. So
+// whoever finds itself beside another member moves.
+class Places {
+ public:
+  explicit Places(int members);
+
+  // The calling thread is this member, from its beginning and after every sleep.
+  void settle(int member);
+  // It falls asleep, and may wake up anywhere.
+  void leave(int member);
+  // Whether another member may be waiting for this one's processor: it is not known to run elsewhere.
+  bool may_crowd(int member) const;
+
+ private:
+  // Of a region, for each member: where other processes keep every processor busy moving is of no use.
+  static constexpr int kMostMoves = 2;
+
+  bool is_taken(int processor, int but_by) const;
+  // To a processor that no other member runs on. What the thread may run on is the same afterwards.
+  void move(int member) const;
+
+  int members_;
+  std::atomic<int> moves_{0};
+  std::atomic<int> processor_[kMaxThreads];  // -1: not there yet, or asleep
+};
+
 // Time that threads have spent asleep.
 using Asleep = std::atomic<std::chrono::nanoseconds::rep>;
 
 // A number that only grows, for which threads wait: awake for a short time, then asleep, so that whoever they
-// wait for finds a processor. Where every thread has a processor of its own nobody ever sleeps.
+// wait for finds a processor. Where every thread has a processor of its own nobody ever sleeps; a member of a
+// region that may be on another's first naps, for it to move away, and waits awake once more.
 class Awaited {
  public:
   // `asleep`, or null, is told how long the sleepers slept.

@@ -44,8 +44,8 @@ RNNFUSED_HD Index chain_runs(const Runs& k) {
 // acc[r][j] += sum_k a[r][k] b[k][j], j of W vectors, in chains of ascending k, one rounding per term (where
 // the ISA has fma) or pair of terms: the same bits whatever Rows is, and however the k range is cut between
 // chains. No run is longer than a chain where there are several.
-template <class S, int R, int W>
-RNNFUSED_HD void tile_in_vectors(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* acc) {
+template <class S, int R, int W, class Panel>
+RNNFUSED_HD void tile_in_vectors(const Left<S>* const* a, Runs k, const Panel* b, Sum<S>* const* acc) {
   using T = Sum<S>;
   using V = Native<T>;
   constexpr Index L = kLanes<T>, P = kTerms<S>;
@@ -63,11 +63,14 @@ RNNFUSED_HD void tile_in_vectors(const Left<S>* const* a, Runs k, const Operand<
       const Left<S>* row[R];
       for (int r = 0; r < R; ++r) row[r] = a[r] + (k.runs == 1 ? from : (first + run) * k.stride);
       const auto add = [&](const auto& left_of) {
-        if constexpr (kQuantized<S> && R == 1) {
+        if constexpr ((kQuantized<S> && R == 1) || !std::is_same_v<Panel, Operand<S>>) {
           // What is widened on the way needs a register, and there may be none left for a whole tile's.
-          const Terms<S> left = left_of(row[0]);
-          for (int j = 0; j < W; ++j)
-            sum[0][j] = add_product<S>(left, load_terms<S>(b + j * L * P), sum[0][j]);
+          Terms<S> left[R];
+          for (int r = 0; r < R; ++r) left[r] = left_of(row[r]);
+          for (int j = 0; j < W; ++j) {
+            const Terms<S> right = load_terms<S>(b + j * L * P);
+            for (int r = 0; r < R; ++r) sum[r][j] = add_product<S>(left[r], right, sum[r][j]);
+          }
         } else {
           Terms<S> right[W];
           for (int j = 0; j < W; ++j) right[j] = load_terms<S>(b + j * L * P);
@@ -188,8 +191,8 @@ void tile_in_tiles(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>*
 
 #endif
 
-template <class S, int R, int W>
-void tile(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* acc) {
+template <class S, int R, int W, class Panel>
+void tile(const Left<S>* const* a, Runs k, const Panel* b, Sum<S>* const* acc) {
 #if defined(RNNFUSED_AMX)
   if constexpr (kInTiles<S>) return tile_in_tiles<S, R, W>(a, k, b, acc);
 #endif
@@ -203,43 +206,49 @@ RNNFUSED_HD void widen_row(const S* from, Index size, Left<S>* out) {
   for (Index k = 0; k < size; k += kLanes<Left<S>>) store(out + k, load<V>(from + k, size - k));
 }
 
-template <class S>
-using TileFn = void (*)(const Left<S>* const* a, Runs k, const Operand<S>* b, Sum<S>* const* acc);
+template <class S, class Panel>
+using TileFn = void (*)(const Left<S>* const* a, Runs k, const Panel* b, Sum<S>* const* acc);
 
-template <class S>
+template <class S, class Panel>
 struct TileTable {
-  TileFn<S> fn[kMaxWidth][kMaxRows];
+  TileFn<S, Panel> fn[kMaxWidth][kMaxRows];
 };
 
-template <class S, int R, int W>
-constexpr TileFn<S> tile_or_null() {
-  if constexpr (R <= max_rows(W)) {
-    return &tile<S, R, W>;
+// A panel of numbers that every tile widens anew is for few rows.
+template <class S, class Panel>
+constexpr int kRowsOfPanel = std::is_same_v<Panel, Operand<S>> ? kMaxRows : kFewRows;
+
+template <class S, class Panel, int R, int W>
+constexpr TileFn<S, Panel> tile_or_null() {
+  if constexpr (R <= max_rows(W) && R <= kRowsOfPanel<S, Panel>) {
+    return &tile<S, R, W, Panel>;
   } else {
     return nullptr;
   }
 }
 
-template <class S, int W>
-constexpr void fill_width(TileTable<S>& table) {
+template <class S, class Panel, int W>
+constexpr void fill_width(TileTable<S, Panel>& table) {
   static_assert(kMaxRows == 8);
   auto& fn = table.fn[W - 1];
-  fn[0] = tile_or_null<S, 1, W>(), fn[1] = tile_or_null<S, 2, W>(), fn[2] = tile_or_null<S, 3, W>();
-  fn[3] = tile_or_null<S, 4, W>(), fn[4] = tile_or_null<S, 5, W>(), fn[5] = tile_or_null<S, 6, W>();
-  fn[6] = tile_or_null<S, 7, W>(), fn[7] = tile_or_null<S, 8, W>();
+  fn[0] = tile_or_null<S, Panel, 1, W>(), fn[1] = tile_or_null<S, Panel, 2, W>();
+  fn[2] = tile_or_null<S, Panel, 3, W>(), fn[3] = tile_or_null<S, Panel, 4, W>();
+  fn[4] = tile_or_null<S, Panel, 5, W>(), fn[5] = tile_or_null<S, Panel, 6, W>();
+  fn[6] = tile_or_null<S, Panel, 7, W>(), fn[7] = tile_or_null<S, Panel, 8, W>();
 }
 
-template <class S>
-constexpr TileTable<S> make_tile_table() {
+template <class S, class Panel>
+constexpr TileTable<S, Panel> make_tile_table() {
   static_assert(kMaxWidth == 8);
-  TileTable<S> table{};
-  fill_width<S, 1>(table), fill_width<S, 2>(table), fill_width<S, 3>(table), fill_width<S, 4>(table);
-  fill_width<S, 5>(table), fill_width<S, 6>(table), fill_width<S, 7>(table), fill_width<S, 8>(table);
+  TileTable<S, Panel> table{};
+  fill_width<S, Panel, 1>(table), fill_width<S, Panel, 2>(table), fill_width<S, Panel, 3>(table);
+  fill_width<S, Panel, 4>(table), fill_width<S, Panel, 5>(table), fill_width<S, Panel, 6>(table);
+  fill_width<S, Panel, 7>(table), fill_width<S, Panel, 8>(table);
   return table;
 }
 
-template <class S>
-constexpr TileTable<S> kTiles = make_tile_table<S>();
+template <class S, class Panel>
+constexpr TileTable<S, Panel> kTiles = make_tile_table<S, Panel>();
 
 // Scratch of one product: the tile itself and the partial sums of rows whose k range is cut.
 template <class T>
@@ -272,9 +281,8 @@ RNNFUSED_HD Index partial_scalars(Index n, const Runs& k, int width) {
 // somewhere, and hand them to sink(row, acc). `a(row)` is where the row's k range starts. place(row, r,
 // first, last) says where the accumulators lie for a piece of the k range; r counts the rows of a tile, and
 // before the first piece the accumulators must hold what the sums start from.
-template <class S, class RowOf, class Place, class Sink>
-RNNFUSED_HD void product_at(Index n, Runs k, int width, const Operand<S>* panel, RowOf a, Place place,
-                            Sink sink) {
+template <class S, class Panel, class RowOf, class Place, class Sink>
+RNNFUSED_HD void product_at(Index n, Runs k, int width, const Panel* panel, RowOf a, Place place, Sink sink) {
   const Index row_scalars = width * kLanes<Compute<S>>;
   const Index most = max_rows(width);
   const Index tiles = (n + most - 1) / most;
@@ -296,7 +304,7 @@ RNNFUSED_HD void product_at(Index n, Runs k, int width, const Operand<S>* panel,
         left[r] = a(begin + r) + skip;
         acc[r] = place(begin + r, r, first, last);
       }
-      kTiles<S>.fn[width - 1][rows - 1](left, part, panel + from * unit * row_scalars, acc);
+      kTiles<S, Panel>.fn[width - 1][rows - 1](left, part, panel + from * unit * row_scalars, acc);
       if (!last) continue;
       for (Index r = 0; r < rows; ++r) sink(begin + r, acc[r]);
     }
@@ -305,9 +313,9 @@ RNNFUSED_HD void product_at(Index n, Runs k, int width, const Operand<S>* panel,
 
 // The same with accumulators that nobody keeps: init(row, acc) starts them, and they are gone after sink.
 // `partial` holds partial_scalars.
-template <class S, class RowOf, class Init, class Sink>
-RNNFUSED_HD void product(Index n, Runs k, int width, const Operand<S>* panel, Sum<S>* partial, RowOf a,
-                         Init init, Sink sink) {
+template <class S, class Panel, class RowOf, class Init, class Sink>
+RNNFUSED_HD void product(Index n, Runs k, int width, const Panel* panel, Sum<S>* partial, RowOf a, Init init,
+                         Sink sink) {
   using T = Sum<S>;
   const Index row_scalars = width * kLanes<T>;
   alignas(64) T stack[tile_scalars<T>()];

@@ -1,5 +1,6 @@
 // The parallel region and the barrier, also with more threads than processors.
 #include <doctest/doctest.h>
+#include <sched.h>
 
 #include <chrono>
 #include <functional>
@@ -115,6 +116,48 @@ TEST_CASE("what is awaited may have wrapped around") {
   other.join();
 }
 
+TEST_CASE("a member that is where another one is moves, and may run where it might before") {
+  cpu_set_t before, after;
+  REQUIRE(sched_getaffinity(0, sizeof before, &before) == 0);
+  // Two members on one thread are on one processor; the system may move it, too, and so it is tried again.
+  bool parted = false;
+  for (int attempt = 0; attempt < 20 && !parted; ++attempt) {
+    Places two(2);
+    CHECK(two.may_crowd(0));  // the other is not there yet
+    two.settle(0);
+    const int first = sched_getcpu();
+    two.settle(1);
+    parted = sched_getcpu() != first;
+    REQUIRE(sched_getaffinity(0, sizeof after, &after) == 0);
+    CHECK(CPU_EQUAL(&before, &after));
+  }
+  CHECK(parted == (CPU_COUNT(&before) > 1));
+  Places places(3);
+  places.settle(0), places.settle(1);
+  CHECK(places.may_crowd(0));  // the third is not there yet
+  places.settle(2);
+  if (CPU_COUNT(&before) > 2) CHECK(!places.may_crowd(0));
+  places.leave(1);
+  CHECK(places.may_crowd(0));
+  // However often they meet: no more than some moves of a region.
+  for (int i = 0; i < 100; ++i) places.settle(i % 3);
+  REQUIRE(sched_getaffinity(0, sizeof after, &after) == 0);
+  CHECK(CPU_EQUAL(&before, &after));
+}
+
+TEST_CASE("a thread that may run on one processor stays there") {
+  cpu_set_t before, one, after;
+  REQUIRE(sched_getaffinity(0, sizeof before, &before) == 0);
+  CPU_ZERO(&one);
+  CPU_SET(size_t(sched_getcpu()), &one);
+  REQUIRE(sched_setaffinity(0, sizeof one, &one) == 0);
+  Places places(2);
+  places.settle(0), places.settle(1);
+  REQUIRE(sched_getaffinity(0, sizeof after, &after) == 0);
+  CHECK(CPU_EQUAL(&one, &after));
+  REQUIRE(sched_setaffinity(0, sizeof before, &before) == 0);
+}
+
 TEST_CASE("calls of short steps that lost their time make the next ones run on one thread, for a while") {
   using std::chrono::milliseconds;
   const Index before = Scarcity::losses();
@@ -128,7 +171,8 @@ TEST_CASE("calls of short steps that lost their time make the next ones run on o
   CHECK(!Scarcity::is_now());
   CHECK(Scarcity::threads(4) == 4);
   CHECK(Scarcity::losses() == before + 1);
-  Scarcity::report(10, milliseconds(4), milliseconds(3));  // and again: for ten times as long as the call took
+  Scarcity::report(10, milliseconds(4),
+                   milliseconds(3));  // and again: for ten times as long as the call took
   std::this_thread::sleep_for(milliseconds(6));
   CHECK(Scarcity::is_now());
   CHECK(Scarcity::threads(4) == 1);

@@ -19,9 +19,9 @@ int usable_threads();
 void parallel(int threads, void (*body)(void* context, int thread), void* context);
 
 // Where the members of a region run. Linux may wake one on the processor of another although there are idle
-// ones (in virtual machines it takes idle processors for taken); and since the two then take turns, one
-// asleep while the other runs, the processor never looks crowded and they stay there for milliseconds. So
-// whoever finds itself beside another member moves.
+// ones (seen in virtual machines); and since the two then take turns, one asleep while the other runs, the
+// processor never looks crowded and they stay there for milliseconds. So whoever finds itself beside another
+// member moves.
 class Places {
  public:
   explicit Places(int members);

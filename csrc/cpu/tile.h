@@ -7,6 +7,7 @@
 #include "core/simd.h"
 #include "cpu/amx.h"
 #include "cpu/pack.h"
+#include "cpu/plan.h"
 
 namespace rnnfused::RNNFUSED_ISA {
 

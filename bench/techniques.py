@@ -66,8 +66,8 @@ TECHNIQUES = {
         (
             Edit(
                 _FORWARD,
-                "[&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });\n        }",
-                "[](Index, const T*) {});\n        }",
+                "[&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });\n          });",
+                "[](Index, const T*) {});\n          });",
             ),
             Edit(
                 _FORWARD,

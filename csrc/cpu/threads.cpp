@@ -53,11 +53,15 @@ thread_local int own_member = 0;
 // Lets other threads run here, at no loss of this one's turn.
 void nap() { std::this_thread::sleep_for(std::chrono::microseconds(1)); }
 
-void run_member(Places& in, int member, void (*body)(void*, int), void* context) {
-  places = &in, own_member = member;
-  in.settle(member);
-  body(context, member);
-}
+// As long as it is there, the calling thread is a member.
+struct Membership {
+  Membership(Places& in, int member) {
+    places = &in, own_member = member;
+    in.settle(member);
+  }
+  Membership(const Membership&) = delete;
+  ~Membership() { places = nullptr; }
+};
 
 // A child of fork() has the caller's thread alone, yet OpenMP takes its pool to be there and would wait for
 // it for ever: the child runs serially.
@@ -94,11 +98,12 @@ bool Places::is_taken(int processor, int but_by) const {
 }
 
 void Places::move(int member) const {
-  cpu_set_t all, free;
+  cpu_set_t all;
   if (sched_getaffinity(0, sizeof all, &all) != 0) return;
-  CPU_ZERO(&free);
-  for (int p = 0; p < CPU_SETSIZE; ++p) {
-    if (CPU_ISSET(size_t(p), &all) && !is_taken(p, member)) CPU_SET(size_t(p), &free);
+  cpu_set_t free = all;
+  for (int m = 0; m < members_; ++m) {
+    const int taken = processor_[m].load(std::memory_order_relaxed);
+    if (m != member && taken >= 0) CPU_CLR(size_t(taken), &free);
   }
   if (CPU_COUNT(&free) > 0 && sched_setaffinity(0, sizeof free, &free) == 0)
     sched_setaffinity(0, sizeof all, &all);
@@ -204,12 +209,14 @@ int usable_threads() { return processors(); }
 void parallel(int threads, void (*body)(void*, int), void* context) {
   if (threads == 1) return body(context, 0);
   Places where(threads);
+  const auto run = [&](int thread) {
+    const Membership membership(where, thread);
+    body(context, thread);
+  };
   std::vector<std::thread> others;
-  for (int thread = 1; thread < threads; ++thread)
-    others.emplace_back([&, thread] { run_member(where, thread, body, context); });
-  run_member(where, 0, body, context);
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back([&, thread] { run(thread); });
+  run(0);
   for (std::thread& other : others) other.join();
-  places = nullptr;
 }
 
 #else
@@ -239,14 +246,12 @@ void parallel(int threads, void (*body)(void*, int), void* context) {
   {
     if (omp_get_num_threads() == threads) {
       const int thread = omp_get_thread_num();
-      run_member(where, thread, body, context);
-      if (thread == 0) {
-        joined.wait_past(0);
-        places = nullptr;
-      } else {
-        places = nullptr;
-        if (others.fetch_sub(1, std::memory_order_acq_rel) == 1) joined.set(1);
+      {
+        const Membership membership(where, thread);
+        body(context, thread);
+        if (thread == 0) joined.wait_past(0);
       }
+      if (thread != 0 && others.fetch_sub(1, std::memory_order_acq_rel) == 1) joined.set(1);
     } else if (omp_get_thread_num() == 0) {
       __builtin_trap();
     }

@@ -48,13 +48,14 @@ class ForwardStream {
 
     Index bytes_of_term() const { return Index(as_stored ? sizeof(S) : sizeof(O)); }
     Panel from(Index term) const { return {terms + term * bytes_of_term(), as_stored}; }
+    O* as_multiplied() const { return reinterpret_cast<O*>(terms); }
     // Calls body(terms).
     template <class Body>
-    RNNFUSED_HD void read(Body body) const {
+    RNNFUSED_HD void visit(Body body) const {
       if constexpr (kWidens<S>) {
         if (as_stored) return body(reinterpret_cast<S*>(terms));
       }
-      body(reinterpret_cast<O*>(terms));
+      body(as_multiplied());
     }
   };
   static constexpr Index kLargePanels = 256 << 10;  // bytes
@@ -71,6 +72,7 @@ class ForwardStream {
     Panel panels{};
     T* scales = nullptr;
     Sum<S>* starts = nullptr;
+    LeftRows<S> left{};      // what it is multiplied with
     Heads<Cell, T> heads{};  // of W_hh
 
     Index row(int gate, Index block) const { return gate_of[gate] * units + block * L; }
@@ -153,12 +155,7 @@ class ForwardStream {
       Index rows = 0;
       const Index end = collect_chunk(s, rows);
       await(end);
-      if (converts_rows()) {
-        const auto input = [&](Index i) { return args_.x[chunk_row_[i]]; };
-        convert_rows(share(rows, manner_.members, member_), input_, input, inputs_);
-        barrier.wait();
-      }
-      project_inputs(rows);
+      project_inputs(rows, barrier);
       if constexpr (kStaged<Cell>) {
         if (args_.variation->resets()) barrier.wait();  // what one member has started another goes on with
       }
@@ -243,8 +240,10 @@ class ForwardStream {
     partial_ = arena.take<Sum<S>>(partial_size(chunk > batch ? chunk : batch));
     chunk_row_ = arena.take<Index>(chunk);
     if (!kStaged<Cell> && !tapes_all_sums()) chunk_gates_ = arena.take<T>(chunk * blocks.size() * A * L);
-    if (converts_rows())
-      states_.take(arena, batch, shape.output > shape.hidden ? shape.output : shape.hidden);
+    if (!converts_rows()) return;
+    LeftRows<S> states;
+    states.take(arena, batch, shape.output > shape.hidden ? shape.output : shape.hidden);
+    input_.left = inputs_, recurrent_.left = projection_.left = states;
   }
 
   // For the largest product of all.
@@ -314,7 +313,7 @@ class ForwardStream {
 
   void pack_panel(const Matrix& m, Index block, Index n, Panel panel) {
     const Range terms = m.terms(block);
-    panel.read([&](auto* out) {
+    panel.visit([&](auto* out) {
       pack_gates(m.rows + terms.first, m.units, terms.size(), m.stride, m.gates, m.gate_of, block, n, out);
     });
     if constexpr (kQuantized<S>) {
@@ -390,45 +389,13 @@ class ForwardStream {
     return initial ? initial : start_;
   }
 
-  // Rows of a left operand that are not multiplied as they lie: rounded, each with its scale, or widened.
-  struct Converted {
-    Left<S>* terms = nullptr;
-    T* scale = nullptr;
-
-    void take(Arena& arena, Index rows, Index size) {
-      terms = arena.take<Left<S>>(rows * padded<T>(size));
-      if (kQuantized<S>) scale = arena.take<T>(rows);
-    }
-  };
-  bool converts_rows() const { return kQuantized<S> || (kWidens<S> && !direct_); }
-
-  // What is multiplied next: some of the rows a(row) of m.size numbers.
-  template <class RowOf>
-  RNNFUSED_HD void convert_rows(Range rows, const Matrix& m, RowOf a, const Converted& to) const {
-    for (Index row = rows.first; row < rows.last; ++row) {
-      Left<S>* const terms = to.terms + row * padded<T>(m.size);
-      if constexpr (kQuantized<S>) to.scale[row] = round_row(a(row), m.size, terms);
-      if constexpr (kWidens<S>) widen_row(a(row), m.size, terms);
-    }
-  }
+  bool converts_rows() const { return LeftRows<S>::converts && !direct_; }
 
   // Rows of a step, which every member converts for itself.
   template <class RowOf>
   RNNFUSED_HD void convert_states(Index rows, const Matrix& m, RowOf a) const {
-    if (converts_rows()) convert_rows(Range{0, rows}, m, a, states_);
+    if (converts_rows()) m.left.convert({0, rows}, m.size, a);
   }
-
-  // Where a tile finds the rows a(row): those of the chunk's input, or of the step.
-  template <class RowOf>
-  RNNFUSED_HD auto left_of(const Matrix& m, RowOf a) const {
-    if constexpr (kQuantized<S> || kWidens<S>) {
-      const Left<S>* const terms = converted_of(m).terms;
-      return [=](Index row) { return terms + row * padded<T>(m.size); };
-    } else {
-      return a;
-    }
-  }
-  const Converted& converted_of(const Matrix& m) const { return &m == &input_ ? inputs_ : states_; }
 
   // The rows' products with n blocks of units from `first` on: by tiles with the packed panel, or with the
   // weights as they lie. They are added to the vectors at addend(row, block); sink(row, acc) takes the sums.
@@ -440,11 +407,11 @@ class ForwardStream {
     if constexpr (kQuantized<S>) {
       const Index at = m.vector_of(first) * L;
       return product<S>(
-          rows, Runs{1, panel_terms<S>(m.size), 0}, width, reinterpret_cast<const O*>(panel.terms), partial_,
-          left_of(m, a), [&](Index, Sum<S>* acc) { copy_vectors(m.starts + at, acc, width); },
+          rows, Runs{1, panel_terms<S>(m.size), 0}, width, panel.as_multiplied(), partial_,
+          m.left.of(m.size, a), [&](Index, Sum<S>* acc) { copy_vectors(m.starts + at, acc, width); },
           [&](Index row, const Sum<S>* acc) {
             alignas(64) T sums[kMaxWidth * L];
-            const T scale = converted_of(m).scale[row];
+            const T scale = m.left.scale[row];
             for (Index b = 0; b < n; ++b) {
               const T* const from = addend(row, first + b);
               const T* const scales = m.scales + at + b * N * L;
@@ -461,10 +428,10 @@ class ForwardStream {
         for (Index b = 0; b < n; ++b) copy_vectors(addend(row, first + b), acc + b * N * L, N);
       };
       const Range terms = m.terms(first);
-      const auto left = left_of(m, a);
+      const auto left = m.left.of(m.size, a);
       const auto part = [&](Index row) -> const Left<S>* { return left(row) + terms.first; };
       if (!direct_) {
-        return panel.read([&](const auto* weights) {
+        return panel.visit([&](const auto* weights) {
           product<S>(rows, Runs{1, terms.size(), 0}, width, weights, partial_, part, init, sink);
         });
       }
@@ -490,16 +457,20 @@ class ForwardStream {
     return s;
   }
 
-  // Input projection of a chunk, biases included.
-  void project_inputs(Index rows) {
+  // Input projection of a chunk, biases included. Its rows the members convert together.
+  void project_inputs(Index rows, Barrier& barrier) {
     const auto input = [&](Index i) -> const Q* { return args_.x[chunk_row_[i]]; };
+    if (converts_rows()) {
+      input_.left.convert(share(rows, manner_.members, member_), input_.size, input);
+      barrier.wait();
+    }
     for_groups(blocks_, kNarrowGroup<Cell>, false, [&](Index first, Index n) {
       if (packs_by_chunk() && !direct_) pack_input(first, n);
       if constexpr (!kQuantized<S>) {
         if (in_place()) {
-          return input_panel(first).read([&](const auto* weights) {
+          return input_panel(first).visit([&](const auto* weights) {
             product_at<S>(
-                rows, Runs{1, input_.size, 0}, int(n * G), weights, left_of(input_, input),
+                rows, Runs{1, input_.size, 0}, int(n * G), weights, input_.left.of(input_.size, input),
                 [&](Index i, Index, bool starts, bool) {
                   T* gates = gates_of(chunk_row_[i], i, first);
                   if (starts) start_projection<Cell>(bias_of(first), n, gates);
@@ -569,9 +540,9 @@ class ForwardStream {
     for_recurrent_groups(m, s % 2 == 1, [&](Index first, Index n) {
       if constexpr (!kQuantized<S>) {
         if (in_place()) {
-          return m.panel(first).read([&](const auto* weights) {
+          return m.panel(first).visit([&](const auto* weights) {
             product_at<S>(
-                rows, Runs{1, m.size, 0}, int(n * G), weights, left_of(m, h_prev),
+                rows, Runs{1, m.size, 0}, int(n * G), weights, m.left.of(m.size, h_prev),
                 [&](Index b, Index, bool, bool) { return gates_of(stream_.row(s, b), local + b, first); },
                 [&](Index b, const T* acc) { epilogue(s, b, local + b, first, n, acc); });
           });
@@ -704,8 +675,8 @@ class ForwardStream {
   std::conditional_t<kStaged<Cell>, VariedForward<T>, std::nullptr_t> stage_{};
   T* bias_ = nullptr;
   Sum<S>* partial_ = nullptr;
-  Converted inputs_{}, states_{};  // a chunk's, shared by the members, and a step's
-  T* chunk_gates_ = nullptr;       // [narrow groups, rows of the chunk, blocks, accumulators, lanes]
+  LeftRows<S> inputs_{};      // a chunk's, shared by the members
+  T* chunk_gates_ = nullptr;  // [narrow groups, rows of the chunk, blocks, accumulators, lanes]
   Index chunk_capacity_ = 0;
   Index* chunk_row_ = nullptr;
 };

@@ -30,12 +30,10 @@ class GateRebuild {
       O* recurrent_panel = arena.take<O>(kNarrowGroup<Cell> * G * L * panel_terms<S>(shape.output));
       T* accumulators = arena.take<T>(kRows * kNarrowGroup<Cell> * A * L);
       T* partial = arena.take<T>(kRows * kMaxWidth * L);
-      O* widened =
-          kWidens<S>
-              ? arena.take<O>(kRows * padded<T>(shape.input > shape.output ? shape.input : shape.output))
-              : nullptr;
+      LeftRows<S> left;
+      left.take(arena, kRows, shape.input > shape.output ? shape.input : shape.output);
       if (t != thread) continue;
-      input_panel_ = input_panel, recurrent_panel_ = recurrent_panel, widened_ = widened;
+      input_panel_ = input_panel, recurrent_panel_ = recurrent_panel, left_ = left;
       accumulators_ = accumulators, partial_ = partial;
     }
   }
@@ -72,16 +70,16 @@ class GateRebuild {
       sum_biases<Cell>(args_.weights, args_.shape.hidden, block + j, bias + j * A * L);
     const auto kept = [&](Index i, Index j) { return accumulators_ + (i * n + j) * A * L; };
     multiply(
-        rows, args_.shape.input, int(n * G), input_panel_,
-        [&](Index row) -> const S* { return args_.x[row]; },
+        rows.size(), args_.shape.input, int(n * G), input_panel_,
+        [&](Index i) -> const S* { return args_.x[rows.first + i]; },
         [&](Index, T* acc) { start_projection<Cell>(bias, n, acc); },
         [&](Index i, const T* acc) {
           keep_projection<Cell>(bias, n, acc, [&](Index j) { return kept(i, j); });
         });
     const Range terms = recurrent_terms(block);
     multiply(
-        rows, terms.size(), int(n * G), recurrent_panel_,
-        [&](Index row) { return history_.output(row) + terms.first; },
+        rows.size(), terms.size(), int(n * G), recurrent_panel_,
+        [&](Index i) { return history_.output(rows.first + i) + terms.first; },
         [&](Index i, T* acc) {
           for (Index j = 0; j < n; ++j) copy_vectors(kept(i, j) + Cell::h_first * L, acc + j * G * L, G);
         },
@@ -91,23 +89,10 @@ class GateRebuild {
   }
 
   template <class RowOf, class Init, class Sink>
-  RNNFUSED_HD void multiply(Range rows, Index size, int width, const O* panel, RowOf a, Init init,
+  RNNFUSED_HD void multiply(Index rows, Index size, int width, const O* panel, RowOf a, Init init,
                             Sink sink) {
-    const Index stride = padded<T>(size);
-    if constexpr (kWidens<S>) {
-      for (Index row = rows.first; row < rows.last; ++row)
-        widen_row(a(row), size, widened_ + (row - rows.first) * stride);
-    }
-    product<S>(
-        rows.size(), Runs{1, size, 0}, width, panel, partial_,
-        [&](Index i) -> const O* {
-          if constexpr (kWidens<S>) {
-            return widened_ + i * stride;
-          } else {
-            return a(rows.first + i);
-          }
-        },
-        init, sink);
+    left_.convert({0, rows}, size, a);
+    product<S>(rows, Runs{1, size, 0}, width, panel, partial_, left_.of(size, a), init, sink);
   }
 
   void activate(Index row, Index block, const T* kept, const T* acc) {
@@ -140,7 +125,7 @@ class GateRebuild {
   Heads<Cell, T> heads_;
   Range blocks_;
   O *input_panel_ = nullptr, *recurrent_panel_ = nullptr;
-  O* widened_ = nullptr;  // rows of x or h, if they are
+  LeftRows<S> left_{};  // of x or h
   T *accumulators_ = nullptr, *partial_ = nullptr;
 };
 

@@ -5,6 +5,7 @@
 
 #include "core/sequence.h"
 #include "core/simd.h"
+#include "core/stream.h"
 #include "cpu/amx.h"
 #include "cpu/pack.h"
 #include "cpu/plan.h"
@@ -200,12 +201,47 @@ void tile(const Left<S>* const* a, Runs k, const Panel* b, Sum<S>* const* acc) {
   tile_in_vectors<S, R, W>(a, k, b, acc);
 }
 
-// A row of a left operand from `size` numbers, with zeros up to whole vectors.
+// Rows of a left operand as tiles multiply them: where they lie, or if they are not multiplied as they lie
+// rounded, each with its scale, or widened.
 template <class S>
-RNNFUSED_HD void widen_row(const S* from, Index size, Left<S>* out) {
-  using V = Native<Left<S>>;
-  for (Index k = 0; k < size; k += kLanes<Left<S>>) store(out + k, load<V>(from + k, size - k));
-}
+struct LeftRows {
+  static constexpr bool converts = kQuantized<S> || kWidens<S>;
+
+  Left<S>* terms = nullptr;
+  Compute<S>* scale = nullptr;
+
+  void take(Arena& arena, Index rows, Index size) {
+    if (converts) terms = arena.take<Left<S>>(rows * padded<Compute<S>>(size));
+    if (kQuantized<S>) scale = arena.take<Compute<S>>(rows);
+  }
+
+  // Of some of the rows a(row), `size` numbers each.
+  template <class RowOf>
+  RNNFUSED_HD void convert([[maybe_unused]] Range rows, [[maybe_unused]] Index size,
+                           [[maybe_unused]] RowOf a) const {
+    if constexpr (converts) {
+      constexpr Index L = kLanes<Compute<S>>;
+      for (Index row = rows.first; row < rows.last; ++row) {
+        Left<S>* const to = terms + row * padded<Compute<S>>(size);
+        if constexpr (kQuantized<S>) {
+          scale[row] = round_row(a(row), size, to);
+        } else {
+          for (Index k = 0; k < size; k += L) store(to + k, load<Native<Left<S>>>(a(row) + k, size - k));
+        }
+      }
+    }
+  }
+
+  // Where a tile finds the rows a(row), once they are converted.
+  template <class RowOf>
+  RNNFUSED_HD auto of([[maybe_unused]] Index size, RowOf a) const {
+    if constexpr (converts) {
+      return [from = terms, size](Index row) { return from + row * padded<Compute<S>>(size); };
+    } else {
+      return a;
+    }
+  }
+};
 
 template <class S, class Panel>
 using TileFn = void (*)(const Left<S>* const* a, Runs k, const Panel* b, Sum<S>* const* acc);

@@ -56,7 +56,7 @@ emulated_isas := $(if $(filter avx512_bf16,$(widest_isa)),;avx512_amx)
 CPP_SOURCES = $(shell find csrc tests/cpp bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: demo data test check build emulated lint format bench docs clean
+.PHONY: demo data test-data test check build emulated lint format bench docs clean
 .PHONY: ctest ctest-rest ctest-asan ctest-tsan ctest-aarch64 cuda cuda-all pytest-asan pytest-long
 
 # Nobody need wait for kernels of a GPU that is not there: `make check` compiles them all the same, for one.
@@ -71,10 +71,12 @@ demo: build
 data: $(environment)
 	$(python) examples/fetch_data.py
 
-# pytest comes last, so that its summary is what the output ends with. Without a network the tests of the
-# examples skip; RNNFUSED_REQUIRE_DATA=1 makes that a failure.
-test: $(test_environment) lint build ctest
+# For the tests of the examples, which skip where there is no network; RNNFUSED_REQUIRE_DATA=1 makes that a failure.
+test-data: $(environment)
 	$(python) examples/fetch_data.py $(if $(RNNFUSED_REQUIRE_DATA),,|| true)
+
+# pytest comes last, so that its summary is what the output ends with.
+test: $(test_environment) test-data lint build ctest
 	tools/run_pytest $(python) -m "not long"
 
 # What takes longer than a change should wait for: all that `make test` leaves out.
@@ -82,7 +84,7 @@ check: export RNNFUSED_ISAS := ALL
 check: $(test_environment) docs ctest-rest ctest-aarch64 ctest-tsan cuda ctest-asan pytest-asan pytest-long
 
 # Tests that take long: those of the layers on the emulated GPU, a cell added to a copy of the project, graphs traced, processes, ...
-pytest-long: $(test_environment) build emulated
+pytest-long: $(test_environment) test-data build emulated
 	tools/run_pytest $(python) -m long
 
 build: $(environment)

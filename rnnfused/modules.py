@@ -535,6 +535,19 @@ class RNNCell(_OneState, _Cell, torch.nn.RNNCell):
     options of `RNN`.
     """
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ) -> None:
+        # In full, since torch.nn.utils.skip_init looks for `device` in the signature.
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype, **options)
+
     @property
     def _cell(self) -> str:  # type: ignore[override]
         if self.nonlinearity not in ("tanh", "relu"):
@@ -549,6 +562,17 @@ class GRUCell(_OneState, _Cell, torch.nn.GRUCell):
 
     _cell = "gru"
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype, **options)
+
 
 class LSTMCell(_ForgetBias, _TwoStates, _Cell, torch.nn.LSTMCell):
     """torch.nn.LSTMCell: one step of `LSTM`. input [B, I] or [I], hx = (h, c) of [B, H] or [H]; returns (h',
@@ -557,6 +581,18 @@ class LSTMCell(_ForgetBias, _TwoStates, _Cell, torch.nn.LSTMCell):
 
     _cell = "lstm"
     _beyond_torch = (*_Cell._beyond_torch, "forget_bias")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        forget_bias: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype, forget_bias=forget_bias, **options)
 
     def _odd_states(self, hx: Any) -> Sequence[Tensor]:
         iter(hx)

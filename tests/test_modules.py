@@ -123,6 +123,16 @@ def test_relu_cell() -> None:
     assert_same(theirs, ours, lambda m: m(x), [x])
 
 
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_cell_without_initialisation(kind: str) -> None:
+    theirs = getattr(torch.nn, kind)(3, 4)
+    ours = torch.nn.utils.skip_init(getattr(rnnfused, kind), 3, 4, dtype=torch.float32)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3)
+    for a, b in zip(tensors(ours(x)), tensors(theirs(x)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_copies_and_pickles(kind: str) -> None:
     layers = getattr(rnnfused, kind)(3, 5, 2, bidirectional=True)

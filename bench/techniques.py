@@ -257,7 +257,7 @@ TECHNIQUES = {
     "pool": Technique(
         "memory of large results kept for the next ones",
         "given back to the system",
-        (Edit("csrc/torch/memory.h", "size_t(1) << 20", "size_t(1) << 60"),),
+        (Edit("csrc/cpu/pool.h", "size_t(1) << 20", "size_t(1) << 60"),),
         (
             "training lstm 512 16 64",
             "training lstm 128 32 256",
@@ -268,7 +268,14 @@ TECHNIQUES = {
     "scratch": Technique(
         "a call's scratch kept for the next one",
         "given back to the system",
-        (Edit("csrc/cpu/dispatch.cpp", "Index(256) << 20", "Index(0)"),),
+        (
+            Edit("csrc/cpu/dispatch.cpp", "kOwnScratch = pool::kLarge", "kOwnScratch = Index(1) << 60"),
+            Edit(
+                "csrc/cpu/dispatch.cpp",
+                "scratch_bytes)));\n",
+                "scratch_bytes)));\n  kept_scratch().clear();\n",
+            ),
+        ),
         (
             "inference gru 128 8 256",
             "training lstm 128 1 256",

@@ -11,6 +11,8 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from bench.features.layers import COLUMNS
 from bench.features.probes import THEMES, load
 from bench.features.runner import ROOT, run
@@ -40,7 +42,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as cache:
         answers = run(probes, options.jobs, Path(cache))
     table = lines(probes, answers)
-    text = markdown(table, version("torch"))
+    text = markdown(table, version("torch"), torch.backends.cpu.get_cpu_capability())
     print(text)
     if options.verbose:
         for found in probes:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CELLS", "COLUMNS", "KINDS", "Layers", "Loop", "Tagger"]
+from bench.features.check import flat
+
+__all__ = ["CELLS", "COLUMNS", "KINDS", "Layers", "Loop", "Tagger", "autocast_dtypes"]
 
 KINDS = ("LSTM", "GRU", "RNN")
 CELLS = ("LSTMCell", "GRUCell", "RNNCell")
@@ -69,6 +71,20 @@ class Layers:
         import rnnfused.onnx
 
         return {"custom_translation_table": rnnfused.onnx.translation_table()}
+
+
+def autocast_dtypes(twin: Any, x: Tensor) -> list[torch.dtype]:
+    """What a layer of torch.nn returns under autocast to bfloat16. Its LSTM runs there on some processors
+    alone: on others, what it returns where it does.
+    """
+    with torch.no_grad():
+        try:
+            with torch.autocast("cpu", torch.bfloat16):
+                return [result.dtype for result in flat(twin(x))]
+        except RuntimeError:
+            if not any(isinstance(module, nn.LSTM) for module in twin.modules()):
+                raise
+            return [torch.bfloat16 for _ in flat(twin(x))]
 
 
 class Tagger(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.features.check import flat, same
-from bench.features.layers import CELLS, KINDS, Layers
+from bench.features.layers import CELLS, KINDS, Layers, autocast_dtypes
 from bench.features.probes import probe
 
 DEEP = {"num_layers": 2, "bidirectional": True, "batch_first": True}
@@ -44,9 +44,7 @@ def _autocast(layers: Layers, kind: str, dtype: torch.dtype) -> None:
         with torch.no_grad():
             plain = flat(layer(x))
     # torch.nn's LSTM takes no float16: what it does with bfloat16 is the rule.
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        want = [result.dtype for result in flat(twin(x))]
-    dtypes = [dtype if d == torch.bfloat16 else d for d in want]
+    dtypes = [dtype if d == torch.bfloat16 else d for d in autocast_dtypes(twin, x)]
     for results in (got, plain):
         assert [result.dtype for result in results] == dtypes, (
             f"{[r.dtype for r in results]}, torch.nn {dtypes}"

@@ -66,7 +66,8 @@ def _variants(cell: str) -> set[str]:
     return set(cell.removeprefix(ONLY).split(", "))
 
 
-def markdown(table: list[Line], torch_version: str) -> str:
+def markdown(table: list[Line], torch_version: str, vectors: str) -> str:
+    """vectors: the processor's, which decide what torch.nn runs in 16 bits."""
     rows = [("theme", "feature", "what the probe does", *COLUMNS)]
     rows += [(line.theme, line.feature, line.what, line.torch, line.fused) for line in table]
     formatted = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -75,10 +76,10 @@ def markdown(table: list[Line], torch_version: str) -> str:
         [
             f"# {TITLE}",
             "",
-            f"torch {torch_version} on the CPU. Each row is a probe, run once with torch.nn's classes and",
-            "once with rnnfused's: it uses the layer as a program would and checks results against torch.nn",
-            "in eager mode. `no`: it raised, gave other numbers, crashed or did not end. `only ...`: the",
-            "layers for which it works. The probes are in bench/features/.",
+            f"torch {torch_version} on a CPU with {vectors}. Each row is a probe, run once with torch.nn's",
+            "classes and once with rnnfused's: it uses the layer as a program would and checks results",
+            "against torch.nn in eager mode. `no`: it raised, gave other numbers, crashed or did not end.",
+            "`only ...`: the layers for which it works. The probes are in bench/features/.",
             "",
             "```sh",
             f"{COMMAND}    # printed this; --verbose says why a row is no",

@@ -86,6 +86,26 @@ struct ForwardArgs {
   const Variation<T>* variation = nullptr;
 };
 
+// Rows of a sequence at most of which the gradient of a matrix is one sum. Longer sequences are cut.
+constexpr Index kRowsSummedAtOnce = 256;
+
+// Where the gradient of a matrix goes: as it is summed, or if the rows are so few, as the matrix is stored.
+template <class S>
+struct MatrixGradient {
+  Compute<S>* sums = nullptr;
+  S* rounded = nullptr;
+
+  explicit operator bool() const { return sums || rounded; }
+  // Calls body(numbers) if it is wanted.
+  template <class Body>
+  RNNFUSED_HD void visit(Body body) const {
+    if constexpr (kNarrow<S>) {
+      if (rounded) return body(rounded);
+    }
+    if (sums) body(sums);
+  }
+};
+
 template <class S>
 struct BackwardArgs {
   using T = Compute<S>;
@@ -102,11 +122,11 @@ struct BackwardArgs {
   Rows<S> dx;                        // [rows, I]; this and all below: null data means not wanted
   bool accumulate_dx;                // add to dx: the other direction has written it
   Rows<T> dinitial[kMaxStates];      // [B, P], [B, H]
-  T* dinput;                         // dW_ih [G * H, I]
-  T* drecurrent;                     // dW_hh [G * H, P]
+  MatrixGradient<S> dinput;          // dW_ih [G * H, I]
+  MatrixGradient<S> drecurrent;      // dW_hh [G * H, P]
   T* dinput_bias;                    // db_ih [G * H]
   T* dbias;                          // db_hh [G * H]
-  T* dprojection;                    // dW_hr [P, H]
+  MatrixGradient<S> dprojection;     // dW_hr [P, H]
   // Gives the gradients of the last columns of x, which dx then goes without.
   const AttentionGradient<T>* attention = nullptr;
   const Variation<T>* variation = nullptr;  // as in forward

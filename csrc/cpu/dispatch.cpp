@@ -15,6 +15,7 @@
 #endif
 
 #include "core/log.h"
+#include "cpu/pool.h"
 
 namespace rnnfused {
 
@@ -164,9 +165,9 @@ const CellKernels<S>& cell_kernels(CellId cell, const Variation<Compute<S>>* var
   return variation ? kernels().of<S>().staged : cell_kernels<S>(cell);
 }
 
-// Scratch is kept by the calling thread from call to call: fresh pages from the system cost more than a short
-// sequence.
-constexpr Index kKeptScratch = Index(256) << 20;
+// Scratch is kept by the calling thread from call to call, unless it is large: the pool's is forward's tape
+// or backward's gradients at another time.
+constexpr Index kOwnScratch = pool::kLarge;
 
 Scratch& kept_scratch() {
   thread_local Scratch scratch;
@@ -176,9 +177,9 @@ Scratch& kept_scratch() {
 template <class LayerType>
 void run(TeamKernel<LayerType> kernel, const LayerType& layer, const Plan& plan, int streams,
          Index scratch_bytes) {
-  Scratch& scratch = kept_scratch();
-  run_team(kernel, layer, plan, streams, scratch.at_least(std::max<Index>(64, scratch_bytes)));
-  if (scratch.size() > kKeptScratch) scratch.clear();  // large memory goes back to the system
+  if (scratch_bytes >= kOwnScratch)
+    return run_team(kernel, layer, plan, streams, pool::owned(size_t(scratch_bytes)).get());
+  run_team(kernel, layer, plan, streams, kept_scratch().at_least(std::max<Index>(64, scratch_bytes)));
 }
 
 void log_plan(const char* what, CellId cell, const SequenceShape& shape, int layers, int directions,

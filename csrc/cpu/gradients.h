@@ -12,7 +12,7 @@ namespace rnnfused::RNNFUSED_ISA {
 
 // Rows that a chunk of steps holds at most (unless one step alone holds more). Enough for the products to run
 // at full rate, few enough that their gate gradients are still in cache when the products read them.
-constexpr Index kGradientRows = 256;
+constexpr Index kGradientRows = kRowsSummedAtOnce;
 
 // Backward goes through the positions in chunks of whole steps, last first: this is the one that ends before
 // `last`. Chunks follow from the shape alone, so that sums are cut alike under every plan.
@@ -177,7 +177,7 @@ template <class T>
 constexpr Index kOuterWidth =
     kAccumulators / outer_rows<T>(kAccumulators) < 6 ? kAccumulators / outer_rows<T>(kAccumulators) : 6;
 // Rows of the sequence summed in registers, and rows whose sum is added to the result.
-constexpr Index kOuterChain = 64, kOuterDepth = 256;
+constexpr Index kOuterChain = 64, kOuterDepth = kRowsSummedAtOnce;
 constexpr Index kOuterVectors = 12;  // of the left operand, for which packed operands stay in cache
 // Columns of a right operand so narrow that it takes the left one's place: a vector of it would be mostly
 // empty.
@@ -314,13 +314,13 @@ class ParameterGradients {
     int feeds, gates;
     const int* gate_of;
     Index units, columns;
-    T* out;
+    MatrixGradient<S> out;
     RightOf right;  // row of the sequence -> row of the right operand
     O* panels;
     bool by_head = false;  // whether a unit's row is zero beyond its head's columns
   };
   template <class RightOf>
-  Target(int, int, const int*, Index, Index, T*, RightOf, O*, bool = false) -> Target<RightOf>;
+  Target(int, int, const int*, Index, Index, MatrixGradient<S>, RightOf, O*, bool = false) -> Target<RightOf>;
 
   static RNNFUSED_HD Index entries_of(Index depth) { return (depth + P - 1) / P; }
 
@@ -353,7 +353,8 @@ class ParameterGradients {
           }
         }
         const bool starts = chunk.first && k == chunk.rows.first;
-        (multiply(pass, accumulators, depth, targets, starts), ...);
+        (targets.out.visit([&](auto* out) { multiply(pass, accumulators, depth, targets, starts, out); }),
+         ...);
       }
     }
   }
@@ -375,22 +376,19 @@ class ParameterGradients {
     return columns.first * L < terms.last && terms.first < columns.last * L;
   }
 
-  // Whether every sum is stored where it starts. Otherwise zeros come first.
-  template <class RightOf>
-  static bool stores_whole(const Target<RightOf>& target) {
-    return !target.by_head && target.columns > kNarrowColumns<T>;
-  }
-
   template <class RightOf>
   void clear(Range mine, const Target<RightOf>& target, bool nothing_follows) const {
-    if (!target.out || (stores_whole(target) && !nothing_follows)) return;
-    for (Index block = mine.first; block < mine.last; ++block) {
-      for (int g = 0; g < target.gates; ++g) {
-        const Index row = target.gate_of[target.feeds + g] * target.units + block * L;
-        memset(target.out + row * target.columns, 0,
-               size_t(lanes_in<T>(block, target.units) * target.columns) * sizeof(T));
+    // Otherwise every sum is stored where it starts.
+    if (!target.by_head && !nothing_follows) return;
+    target.out.visit([&](auto* out) {
+      for (Index block = mine.first; block < mine.last; ++block) {
+        for (int g = 0; g < target.gates; ++g) {
+          const Index row = target.gate_of[target.feeds + g] * target.units + block * L;
+          memset(out + row * target.columns, 0,
+                 size_t(lanes_in<T>(block, target.units) * target.columns) * sizeof *out);
+        }
       }
-    }
+    });
   }
 
   template <class RightOf>
@@ -406,15 +404,16 @@ class ParameterGradients {
     }
   }
 
-  template <class RightOf>
+  template <class RightOf, class Out>
   RNNFUSED_HD void multiply(Range blocks, Index accumulators, Index depth, const Target<RightOf>& target,
-                            bool starts) const {
-    if (!target.out) return;
-    const bool stores = starts && stores_whole(target);
+                            bool starts, Out* gradient) const {
+    const bool stores = starts && !target.by_head;
     if constexpr (kNarrowColumns<T> > 0) {
       constexpr Index most = kNarrowColumns<T>, few = most < 4 ? most : 4;
-      if (target.columns <= few) return multiply_narrow<few>(blocks, accumulators, depth, target);
-      if (target.columns <= most) return multiply_narrow<most>(blocks, accumulators, depth, target);
+      if (target.columns <= few)
+        return multiply_narrow<few>(blocks, accumulators, depth, target, stores, gradient);
+      if (target.columns <= most)
+        return multiply_narrow<most>(blocks, accumulators, depth, target, stores, gradient);
     }
     for_panels(target.columns, [&](Range v) {
       const O* panel = target.panels + v.first * L * kOuterDepth;
@@ -427,7 +426,7 @@ class ParameterGradients {
           const Index row = target.gate_of[target.feeds + g] * target.units + block * L;
           for (Index lane = 0; lane < lanes; lane += R) {
             alignas(64) T acc[kAccumulators * L];
-            T* const out = target.out + (row + lane) * target.columns;
+            Out* const out = gradient + (row + lane) * target.columns;
             const Index rows = lanes - lane < R ? lanes - lane : R;
             // The sums so far are far away by now; they come while the tile is summed.
             for (Index r = 0; r < rows; ++r) {
@@ -444,26 +443,35 @@ class ParameterGradients {
   }
 
   // The same sums, a vector of gates at a time.
-  template <Index C, class RightOf>
+  template <Index C, class RightOf, class Out>
   RNNFUSED_HD void multiply_narrow(Range blocks, Index accumulators, Index depth,
-                                   const Target<RightOf>& target) const {
+                                   const Target<RightOf>& target, bool stores, Out* gradient) const {
     for (Index block = blocks.first; block < blocks.last; ++block) {
       const Index lanes = lanes_in<T>(block, target.units);
       for (int g = 0; g < target.gates; ++g) {
         const Index vector = (block - blocks.first) * accumulators + target.feeds + g;
-        T* const out =
-            target.out + (target.gate_of[target.feeds + g] * target.units + block * L) * target.columns;
+        Out* const out =
+            gradient + (target.gate_of[target.feeds + g] * target.units + block * L) * target.columns;
         alignas(64) T acc[C * L];
         outer_tile<S, 1, C>(entries_of(depth), target.panels, left_ + vector * kOuterDepth * L, acc);
         for (Index lane = 0; lane < lanes; ++lane) {
-          for (Index c = 0; c < target.columns; ++c) out[lane * target.columns + c] += acc[c * L + lane];
+          for (Index c = 0; c < target.columns; ++c) {
+            Out* const at = out + lane * target.columns + c;
+            const T sum = acc[c * L + lane];
+            if constexpr (std::is_same_v<Out, T>) {
+              *at = stores ? sum : *at + sum;
+            } else {
+              store(at, broadcast<V>(sum), 1);
+            }
+          }
         }
       }
     }
   }
 
   // Or stores it, where there is nothing yet.
-  static RNNFUSED_HD void add_tile(const T* acc, Index rows, Range vectors, Index columns, T* out,
+  template <class Out>
+  static RNNFUSED_HD void add_tile(const T* acc, Index rows, Range vectors, Index columns, Out* out,
                                    bool stores) {
     for (Index r = 0; r < rows; ++r, out += columns) {
       for (Index v = vectors.first; v < vectors.last; ++v, acc += L) {

@@ -161,7 +161,7 @@ Varied<S>::Varied(LayerGradient<S>& layer, const Inputs& in, const BackwardTenso
       return found ? mutable_data_or_null<S>(*found) : nullptr;
     });
     args.dvariation = &gradient_[d];
-    if (!variation_[d].multiplies()) args.drecurrent = nullptr;
+    if (!variation_[d].multiplies()) args.drecurrent = {};
   }
 }
 template class Varied<float>;
@@ -220,8 +220,14 @@ LayerGradient<S> backward_layer(const Inputs& in, const BackwardTensors& tensors
     args.accumulate_dx = d > 0;
     args.dinitial[0] = states_of(data(1), in, d, in.shape.output, true);
     args.dinitial[1] = states_of(data(2), in, d, in.options.second_state(in.shape.hidden), true);
-    T** const slots[] = {&args.dinput, &args.drecurrent, &args.dinput_bias, &args.dbias, &args.dprojection};
-    for (int slot = 0; slot < int(std::size(slots)); ++slot) *slots[slot] = data(3 + d * kSlots + slot);
+    const auto matrix = [&](int slot) -> MatrixGradient<S> {
+      const size_t place = size_t(3 + d * kSlots + slot);
+      const at::Tensor* const gradient = tensors.gradient(place);
+      if (!gradient || gradient->scalar_type() == compute_type(in.x.scalar_type())) return {data(int(place))};
+      return {nullptr, mutable_data_or_null<S>(*gradient)};
+    };
+    args.dinput = matrix(0), args.drecurrent = matrix(1), args.dprojection = matrix(4);
+    args.dinput_bias = data(3 + d * kSlots + 2), args.dbias = data(3 + d * kSlots + 3);
   }
   return layer;
 }

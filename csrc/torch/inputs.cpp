@@ -299,6 +299,12 @@ at::Tensor Inputs::empty_computed(at::IntArrayRef sizes) const {
   return on_gpu ? at::empty(sizes, x.options()) : empty(sizes, compute_type(x.scalar_type()));
 }
 
+at::Tensor Inputs::empty_gradient(size_t weight) const {
+  const bool one_sum = is_matrix_slot(int(weight % kSlots)) && shape.rows() <= kRowsSummedAtOnce;
+  const at::IntArrayRef sizes = weights[weight].sizes();
+  return one_sum ? empty(sizes) : empty_computed(sizes);
+}
+
 at::Tensor Inputs::empty(at::IntArrayRef sizes, at::ScalarType type) const {
   // Past the dispatcher, whose share of a call of one step shows.
   at::Tensor result = at::detail::empty_generic(

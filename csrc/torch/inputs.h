@@ -92,6 +92,8 @@ struct Inputs {
   // A result of the type of x, uninitialised; and on the CPU one of the type that is computed in.
   at::Tensor empty(at::IntArrayRef sizes) const;
   at::Tensor empty_computed(at::IntArrayRef sizes) const;
+  // The gradient of weights[weight], as kernels write it.
+  at::Tensor empty_gradient(size_t weight) const;
   // Of something with so many units a direction, for every row of the input.
   at::DimVector output_sizes(Index units) const;
   at::DimVector state_sizes(int state) const;

@@ -1,6 +1,4 @@
-// Memory of large results. A training step takes and frees the same blocks again and again, and fresh pages
-// from the system cost up to a twentieth of its time: freed blocks are kept for the next call, as torch does
-// on GPUs.
+// Memory of results, and what is said where there is none: large ones come from a pool (cpu/pool.h).
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -12,9 +10,6 @@
 #include "torch/ops.h"
 
 namespace rnnfused {
-
-constexpr size_t kKeptBytes = size_t(256) << 20;       // by the process, at most
-constexpr size_t kSmallResultBytes = size_t(1) << 20;  // below which torch's allocator is as good
 
 c10::Allocator* result_allocator();
 
@@ -32,7 +27,7 @@ auto within_memory(Body body) {
   }
 }
 
-// Bytes that are kept and not in use.
+// Bytes that the pool keeps and that are not in use.
 RNNFUSED_API size_t kept_bytes();
 
 // Gives them back to the system.

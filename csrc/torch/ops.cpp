@@ -268,17 +268,29 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
       o.cells ? read(outer.back(), "grad_cells", outer.size() - 1, true, false) : at::Tensor(),
       gradients};
   std::vector<size_t> places;
-  for (const int64_t index : wanted) {
-    const size_t place = place_of(a, index);
-    places.push_back(place);
+  for (const int64_t index : wanted) places.push_back(place_of(a, index));
+  const auto is_state = [](size_t place) { return place == 1 || place == 2; };
+  const auto of = [&](size_t place) -> const at::Tensor& {
+    return place == 0 ? in.x : is_state(place) ? a.hx[place - 1] : in.weights[place - 3];
+  };
+  // The largest first: small ones find room in what they leave of a piece of memory.
+  std::vector<size_t> largest_first = places;
+  std::sort(largest_first.begin(), largest_first.end(), [&](size_t one, size_t other) {
+    return std::pair(of(one).numel(), other) > std::pair(of(other).numel(), one);
+  });
+  for (const size_t place : largest_first) {
     if (gradients[place]) continue;
-    const bool is_state = place == 1 || place == 2;
-    gradients[place] =
-        place == 0 ? in.empty(in.x.sizes())
-                   : in.empty_computed(is_state ? a.hx[place - 1].sizes() : in.weights[place - 3].sizes());
-    if (is_state) pass_through(a, *sequences, *gradients[place], place == 1 ? tensors.dh : tensors.dc);
+    gradients[place] = place == 0        ? in.empty(in.x.sizes())
+                       : is_state(place) ? in.empty_computed(of(place).sizes())
+                                         : in.empty_gradient(place - 3);
+    if (is_state(place)) pass_through(a, *sequences, *gradients[place], place == 1 ? tensors.dh : tensors.dc);
   }
   in.on_gpu ? backward_on_gpu(in, tensors, o.recompute) : backward_on_cpu(in, tensors, o.recompute);
+  // Of the memory that the call has left.
+  const auto rounded = [&](const at::Tensor& t, at::ScalarType to) {
+    if (in.on_gpu || t.scalar_type() == to || to != in.x.scalar_type()) return as(t, to);
+    return in.empty(t.sizes()).copy_(t);
+  };
   Tensors results;
   results.reserve(places.size());
   for (auto place_at = places.begin(); place_at != places.end(); ++place_at) {
@@ -288,10 +300,10 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
       results.push_back(results[size_t(before - places.begin())].clone());
       continue;
     }
-    // Taken, so that of a gradient that is rounded the float32 one is gone before the next is rounded.
+    // Taken, so that of a gradient that is rounded here the float32 one is gone before the next is rounded.
     const at::Tensor found = *std::exchange(gradients[place], std::nullopt);
-    const bool is_state = place == 1 || place == 2;
-    results.push_back(as(place == 0 ? order.back(found) : found, is_state ? type : a.input.scalar_type()));
+    results.push_back(
+        rounded(place == 0 ? order.back(found) : found, is_state(place) ? type : a.input.scalar_type()));
     if (o.varied && place > 2) results.back() = as_given(in, place - 3, results.back());
   }
   return results;

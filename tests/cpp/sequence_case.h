@@ -309,9 +309,16 @@ class Run {
     LayerGradient<S> layer{};
     layer.directions = p_.variant.directions;
     std::vector<std::pair<std::string, Poisoned<T>>> outputs;
+    std::vector<std::pair<std::string, Poisoned<S>>> rounded;
     const auto output = [&](bool wanted, const std::string& name, Index rows, Index columns) -> T* {
       if (!wanted) return nullptr;
       return outputs.emplace_back(name, Poisoned<T>(rows, columns)).second.data();
+    };
+    const auto of_matrix = [&](bool wanted, const std::string& name, Index rows,
+                               Index columns) -> MatrixGradient<S> {
+      if (!kNarrow<S> || p_.rows() > kRowsSummedAtOnce || !wanted)
+        return {output(wanted, name, rows, columns)};
+      return {nullptr, rounded.emplace_back(name, Poisoned<S>(rows, columns)).second.data()};
     };
     const Index context = attention_ ? attention_->of.context : 0;
     const Poisoned<S> dx(p_.rows(), n.input - context, context + kGap);
@@ -332,16 +339,17 @@ class Run {
         args.dinitial[s] = {output(asked.dinitial, named("dinitial", d, s), n.batch, p_.units(s)),
                             p_.units(s)};
       }
-      args.dinput = output(asked.weights, named("dw_ih", d), gates, n.input);
-      args.drecurrent = output(asked.weights, named("dw_hh", d), gates, n.output);
+      args.dinput = of_matrix(asked.weights, named("dw_ih", d), gates, n.input);
+      args.drecurrent = of_matrix(asked.weights, named("dw_hh", d), gates, n.output);
       args.dinput_bias = output(asked.biases && p_.variant.biases, named("db_ih", d), 1, gates);
       args.dbias = output(asked.biases && p_.variant.biases, named("db_hh", d), 1, gates);
-      args.dprojection = output(asked.weights && p_.projected(), named("dw_hr", d), n.output, n.hidden);
+      args.dprojection = of_matrix(asked.weights && p_.projected(), named("dw_hr", d), n.output, n.hidden);
       args.attention = attention_;
     }
     intact_ &= run_kernel(kernels_.backward, layer, plan_, 0, kernels_.backward_scratch(layer, plan_));
     if (asked.dx) keep("dx", dx);
     for (const auto& [name, memory] : outputs) keep(name, memory);
+    for (const auto& [name, memory] : rounded) keep(name, memory);
     return *this;
   }
 

@@ -137,7 +137,8 @@ class VariedRun {
         if (c_.variant.initial)
           args.dinitial[s] = output("d" + named("initial", d, s), c_.sizes.batch, hidden, 0).rows();
       }
-      args.dinput = of_gates("dw_ih", d, c_.sizes.input), args.drecurrent = of_gates("dw_hh", d, hidden);
+      args.dinput = {of_gates("dw_ih", d, c_.sizes.input)};
+      args.drecurrent = {of_gates("dw_hh", d, hidden)};
       if (c_.variant.biases) args.dinput_bias = of_gates("db_ih", d, 1), args.dbias = of_gates("db_hh", d, 1);
       const auto own = [&](const char* name) -> T* {
         const auto found = c_.inputs.find(named(name, d));

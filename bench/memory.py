@@ -1,0 +1,55 @@
+"""`python -m bench.memory`: the peak memory of a training step as a share of float32's, row by row.
+
+The peak is that of a whole call above the parameters, as in bench.cpu. No time is taken: nothing need be
+quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+
+from bench.cases import CELLS, DTYPES, MODES_OF, cases
+from bench.harness import Worker, measure_peak
+from bench.report import geometric_mean
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
+    parser.add_argument(
+        "--dtype", choices=[d for d in DTYPES if "training" in MODES_OF[d]], default="bfloat16"
+    )
+    parser.add_argument("--modes", nargs="+", choices=("training", "ragged", "stacked"), default=["training"])
+    parser.add_argument("--cells", nargs="+", choices=tuple(CELLS), default=list(CELLS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a few sizes of each")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    shares: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for peer in ("float32", "rnnfused"):
+            workers.append(Worker(peer, options.threads, tight_memory=True))
+            stack.callback(workers[-1].close)
+        print("| mode | cell | T | B | H | float32 MiB | MiB | share |\n|---|---|---|---|---|---|---|---|")
+        for case in cases(tuple(options.modes), tuple(options.cells), options.quick, options.dtype):
+            peaks = measure_peak(case, workers)
+            share = peaks["rnnfused"] / peaks["float32"]
+            shares.setdefault("one sequence" if case.batch == 1 else "several", []).append(share)
+            sizes = [case.mode, case.cell, case.steps, case.batch, case.hidden]
+            mib = [f"{peaks[name] / 2**20:.2f}" for name in ("float32", "rnnfused")]
+            print("| " + " | ".join(map(str, [*sizes, *mib])) + f" | {share:.2f} |", flush=True)
+    everything = [share for found in shares.values() for share in found]
+    for rows, found in [*shares.items(), ("all", everything)]:
+        print(
+            f"\n{rows} ({len(found)}): geometric mean {geometric_mean(found):.2f}, highest {max(found):.2f}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -37,7 +37,7 @@ class BackwardStream {
       const Range blocks = share(blocks_of<T>(shape.hidden), members, m);
       const Range outputs = share(blocks_of<T>(shape.output), members, m);
       T* partial = arena.take<T>(shard.count * kMaxWidth * L);
-      O* recurrent = arena.take<O>(outputs.size() * L * tape_.units * G);
+      const PackedWeights<S> recurrent(arena, outputs.size() * L * tape_.units * G, shard.count <= kFewRows);
       O* projection = projects<Cell>(stream_.shape)
                           ? arena.take<O>(blocks.size() * L * panel_terms<S>(shape.output))
                           : nullptr;
@@ -60,8 +60,10 @@ class BackwardStream {
     const SequenceShape& shape = stream_.shape;
     for_output_groups(multiplies() ? outputs_ : Range{0, 0}, false, [&](Index first, Index n) {
       if (heads_.several()) return pack_heads(first, n);
-      pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, shape.output,
-                                  Cell::h_first, first, n, recurrent_panel(first));
+      recurrent_panel(first).visit([&](auto* out) {
+        pack_gates_transposed<Cell>(args_.weights.recurrent, shape.hidden, shape.output, shape.output,
+                                    Cell::h_first, first, n, out);
+      });
     });
     if constexpr (kAsComputed<S>) {
       for_groups(contexts_, false, [&](Index first, Index n) {
@@ -126,7 +128,7 @@ class BackwardStream {
     }
   }
   O* head_panel(Index gate, Index first, Index n, Range fed) const {
-    return recurrent_panel(first) + gate * fed.size() * L * n * L;
+    return recurrent_panel(first).as_multiplied() + gate * fed.size() * L * n * L;
   }
 
   // The product of what is left in `gates(i)` of one gate of some rows, of whose sums' gradients n blocks of
@@ -181,8 +183,8 @@ class BackwardStream {
     }
   }
 
-  O* recurrent_panel(Index block) const {
-    return recurrent_panels_ + (block - outputs_.first) * L * tape_.units * G;
+  PackedWeights<S> recurrent_panel(Index block) const {
+    return recurrent_panels_.from((block - outputs_.first) * L * tape_.units * G);
   }
   O* context_panel(Index block) const {
     return context_panels_ + (block - contexts_.first) * L * tape_.units * G;
@@ -244,11 +246,15 @@ class BackwardStream {
     if constexpr (kStaged<Cell>) {
       if (heads_.several()) return add_heads(s, from, to, first, n, sink);
     }
-    product<S>(
-        to - from, recurrent_runs(), int(n), recurrent_panel(first), partial_,
-        [&](Index i) -> const O* { return out_.gates_of(stream_.row(s + 1, from + i)) + Cell::h_first * L; },
-        [&](Index i, T* acc) { start_output(s, from + i, first, n, acc); },
-        [&](Index i, const T* acc) { sink(from + i, acc); });
+    recurrent_panel(first).visit([&](const auto* panel) {
+      product<S>(
+          to - from, recurrent_runs(), int(n), panel, partial_,
+          [&](Index i) -> const O* {
+            return out_.gates_of(stream_.row(s + 1, from + i)) + Cell::h_first * L;
+          },
+          [&](Index i, T* acc) { start_output(s, from + i, first, n, acc); },
+          [&](Index i, const T* acc) { sink(from + i, acc); });
+    });
   }
 
   // The same gate by gate, for between those of a head lie those of others.
@@ -438,7 +444,8 @@ class BackwardStream {
   T *carry_h_ = nullptr, *carry_c_ = nullptr;  // shared by the members, each its own lanes
   T* partial_ = nullptr;
   T* of_heads_ = nullptr;  // sums over some of the gates [rows, kGroup, lanes]
-  O *recurrent_panels_ = nullptr, *projection_panels_ = nullptr, *context_panels_ = nullptr;
+  PackedWeights<S> recurrent_panels_;
+  O *projection_panels_ = nullptr, *context_panels_ = nullptr;
   std::conditional_t<kAsComputed<S>, AttentionBackward<T>, std::nullptr_t> attention_{};
   std::conditional_t<kStaged<Cell>, VariedBackward<T>, std::nullptr_t> stage_{};
 };

@@ -40,26 +40,6 @@ class ForwardStream {
   static constexpr bool has_cell_state = Cell::states > 1;
   static constexpr int kOutputGroup = 4;  // blocks of projected units per tile
 
-  // Packed weights, as a product reads them, or as they are stored: then a tile widens them, which costs
-  // less than the memory for large ones where few rows are multiplied with them.
-  struct Panel {
-    char* terms = nullptr;
-    bool as_stored = false;
-
-    Index bytes_of_term() const { return Index(as_stored ? sizeof(S) : sizeof(O)); }
-    Panel from(Index term) const { return {terms + term * bytes_of_term(), as_stored}; }
-    O* as_multiplied() const { return reinterpret_cast<O*>(terms); }
-    // Calls body(terms).
-    template <class Body>
-    RNNFUSED_HD void visit(Body body) const {
-      if constexpr (kWidens<S>) {
-        if (as_stored) return body(reinterpret_cast<S*>(terms));
-      }
-      body(as_multiplied());
-    }
-  };
-  static constexpr Index kLargePanels = 256 << 10;  // bytes
-
   // Weights: `gates` rows for each of `units`, in the order in which the accumulators take them.
   struct Matrix {
     const S* rows;
@@ -69,7 +49,7 @@ class ForwardStream {
     const float* row_scales;
     Range blocks;  // this member's, of the units
     // As they are packed; and if they are quantised, the scales of the panels' lanes and where sums begin.
-    Panel panels{};
+    PackedWeights<S> panels{};
     T* scales = nullptr;
     Sum<S>* starts = nullptr;
     LeftRows<S> left{};      // what it is multiplied with
@@ -82,11 +62,11 @@ class ForwardStream {
       return heads.several() ? heads.terms(block) : Range{0, size};
     }
     Index vector_of(Index block) const { return (block - blocks.first) * gates; }
-    Panel panel(Index block) const { return panels.from(vector_of(block) * L * panel_terms<S>(size)); }
+    PackedWeights<S> panel(Index block) const {
+      return panels.from(vector_of(block) * L * panel_terms<S>(size));
+    }
     void take(Arena& packed, Index vectors_at_once, bool few_rows) {
-      const Index terms = vectors_at_once * L * panel_terms<S>(size);
-      panels.as_stored = kWidens<S> && few_rows && terms * Index(sizeof(O)) > kLargePanels;
-      panels.terms = packed.take<char>(terms * panels.bytes_of_term());
+      panels = {packed, vectors_at_once * L * panel_terms<S>(size), few_rows};
       if (!kQuantized<S>) return;
       scales = packed.take<T>(vectors() * L);
       starts = packed.take<Sum<S>>(vectors() * L);
@@ -300,7 +280,9 @@ class ForwardStream {
                [&](Index block, Index n) { pack_panel(projection_, block, n, projection_.panel(block)); });
   }
 
-  Panel input_panel(Index block) const { return packs_by_chunk() ? input_.panels : input_.panel(block); }
+  PackedWeights<S> input_panel(Index block) const {
+    return packs_by_chunk() ? input_.panels : input_.panel(block);
+  }
 
   void pack_input(Index block, Index n) { pack_panel(input_, block, n, input_panel(block)); }
 
@@ -311,7 +293,7 @@ class ForwardStream {
                [&](Index first, Index n) { m.heads.for_alike_sums(first, n, body); });
   }
 
-  void pack_panel(const Matrix& m, Index block, Index n, Panel panel) {
+  void pack_panel(const Matrix& m, Index block, Index n, PackedWeights<S> panel) {
     const Range terms = m.terms(block);
     panel.visit([&](auto* out) {
       pack_gates(m.rows + terms.first, m.units, terms.size(), m.stride, m.gates, m.gate_of, block, n, out);
@@ -401,8 +383,8 @@ class ForwardStream {
   // weights as they lie. They are added to the vectors at addend(row, block); sink(row, acc) takes the sums.
   // Rows that have to be converted were. N is the number of the matrix's gates.
   template <int N, class RowOf, class Addend, class Sink>
-  RNNFUSED_HD void multiply(Index rows, const Matrix& m, Index first, Index n, Panel panel, RowOf a,
-                            Addend addend, Sink sink) {
+  RNNFUSED_HD void multiply(Index rows, const Matrix& m, Index first, Index n, PackedWeights<S> panel,
+                            RowOf a, Addend addend, Sink sink) {
     const int width = int(n) * N;
     if constexpr (kQuantized<S>) {
       const Index at = m.vector_of(first) * L;

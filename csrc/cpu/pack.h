@@ -3,8 +3,7 @@
 // [k / 2][vector][lane][2], with a zero after an odd number of terms.
 #pragma once
 
-#include "core/sequence.h"
-#include "core/simd.h"
+#include "core/stream.h"
 #include "cpu/int8.h"
 
 namespace rnnfused::RNNFUSED_ISA {
@@ -80,6 +79,41 @@ RNNFUSED_HD Index panel_terms(Index size) {
   return (size + kTerms<S> - 1) / kTerms<S> * kTerms<S>;
 }
 
+// Packed weights, as a product reads them, or as they are stored: then a tile widens them, which costs less
+// than the memory for large ones where few rows are multiplied with them.
+template <class S>
+class PackedWeights {
+  using O = Operand<S>;
+  static constexpr Index kLarge = 256 << 10;  // bytes
+
+ public:
+  PackedWeights() = default;
+  PackedWeights(Arena& arena, Index terms, bool few_rows)
+      : as_stored_(kWidens<S> && few_rows && terms * Index(sizeof(O)) > kLarge),
+        terms_(arena.take<char>(terms * bytes_of_term())) {}
+
+  PackedWeights from(Index term) const {
+    PackedWeights rest = *this;
+    rest.terms_ += term * bytes_of_term();
+    return rest;
+  }
+  O* as_multiplied() const { return reinterpret_cast<O*>(terms_); }
+  // Calls body(terms).
+  template <class Body>
+  RNNFUSED_HD void visit(Body body) const {
+    if constexpr (kWidens<S>) {
+      if (as_stored_) return body(reinterpret_cast<S*>(terms_));
+    }
+    body(as_multiplied());
+  }
+
+ private:
+  Index bytes_of_term() const { return Index(as_stored_ ? sizeof(S) : sizeof(O)); }
+
+  bool as_stored_ = false;
+  char* terms_ = nullptr;
+};
+
 // Panel of `count` blocks from `first` on for a product that sums over the columns of W [gates * units,
 // size], whose rows are `stride` apart; the vectors of a block are those of `gates` gates, in the order
 // gate_of.
@@ -100,22 +134,24 @@ void pack_gates(const S* w, Index units, Index size, Index stride, int gates, co
 
 // One entry of the panel for a product that sums over the rows of a matrix: `count` blocks of the columns of
 // a row, or where terms go in pairs of two, of which the second may be null.
-template <class S>
-RNNFUSED_HD void pack_row(const S* row, const S* next, Index columns, Index first, Index count,
-                          Operand<S>* out) {
+template <class S, class To>
+RNNFUSED_HD void pack_row(const S* row, const S* next, Index columns, Index first, Index count, To* out) {
   using T = Compute<S>;
   constexpr Index L = kLanes<T>;
   for (Index b = 0; b < count; ++b) {
-    const Index at = (first + b) * L;
-    store_terms<S>(out + b * L * kTerms<S>,
-                   join_rows(row + at, next ? next + at : nullptr, lanes_in<T>(first + b, columns)));
+    const Index at = (first + b) * L, lanes = lanes_in<T>(first + b, columns);
+    if constexpr (std::is_same_v<To, Operand<S>>) {
+      store_terms<S>(out + b * L * kTerms<S>, join_rows(row + at, next ? next + at : nullptr, lanes));
+    } else {
+      store(out + b * L, load<Native<T>>(row + at, lanes));
+    }
   }
 }
 
 // The panel of as many rows, each `stride` behind the one before it.
-template <class S>
+template <class S, class To>
 RNNFUSED_HD void pack_columns(const S* rows, Index stride, Index size, Index columns, Index first,
-                              Index count, Operand<S>* out) {
+                              Index count, To* out) {
   constexpr Index P = kTerms<S>;
   for (Index k = 0; k < size; k += P) {
     const S* row = rows + k * stride;
@@ -126,9 +162,9 @@ RNNFUSED_HD void pack_columns(const S* rows, Index stride, Index size, Index col
 
 // Panel for a product that sums over gate gradients, in the order in which the driver keeps them: block of
 // hidden units, accumulator, lane. W is [gates * hidden, columns], its rows `stride` apart.
-template <class Cell, class S>
+template <class Cell, class S, class To>
 void pack_gates_transposed(const S* w, Index hidden, Index columns, Index stride, int feeds, Index first,
-                           Index count, Operand<S>* out) {
+                           Index count, To* out) {
   using T = Compute<S>;
   constexpr Index L = kLanes<T>;
   const Index row_scalars = count * L;

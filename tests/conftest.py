@@ -54,8 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # What is there by now stays: whenever garbage is collected it need not be looked through again. And torch's
-    # compiler makes so many objects that to look for garbage as often as usual takes a tenth of the time.
+    # What is there by now stays: whenever garbage is collected it need not be looked through again. And
+    # torch's compiler makes so many objects that looking for garbage as often as usual takes a tenth of its
+    # time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 10, 50)

@@ -6,10 +6,24 @@
 #include <mutex>
 #include <new>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace rnnfused::pool {
 namespace {
 
 constexpr std::align_val_t kAlignment{64};
+
+// AddressSanitizer is told which bytes nobody may touch: those of free pieces, and what lies around those in
+// use.
+#if defined(__SANITIZE_ADDRESS__)
+void forbid(void* begin, size_t bytes) { __asan_poison_memory_region(begin, bytes); }
+void allow(void* begin, size_t bytes) { __asan_unpoison_memory_region(begin, bytes); }
+#else
+void forbid(void*, size_t) {}
+void allow(void*, size_t) {}
+#endif
 
 // What its user sees starts one cache line after the beginning of a piece of memory, which says how long the
 // piece is.
@@ -23,8 +37,8 @@ struct alignas(64) Header {
 class Pool {
  public:
   // Null where the system has no more.
-  Header* take(size_t bytes) {
-    bytes = (sizeof(Header) + bytes + 63) / 64 * 64;
+  void* take(size_t wanted) {
+    size_t bytes = (sizeof(Header) + wanted + 63) / 64 * 64;
     const std::lock_guard<std::mutex> lock(mutex_);
     auto best = free_.end();
     for (auto piece = free_.begin(); piece != free_.end(); ++piece) {
@@ -35,20 +49,24 @@ class Pool {
       char* region = static_cast<char*>(::operator new(bytes, kAlignment, std::nothrow));
       if (!region) return nullptr;
       regions_[region] = bytes;
-      return new (region) Header{bytes};
+      return in_use(region, bytes, wanted);
     }
     const auto [at, size] = *best;
     free_.erase(best);
     if (size - bytes < kLarge) bytes = size;
     if (bytes < size) free_[at + bytes] = size - bytes;
     kept_ -= bytes;
-    return new (at) Header{bytes};
+    return in_use(at, bytes, wanted);
   }
 
-  void give(Header* header) {
+  void give(void* memory) {
+    Header* const header = static_cast<Header*>(memory) - 1;
+    allow(header, sizeof *header);
+    const size_t bytes = header->bytes;
+    forbid(header, bytes);
     const std::lock_guard<std::mutex> lock(mutex_);
-    kept_ += header->bytes;
-    join(free_.emplace(reinterpret_cast<char*>(header), header->bytes).first);
+    kept_ += bytes;
+    join(free_.emplace(reinterpret_cast<char*>(header), bytes).first);
     if (kept_ > kKeptBytes) release(kept_ - kKeptBytes);
   }
 
@@ -66,6 +84,15 @@ class Pool {
 
  private:
   using Pieces = std::map<char*, size_t>;  // where they begin, and their bytes
+
+  static void* in_use(char* piece, size_t bytes, size_t wanted) {
+    allow(piece, bytes);
+    Header* const header = new (piece) Header{bytes};
+    char* const memory = piece + sizeof *header;
+    forbid(memory + wanted, bytes - sizeof *header - wanted);
+    forbid(header, sizeof *header);
+    return memory;
+  }
 
   void join(Pieces::iterator piece) {
     const auto next = std::next(piece);
@@ -95,6 +122,7 @@ class Pool {
         ++piece;
         continue;
       }
+      allow(at, size);
       ::operator delete(at, kAlignment);
       regions_.erase(region);
       piece = free_.erase(piece);
@@ -120,13 +148,10 @@ Pool& the_pool() {
 
 }  // namespace
 
-void* take(size_t bytes) {
-  Header* const header = the_pool().take(bytes);
-  return header ? header + 1 : nullptr;
-}
+void* take(size_t bytes) { return the_pool().take(bytes); }
 
 void give(void* memory) {
-  if (memory) the_pool().give(static_cast<Header*>(memory) - 1);
+  if (memory) the_pool().give(memory);
 }
 
 size_t kept_bytes() { return the_pool().kept(); }

@@ -15,6 +15,9 @@ from bench.harness import Worker, measure_peak
 from bench.report import geometric_mean
 
 
+SMALL = 2 << 20  # bytes, below which a thread's stack and the like weigh as much as the case
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
     parser.add_argument(
@@ -39,7 +42,9 @@ def main() -> int:
         for case in cases(tuple(options.modes), tuple(options.cells), options.quick, options.dtype):
             peaks = measure_peak(case, workers)
             share = peaks["rnnfused"] / peaks["float32"]
-            shares.setdefault("one sequence" if case.batch == 1 else "several", []).append(share)
+            small = peaks["float32"] < SMALL
+            group = "small" if small else "one sequence" if case.batch == 1 else "several"
+            shares.setdefault(group, []).append(share)
             sizes = [case.mode, case.cell, case.steps, case.batch, case.hidden]
             mib = [f"{peaks[name] / 2**20:.2f}" for name in ("float32", "rnnfused")]
             print("| " + " | ".join(map(str, [*sizes, *mib])) + f" | {share:.2f} |", flush=True)

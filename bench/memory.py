@@ -14,7 +14,6 @@ from bench.cases import CELLS, DTYPES, MODES_OF, cases
 from bench.harness import Worker, measure_peak
 from bench.report import geometric_mean
 
-
 SMALL = 2 << 20  # bytes, below which a thread's stack and the like weigh as much as the case
 
 

@@ -23,8 +23,8 @@ def library_path() -> str:
 def empty_cache() -> None:
     """Gives the memory that is kept for later calls back to the system: `torch.cuda.empty_cache` for the CPU.
 
-    Freed outputs, gradients and tapes of 1 MiB and more are kept, 256 MiB at most: a training step takes the
-    same memory again and again, and fresh pages cost time.
+    Freed outputs, gradients, tapes and scratch of 1 MiB and more are kept, 256 MiB at most: a training step
+    takes the same memory again and again, and fresh pages cost time.
     """
     _C.empty_cache()
 
@@ -69,7 +69,7 @@ def show_config() -> str:
         "dtypes": _dtypes(),
         "cuda": _cuda(),
         "drivers": "native forward, backward, tangents, double backward; third derivatives decomposed",
-        "memory": f"{_C.kept_bytes() / 2**20:.0f} MiB of freed results kept (at most 256; empty_cache)",
+        "memory": f"{_C.kept_bytes() / 2**20:.0f} MiB of freed memory kept (at most 256; empty_cache)",
         "plans": "serial, partition, streams or wavefront by size (RNNFUSED_LOG=plan prints each)",
     }
     width = max(map(len, lines))

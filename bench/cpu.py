@@ -28,12 +28,17 @@ def add_timing(parser: argparse.ArgumentParser) -> None:
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """The options that say what is measured, and how thoroughly."""
+    add_rows(parser)
+    add_timing(parser)
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    """What `selected` reads."""
     parser.add_argument("--modes", nargs="+", choices=MODES, help="all that the dtype has, unless given")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--cells", nargs="+", default=tuple(CELLS), choices=tuple(CELLS))
     parser.add_argument("--match", nargs="+", default=[""], help="rows whose name contains one of these")
     parser.add_argument("--quick", action="store_true", help="a few sizes of each mode")
-    add_timing(parser)
 
 
 def selected(options: argparse.Namespace) -> list[Case]:

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import sys
 
-from bench.cases import CELLS, DTYPES, MODES_OF, cases
+from bench.cpu import add_rows, selected
 from bench.harness import Worker, measure_peak
 from bench.report import geometric_mean
 
@@ -19,13 +19,9 @@ SMALL = 2 << 20  # bytes, below which a thread's stack and the like weigh as muc
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
-    parser.add_argument(
-        "--dtype", choices=[d for d in DTYPES if "training" in MODES_OF[d]], default="bfloat16"
-    )
-    parser.add_argument("--modes", nargs="+", choices=("training", "ragged", "stacked"), default=["training"])
-    parser.add_argument("--cells", nargs="+", choices=tuple(CELLS), default=list(CELLS))
+    add_rows(parser)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="a few sizes of each")
+    parser.set_defaults(modes=("training",), dtype="bfloat16")
     return parser.parse_args(arguments)
 
 
@@ -38,7 +34,7 @@ def main() -> int:
             workers.append(Worker(peer, options.threads, tight_memory=True))
             stack.callback(workers[-1].close)
         print("| mode | cell | T | B | H | float32 MiB | MiB | share |\n|---|---|---|---|---|---|---|---|")
-        for case in cases(tuple(options.modes), tuple(options.cells), options.quick, options.dtype):
+        for case in selected(options):
             peaks = measure_peak(case, workers)
             share = peaks["rnnfused"] / peaks["float32"]
             small = peaks["float32"] < SMALL

@@ -115,6 +115,7 @@ def test_empty_cache():
     with torch.no_grad():
         y, _ = layer(x)
         layer(x)
+        assert "4 MiB" not in rnnfused.show_config()
         assert "2 MiB of freed memory kept" in rnnfused.show_config()
         rnnfused.empty_cache()
         assert _C.kept_bytes() == 0

@@ -37,7 +37,7 @@ class BackwardStream {
       const Range blocks = share(blocks_of<T>(shape.hidden), members, m);
       const Range outputs = share(blocks_of<T>(shape.output), members, m);
       T* partial = arena.take<T>(shard.count * kMaxWidth * L);
-      const PackedWeights<S> recurrent(arena, outputs.size() * L * tape_.units * G, shard.count <= kFewRows);
+      const PackedWeights<S> recurrent(arena, outputs.size() * L * tape_.units * G, few_rows(shard.count));
       O* projection = projects<Cell>(stream_.shape)
                           ? arena.take<O>(blocks.size() * L * panel_terms<S>(shape.output))
                           : nullptr;

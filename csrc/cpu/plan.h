@@ -39,11 +39,12 @@ constexpr Index kWaveChunks = 16;
 // Rows of a stream for which weights are laid out otherwise: it takes a wide tile to hide the latency of fma,
 // and what a weight costs to read is not shared by many.
 constexpr int kFewRows = 2;
+RNNFUSED_HD bool few_rows(Index rows) { return rows <= kFewRows; }
 RNNFUSED_HD bool few_rows(const Plan& plan, Index batch) {
-  return (batch + plan.shards - 1) / plan.shards <= kFewRows;
+  return few_rows((batch + plan.shards - 1) / plan.shards);
 }
 // Whether there are no more in all steps.
-RNNFUSED_HD bool few_inputs(Index rows) { return rows <= kFewRows; }
+RNNFUSED_HD bool few_inputs(Index rows) { return few_rows(rows); }
 
 // Whether a sequence is too short for packed weights to pay: packing costs about as much as this many rows.
 // And an unpacked sum of each row ends in one over a vector's lanes, which only many units hide.

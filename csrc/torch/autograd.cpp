@@ -119,7 +119,8 @@ Tensors unlisted(const OptionalList& list) {
 }
 
 bool any_tangent(at::TensorList tensors) {
-  return std::any_of(tensors.begin(), tensors.end(), torch::autograd::isFwGradDefined);
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const at::Tensor& t) { return torch::autograd::isFwGradDefined(t); });
 }
 
 // Tensors of which some may not be there.

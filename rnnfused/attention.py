@@ -10,7 +10,7 @@ that asks step by step.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class _Attention(torch.nn.Module):
         self.query_size, self.key_size, self.batch_first = query_size, key_size, batch_first
 
     def forward(
-        self, query: Tensor, keys: Tensor, values: Tensor | None = None, lengths: Tensor | None = None
+        self, query: Tensor, keys: Tensor, values: Tensor | None = None, lengths: Any = None
     ) -> tuple[Tensor, Tensor]:
         """Returns the context and the weights.
 
@@ -66,7 +66,7 @@ class _Attention(torch.nn.Module):
         """
         return self.attend(query, self.prepare(keys, values, lengths))
 
-    def prepare(self, keys: Tensor, values: Tensor | None = None, lengths: Tensor | None = None) -> Memory:
+    def prepare(self, keys: Tensor, values: Tensor | None = None, lengths: Any = None) -> Memory:
         """What of the keys and values does not depend on a query. Arguments and errors: as `forward`'s."""
         if keys.dim() != 3 or keys.size(-1) != self.key_size:
             raise RuntimeError(
@@ -82,10 +82,13 @@ class _Attention(torch.nn.Module):
             values = None if values is None else values.transpose(0, 1)
         mask = None
         if lengths is not None:
+            lengths = torch.as_tensor(lengths, device=keys.device)
             if lengths.shape != keys.shape[:1]:
                 expected = f"[{keys.size(0)}], one for each sequence"
                 raise RuntimeError(f"lengths: expected size {expected}, got {list(lengths.shape)}")
-            mask = torch.arange(keys.size(1), device=keys.device) < lengths.to(keys.device).unsqueeze(1)
+            if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+                raise RuntimeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
+            mask = torch.arange(keys.size(1), device=keys.device) < lengths.unsqueeze(1)
             # Not by the weights alone: zero times NaN is NaN, and so would gradients be.
             beyond = ~mask.unsqueeze(-1)
             keys = keys.masked_fill(beyond, 0)
@@ -167,9 +170,10 @@ class LuongAttention(_Attention):
 
     LuongAttention(query_size, key_size, score="general", attention_size=None, batch_first=False): "dot" takes
     queries and keys of one size; attention_size, of v, is for "concat" alone, by default the query's.
-    Parameters: of "general" `key.weight` [Q, K]; of "concat" `query.weight` [A, Q], `key.weight` [A, K] (the
-    two halves of W) and `score.weight` [1, A]. Called with (query, keys, values=None, lengths=None): see
-    `forward`. Raises ValueError for another score and for sizes that do not go with it.
+    Parameters: of "general" `key.weight` [Q, K]; of "concat" `additive.query.weight` [A, Q] and
+    `additive.key.weight` [A, K] (the two halves of W), `additive.score.weight` [1, A]. Called with (query,
+    keys, values=None, lengths=None): see `forward`. Raises ValueError for another score and for sizes that do
+    not go with it.
     """
 
     def __init__(

@@ -19,11 +19,18 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from rnnfused import _attend, modules
-from rnnfused.attention import AdditiveAttention, LuongAttention, Memory, _Attention
+from rnnfused.attention import AdditiveAttention, LuongAttention, Memory
 
 __all__ = ["AttentionDecoder", "Decoded", "DecoderState", "Encoder", "Hypothesis", "generate"]
 
 _LAYERS = {"rnn": modules.RNN, "lstm": modules.LSTM, "gru": modules.GRU}
+
+
+def _keeps(module: Any, base: Any, *methods: str) -> bool:
+    """Whether the module does these as `base` does: neither its class nor itself has others."""
+    return all(
+        getattr(type(module), name) is getattr(base, name) and name not in vars(module) for name in methods
+    )
 
 
 def _is_plain(module: Any, base: Any) -> bool:
@@ -34,7 +41,7 @@ def _is_plain(module: Any, base: Any) -> bool:
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return type(module).forward is base.forward and not any(hooks) and not _has_any_global_hook()
+    return _keeps(module, base, "forward") and not any(hooks) and not _has_any_global_hook()
 
 
 def _layers(cell: str) -> Any:
@@ -72,10 +79,10 @@ class Encoder(torch.nn.Module):
         )
         self.output_size = hidden_size * (2 if bidirectional else 1)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """tokens [S, B]; lengths [B], in any order: how many of them each sequence has. Returns the outputs
-        [S, B, D H], zero beyond the lengths, and the final states (h, and c of an LSTM), of both directions
-        side by side: [L, B, D H] each.
+    def forward(self, tokens: Tensor, lengths: Any = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """tokens [S, B], or [S] of one sequence; lengths [B], in any order: how many of them each sequence
+        has. Returns the outputs [S, B, D H], zero beyond the lengths, and the final states (h, and c of an
+        LSTM), of both directions side by side: [L, B, D H] each; without B where the tokens have none.
         """
         outputs, final = self.recurrent(self.dropout(self.embedding(tokens)), lengths=lengths)
         states = final if isinstance(final, tuple) else (final,)
@@ -84,7 +91,7 @@ class Encoder(torch.nn.Module):
     def _side_by_side(self, state: Tensor) -> Tensor:
         """[L D, B, H] -> [L, B, D H]."""
         by_layer = state.unflatten(0, (self.recurrent.num_layers, -1))
-        return by_layer.transpose(1, 2).flatten(2)
+        return by_layer.movedim(1, -2).flatten(-2)
 
 
 class DecoderState(NamedTuple):
@@ -159,7 +166,7 @@ class AttentionDecoder(torch.nn.Module):
         self.scores = torch.nn.Linear(hidden_size, vocabulary_size)
 
     def prepare(
-        self, outputs: Tensor, final: Sequence[Tensor], lengths: Tensor | None = None
+        self, outputs: Tensor, final: Sequence[Tensor], lengths: Any = None
     ) -> tuple[Memory, DecoderState]:
         """From what an `Encoder` gave, for sources of these lengths: what every step attends to, and the
         state to start from, h = tanh(W final_h + b) and c = W final_c + b, layer by layer.
@@ -187,11 +194,13 @@ class AttentionDecoder(torch.nn.Module):
         """
         if not 0 <= teacher_forcing <= 1:
             raise ValueError(f"teacher_forcing: expected a probability, got {teacher_forcing}")
-        if teacher_forcing == 1:
+        if teacher_forcing == 1 and _keeps(self, AttentionDecoder, "step", "_recur"):
             if self.kind == "luong" and not self.feeds:
                 return self._at_once(tokens, memory, state)
             if self.kind == "bahdanau" and self._attends_natively(memory, state):
                 return self._attended(tokens, memory, state)
+        if len(tokens) == 0:
+            raise RuntimeError(f"tokens: expected at least one step, got size {list(tokens.shape)}")
         scores: list[Tensor] = []
         weights = []
         for given in tokens:
@@ -229,7 +238,8 @@ class AttentionDecoder(torch.nn.Module):
         return (
             isinstance(attention, AdditiveAttention)
             and _is_plain(own, modules._Sequence)
-            and _is_plain(attention, _Attention)
+            and _is_plain(attention, AdditiveAttention)
+            and _keeps(attention, AdditiveAttention, "attend", "_scores")
             and all(
                 _is_plain(p, torch.nn.Linear) and p.bias is None for p in (attention.query, attention.score)
             )
@@ -271,8 +281,8 @@ class AttentionDecoder(torch.nn.Module):
 
 
 class Hypothesis(NamedTuple):
-    """tokens: without `begin`, with `end` if it was reached. score: the sum of their log probabilities, of
-    beam search divided by the length penalty. weights [len(tokens), S]: where each step attended.
+    """tokens: without `begin`, with `end` if it was reached. score: the sum of their log probabilities,
+    divided by the length penalty. weights [len(tokens), S]: where each step attended.
     """
 
     tokens: list[int]
@@ -288,7 +298,7 @@ class _Rows(NamedTuple):
     source: list[int]
     tokens: list[list[int]]
     weights: list[list[Tensor]]
-    score: Tensor  # [rows]
+    score: Tensor  # [rows], float64
     state: DecoderState
 
 
@@ -313,18 +323,18 @@ def generate(
     The decoder runs in eval mode; sequences that have ended leave the batch.
 
     Without further options the token of the highest score is taken (greedy). width > 1: beam search, which
-    keeps that many sequences of each source; their scores are divided by ((5 + length) / 6) ** length_penalty
-    (Wu et al. 2016, equation 14). temperature: tokens are drawn instead, from the softmax of scores /
-    temperature, of the top_k most probable ones and of the most probable ones that make up top_p (Holtzman et
-    al. 2020), by `generator`.
+    keeps that many sequences of each source. length_penalty: scores of either are divided by ((5 + length) /
+    6) ** length_penalty (Wu et al. 2016, equation 14). temperature: tokens are drawn instead, from the
+    softmax of scores / temperature, of the top_k most probable ones and of the most probable ones that make
+    up top_p (Holtzman et al. 2020), by `generator`.
 
     Raises ValueError for options that are out of range or do not go together.
     """
-    _check(width, n_best, max_steps, temperature, top_k, top_p)
+    _check(width, n_best, max_steps, length_penalty, temperature, top_k, top_p, generator)
     way: _Beams | _Sampling = _Beams(width, end)
     if temperature is not None:
-        way, length_penalty = _Sampling(temperature, top_k, top_p, generator), 0.0
-    trained = decoder.training
+        way = _Sampling(temperature, top_k, top_p, generator)
+    training = [module for module in decoder.modules() if module.training]
     decoder.eval()
     rows = _start(memory, state)
     found: list[list[Hypothesis]] = [[] for _ in rows.source]
@@ -340,7 +350,8 @@ def generate(
             most = max(_penalty(length, length_penalty) for length in (step + 1, max_steps))
             rows = _still_open(rows, found, most, width, n_best)
     finally:
-        decoder.train(trained)
+        for module in training:
+            module.training = True
     for row, source in enumerate(rows.source):
         found[source].append(_hypothesis(rows, row, length_penalty))
     return [sorted(of, key=lambda h: -h.score)[:n_best] for of in found]
@@ -350,9 +361,11 @@ def _check(
     width: int,
     n_best: int,
     max_steps: int,
+    length_penalty: float,
     temperature: float | None,
     top_k: int | None,
     top_p: float | None,
+    generator: torch.Generator | None,
 ) -> None:
     for name, value, least in (("width", width, 1), ("n_best", n_best, 1), ("max_steps", max_steps, 1)):
         if value < least:
@@ -360,18 +373,25 @@ def _check(
     if n_best > width:
         raise ValueError(f"n_best: expected at most {width} (width), got {n_best}")
     if temperature is None:
-        for name, given in (("top_k", top_k), ("top_p", top_p)):
+        for name, given in (("top_k", top_k), ("top_p", top_p), ("generator", generator)):
             if given is not None:
                 raise ValueError(f"{name}: expected None without a temperature, got {given}")
         return
     if width > 1:
         raise ValueError(f"width: expected 1 with a temperature, got {width}")
+    if length_penalty:
+        raise ValueError(f"length_penalty: expected 0 with a temperature, got {length_penalty}")
     if not temperature > 0:
         raise ValueError(f"temperature: expected more than 0, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: expected at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p: expected more than 0 and at most 1, got {top_p}")
+
+
+def _log_probabilities(scores: Tensor) -> Tensor:
+    """float64: sums of many steps keep apart what the scores of one step do, whatever dtype these have."""
+    return scores.double().log_softmax(-1)
 
 
 # The row that each next one continues, its token and its score, those of a source together and best first.
@@ -392,7 +412,7 @@ class _Sampling(NamedTuple):
             # Those before which less than top_p has been made up, so that one is left at least.
             probable = probable.masked_fill(probable.cumsum(-1) - probable >= self.top_p, 0)
         drawn = tokens.gather(-1, torch.multinomial(probable, 1, generator=self.generator))
-        score = rows.score + scores.log_softmax(-1).gather(-1, drawn).squeeze(-1)
+        score = rows.score + _log_probabilities(scores).gather(-1, drawn).squeeze(-1)
         return list(range(len(rows.source))), drawn.squeeze(-1).tolist(), score
 
 
@@ -401,7 +421,7 @@ class _Beams(NamedTuple):
     end: int
 
     def grow(self, rows: _Rows, scores: Tensor) -> _Grown:
-        totals = rows.score.unsqueeze(1) + scores.log_softmax(-1)
+        totals = rows.score.unsqueeze(1) + _log_probabilities(scores)
         parents: list[int] = []
         tokens: list[int] = []
         for _, own in _by_source(rows):
@@ -429,7 +449,7 @@ def _of_rows(memory: Memory, index: Tensor) -> Memory:
 
 def _start(memory: Memory, state: DecoderState) -> _Rows:
     batch = memory.keys.size(0)
-    score = memory.keys.new_zeros(batch)
+    score = memory.keys.new_zeros(batch, dtype=torch.float64)
     return _Rows(list(range(batch)), [[] for _ in range(batch)], [[] for _ in range(batch)], score, state)
 
 
@@ -504,5 +524,6 @@ def _still_open(rows: _Rows, found: list[list[Hypothesis]], most: float, width: 
     for source, own in _by_source(rows):
         ended = sorted((h.score for h in found[source]), reverse=True)
         worst = ended[n_best - 1] if len(ended) >= n_best else float("-inf")
-        keep += [row for row in own[:width] if scores[row] / most > worst]
+        # Not `>`: NaN goes on, and is seen.
+        keep += [row for row in own[:width] if not scores[row] / most <= worst]
     return rows if len(keep) == len(rows.source) else _chosen(rows, keep)

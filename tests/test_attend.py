@@ -28,7 +28,7 @@ import rnnfused
 from rnnfused import _attend
 from rnnfused._layer import LayerConfig
 from rnnfused._load import _C
-from rnnfused.attention import Memory
+from rnnfused.attention import AdditiveAttention, Memory
 from rnnfused.cells import CELLS
 from rnnfused.seq2seq import AttentionDecoder, Decoded, DecoderState
 
@@ -465,6 +465,45 @@ def test_wrong_masks_are_named(mask: Tensor) -> None:
         case.run()
 
 
+def test_what_backward_has_kept_may_lie_otherwise_but_has_to_be_there() -> None:
+    case = Case.drawn("lstm")
+
+    def gradients(pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> list[Tensor]:
+        for t in case.tensors.values():
+            t.grad = None
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            outputs = case.run()
+        torch.autograd.backward([t.sum() for t in outputs.values()])
+        return [t.grad for t in case.tensors.values() if t.grad is not None]
+
+    want = gradients(lambda t: t, lambda t: t)
+    got = gradients(lambda t: torch.stack((t, t.logical_not()), -1), lambda both: both[..., 0])
+    assert len(got) == len(want) > 0
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+    def emptied(t: Tensor) -> Tensor:
+        empty = t.clone()
+        empty.untyped_storage().resize_(0)
+        return empty
+
+    with pytest.raises(RuntimeError, match="expected a tensor with memory of its own size"):
+        gradients(emptied, lambda t: t)
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_no_attention_and_nothing_kept(place: int) -> None:
+    h = torch.zeros(1, 2, 6)
+    params = [torch.zeros(18, 9), torch.zeros(18, 6)]
+    kept = [torch.zeros(3, 2, 9), torch.zeros(3, 2, 5), torch.zeros(3, 2, 7), torch.zeros(3, 2, 6)]
+    attention = [torch.zeros(2, 5, 7), torch.zeros(2, 5, 4), torch.zeros(7, 6), torch.zeros(7)]
+    run = torch.ops.rnnfused.attend_backward
+    with pytest.raises(RuntimeError, match="attention: expected keys, values, query and score, got 0"):
+        run([None] * 4, [*kept, torch.zeros(1, 1)], [h], params, [], None, "gru no_biases")
+    with pytest.raises(RuntimeError, match="kept: expected 5 tensors, got"):
+        run([None] * 4, kept[:place], [h], params, attention, None, "gru no_biases")
+
+
 @pytest.mark.parametrize("option", ["num_layers", "bidirectional", "batch_first", "recompute", "cells"])
 def test_other_layers_are_refused(option: str) -> None:
     case = Case.drawn("lstm")
@@ -756,13 +795,51 @@ def torchs_layer(decoder: AttentionDecoder) -> None:
     decoder.recurrent = torch.nn.LSTM(5 + MEMORY, HIDDEN).double()
 
 
+class OfTheFirstKey(AdditiveAttention):
+    def attend(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        weights = torch.zeros(*query.shape[:-1], memory.keys.size(1), dtype=query.dtype)
+        weights[..., 0] = 1
+        return memory.values[:, 0], weights
+
+
+class Sharpened(AdditiveAttention):
+    def _scores(self, query: Tensor, keys: Tensor) -> Tensor:
+        return 3 * super()._scores(query, keys)
+
+
+def another_attention(decoder: AttentionDecoder) -> None:
+    decoder.attention.__class__ = OfTheFirstKey
+
+
+def other_scores(decoder: AttentionDecoder) -> None:
+    decoder.attention.__class__ = Sharpened
+
+
+def another_attend(decoder: AttentionDecoder) -> None:
+    attend = decoder.attention.attend
+    decoder.attention.attend = lambda query, memory: attend(2 * query, memory)
+
+
+class Doubled(AttentionDecoder):
+    def step(self, tokens: Tensor, memory: Memory, state: Any) -> Any:
+        decoded = super().step(tokens, memory, state)
+        return decoded._replace(scores=2 * decoded.scores)
+
+
+def another_step(decoder: AttentionDecoder) -> None:
+    decoder.__class__ = Doubled
+
+
 def bias_of_the_query(decoder: AttentionDecoder) -> None:
     decoder.attention.query = torch.nn.Linear(HIDDEN, HIDDEN).double()
 
 
 @pytest.mark.parametrize(
     "change",
-    [prune_states, hook_layer, hook_query, hook_attention, recompute, torchs_layer, bias_of_the_query],
+    [
+        *(prune_states, hook_layer, hook_query, hook_attention, recompute, torchs_layer, bias_of_the_query),
+        *(another_attention, other_scores, another_attend, another_step),
+    ],
 )
 def test_a_decoder_whose_modules_are_not_plain(change: Callable[[AttentionDecoder], None]) -> None:
     decoder = decoder_of()

@@ -110,6 +110,44 @@ def test_no_more_is_kept_than_the_limit():
     assert 255 * MIB - x.nbytes < _C.kept_bytes() <= 256 * MIB
 
 
+def resident() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_small_results_in_use_do_not_hold_large_memory():
+    layer = rnnfused.RNN(1, 64)
+
+    def result(mib: int) -> torch.Tensor:
+        with torch.no_grad():
+            return layer(torch.zeros(mib * MIB // 256, 1, 1))[0]
+
+    before = resident()
+    # Each region is cut: the second result keeps it while the rest of it is freed.
+    held, large = [], []
+    for _ in range(5):
+        result(200)
+        held.append(result(12))
+        large.append(result(187))
+    large.clear()
+    in_use = sum(t.nbytes for t in held)
+    assert _C.kept_bytes() <= 256 * MIB
+    assert resident() - before < 256 * MIB + in_use + 64 * MIB
+    rnnfused.empty_cache()
+    assert _C.kept_bytes() == 0
+    assert resident() - before < in_use + 64 * MIB
+    for y in held:
+        torch.testing.assert_close(y, held[0], rtol=0, atol=0)
+    # What was given back is memory again, whole regions too.
+    large = [result(187) for _ in range(3)]
+    held.clear()
+    torch.testing.assert_close(large[0], large[2], rtol=0, atol=0)
+    large.clear()
+    assert _C.kept_bytes() <= 256 * MIB
+    rnnfused.empty_cache()
+    assert _C.kept_bytes() == 0
+
+
 def test_empty_cache():
     layer, x = layer_and_input()
     with torch.no_grad():

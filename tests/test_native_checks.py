@@ -181,6 +181,81 @@ def test_sizes_without_memory_are_refused(place: str) -> None:
         torch.ops.rnnfused.recurrent_backward(**given)
 
 
+# ---- Derivatives beyond the gradients
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "padded": {},
+    "lengths": {"lengths": torch.tensor([2, 3])},
+    "resets": {"resets": torch.tensor([[False, True]]).expand(T, B).contiguous()},
+    "packed": {"batch_sizes": torch.tensor([2, 2, 2]), "input": torch.randn(T * B, INPUT)},
+}
+
+
+def tangent_arguments(layout: str) -> dict[str, Any]:
+    given = forward_arguments() | LAYOUTS[layout]
+    outputs = torch.ops.rnnfused.recurrent(**given, save=False)
+    tangents = [given["input"], *given["hx"], *given["params"]]
+    every = list(range(7))
+    return given | {
+        "tangents": tangents,
+        "grads": outputs,
+        "grad_tangents": outputs,
+        "output": outputs[0],
+        "outputs": True,
+        "wanted": every,
+    }
+
+
+def with_one(tensors: list[Tensor], place: int, other: Tensor) -> list[Tensor]:
+    return [*tensors[:place], other, *tensors[place + 1 :]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["tangents", "grads", "grad_tangents"])
+def test_tangents_of_other_sizes_are_refused(layout: str, name: str) -> None:
+    given = tangent_arguments(layout)
+    assert len(torch.ops.rnnfused.recurrent_tangent(**given)) == 10
+    for place, tensor in enumerate(given[name]):
+        for other in (tensor[..., :1], tensor[:1].expand(4, *tensor.shape[1:]), tensor.unsqueeze(0)):
+            if other.shape == tensor.shape:
+                continue
+            with pytest.raises(RuntimeError, match=f"^{name}: expected size"):
+                torch.ops.rnnfused.recurrent_tangent(**given | {name: with_one(given[name], place, other)})
+        held = tensor.clone()
+        held.untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match=f"^{name}: expected a tensor with memory"):
+            torch.ops.rnnfused.recurrent_tangent(**given | {name: with_one(given[name], place, held)})
+        with pytest.raises(RuntimeError, match=f"^{name}: expected a floating-point dtype, got Long"):
+            torch.ops.rnnfused.recurrent_tangent(
+                **given | {name: with_one(given[name], place, tensor.long())}
+            )
+    with pytest.raises(RuntimeError, match=f"^{name}: expected {len(given[name])} entries, got 1"):
+        torch.ops.rnnfused.recurrent_tangent(**given | {name: given[name][:1]})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_outputs_of_other_sizes_are_refused(layout: str) -> None:
+    given = tangent_arguments(layout)
+    gates = {name: given[name] for name in (*forward_arguments(), "grads", "output")}
+    torch.ops.rnnfused.recurrent_gate_gradients(**gates)
+    for call, arguments in (
+        (torch.ops.rnnfused.recurrent_tangent, given),
+        (torch.ops.rnnfused.recurrent_gate_gradients, gates),
+    ):
+        with pytest.raises(RuntimeError, match=r"^output: expected size"):
+            call(**arguments | {"output": given["output"][..., :1]})
+        with pytest.raises(RuntimeError, match=r"^grads: expected size"):
+            call(**arguments | {"grads": with_one(given["grads"], 1, torch.zeros(1, B, 1))})
+        with pytest.raises(RuntimeError, match=r"^grads: expected 3 entries, got 2"):
+            call(**arguments | {"grads": given["grads"][:2]})
+        for name in ("input", "hx"):
+            held = (given[name] if name == "input" else given[name][0]).clone()
+            held.untyped_storage().resize_(0)
+            with pytest.raises(RuntimeError, match=f"^{name}: expected a tensor with memory"):
+                call(**arguments | {name: held if name == "input" else [held, given["hx"][1]]})
+
+
 def test_what_is_no_tensor() -> None:
     x, weights = torch.zeros(T, B, INPUT), forward_arguments()["params"]
     with pytest.raises(TypeError, match="expected Tensor as element 3 in argument 2, but got NoneType"):

@@ -821,6 +821,25 @@ def test_tensors_of_inference_mode_are_refused_as_by_torch() -> None:
     assert messages[0] == messages[1]
 
 
+def below_autograd(module: torch.nn.Module, *args: Tensor) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return module(*args)
+
+
+def asking_for_gradients_in_inference_mode(module: torch.nn.Module, *args: Tensor) -> Any:
+    with torch.inference_mode(), torch.enable_grad():
+        return module(*args)
+
+
+@pytest.mark.parametrize("call", [below_autograd, asking_for_gradients_in_inference_mode])
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_no_graph_below_autograd(call: Callable[..., Any], name: str) -> None:
+    for library in (torch.nn, rnnfused):
+        module = getattr(library, name)(3, 5)
+        for t in torch.utils._pytree.tree_leaves(call(module, torch.randn(4, 3).requires_grad_())):
+            assert not t.requires_grad and t.grad_fn is None
+
+
 # ---- Lazy views
 
 

@@ -5,6 +5,7 @@ are.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -230,6 +231,69 @@ def test_greedy_and_samples_of_one_candidate(kind: str, cell: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("how", ["bfloat16", "float16", "autocast"])
+@torch.no_grad()
+def test_greedy_in_few_bits_takes_the_highest_score_at_every_step(how: str) -> None:
+    torch.manual_seed(3)
+    encoder, decoder = Encoder(40, 16, 32), AttentionDecoder(200, 16, 32, 64)
+    decoder.scores.weight *= 3
+    if how != "autocast":
+        encoder, decoder = (module.to(getattr(torch, how)) for module in (encoder, decoder))
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        memory, state = decoder.prepare(*encoder(torch.randint(40, (9, 8))))
+        # A token that there is not ends none: who leaves the batch may change how the others are rounded.
+        found = generate(decoder, memory, state, BEGIN, 200, 40)
+        tokens = torch.full((8,), BEGIN)
+        for step in range(40):
+            scores, _, state = decoder.step(tokens, memory, state)
+            tokens = torch.tensor([of[0].tokens[step] for of in found])
+            chosen = scores.gather(1, tokens.unsqueeze(1)).squeeze(1)
+            assert torch.equal(chosen, scores.amax(-1))  # several may have it, in few bits
+
+
+@torch.no_grad()
+def test_generation_leaves_every_modules_mode_alone() -> None:
+    encoder, decoder = made("bahdanau", "gru")
+    decoder.train()
+    decoder.dropout.eval()
+    before = [module.training for module in decoder.modules()]
+    generate(decoder, *started(encoder, decoder), BEGIN, END, 2)
+    assert [module.training for module in decoder.modules()] == before
+
+
+@torch.no_grad()
+def test_scores_that_are_no_numbers_are_seen() -> None:
+    encoder, decoder = made("bahdanau", "gru")
+    memory, state = started(encoder, decoder)
+    state.hx[0][:, 1] = float("nan")
+    found = generate(decoder, memory, state, BEGIN, END, 3)
+    assert [len(of) for of in found] == [1] * B
+    assert math.isnan(found[1][0].score) and not math.isnan(found[0][0].score)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_one_source_without_a_batch(cell: str, bidirectional: bool) -> None:
+    encoder = Encoder(SOURCE, E, H, num_layers=2, cell=cell, bidirectional=bidirectional).double()
+    source = torch.randint(SOURCE, (S, 1))
+    outputs, final = encoder(source[:, 0])
+    with_batch = encoder(source)
+    torch.testing.assert_close(outputs, with_batch[0][:, 0])
+    for state, other in zip(final, with_batch[1], strict=True):
+        torch.testing.assert_close(state, other[:, 0])
+
+
+def test_lengths_may_be_a_list() -> None:
+    encoder, decoder = made("bahdanau", "gru")
+    source = torch.randint(SOURCE, (S, B))
+    want = decoder.prepare(*encoder(source, LENGTHS), LENGTHS)
+    got = decoder.prepare(*encoder(source, LENGTHS.tolist()), LENGTHS.tolist())
+    torch.testing.assert_close(got, want)
+    with pytest.raises(RuntimeError, match=r"lengths: expected an integer dtype, got torch\.float32"):
+        decoder.prepare(*encoder(source), LENGTHS.float())
+
+
+@torch.no_grad()
 def test_samples_follow_the_probabilities() -> None:
     encoder, decoder = made("luong, feeding")
     decoder.scores.weight *= 3
@@ -287,6 +351,11 @@ def test_sequences_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPat
         ({"max_steps": 0}, "max_steps: expected at least 1, got 0"),
         ({"top_k": 3}, "top_k: expected None without a temperature, got 3"),
         ({"top_p": 0.5}, "top_p: expected None without a temperature, got 0.5"),
+        ({"generator": torch.Generator()}, "generator: expected None without a temperature"),
+        (
+            {"temperature": 1.0, "length_penalty": 0.5},
+            "length_penalty: expected 0 with a temperature, got 0.5",
+        ),
         ({"temperature": 1.0, "width": 2}, "width: expected 1 with a temperature, got 2"),
         ({"temperature": 0.0}, "temperature: expected more than 0, got 0.0"),
         ({"temperature": 1.0, "top_k": 0}, "top_k: expected at least 1, got 0"),

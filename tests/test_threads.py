@@ -113,6 +113,56 @@ print(rnnfused._C.describe_plan("lstm", 20, 8, 256, 256, 256, 1, 1, torch.float3
     assert script(code) == f"('serial', 1, 1, 1, 1) {serial}"
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor")
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("OMP_PROC_BIND", "true"),
+        ("OMP_PROC_BIND", "close"),
+        ("OMP_PLACES", "cores"),
+        ("OMP_PLACES", "threads"),
+    ],
+)
+def test_threads_that_are_bound_to_processors(serial: str, name: str, value: str) -> None:
+    code = """
+torch.set_num_threads(2)
+bits()
+print(rnnfused._C.describe_plan("lstm", 20, 8, 256, 256, 256, 1, 1, torch.float32), bits())
+"""
+    assert script(code, **{name: value}) == f"('partition', 1, 2, 1, 1) {serial}"
+
+
+def test_threads_that_are_bound_to_one_place(serial: str) -> None:
+    place = f"{{{min(os.sched_getaffinity(0))}}}"
+    code = """
+torch.set_num_threads(2)
+print(rnnfused._C.describe_plan("lstm", 20, 8, 256, 256, 256, 1, 1, torch.float32), bits())
+"""
+    assert script(code, OMP_PLACES=place) == f"('serial', 1, 1, 1, 1) {serial}"
+
+
+def test_denormal_numbers_are_on_all_threads_what_they_are_to_the_caller() -> None:
+    code = """
+layer = rnnfused.RNN(256, 256, nonlinearity="relu", bias=False)
+with torch.no_grad():
+    for weight in layer.parameters():
+        weight *= 1e-3
+x = torch.randn(20, 8, 256) * 1e-35
+def small():
+    return hashlib.sha256(layer(x)[0].detach().numpy().tobytes()).hexdigest()
+torch.set_num_threads(2)
+with_denormals = small()  # the other thread is there before the mode is changed
+torch.set_flush_denormal(True)
+on_two = small()
+torch.set_num_threads(1)
+print(on_two == small(), on_two == with_denormals)
+torch.set_flush_denormal(False)
+torch.set_num_threads(2)
+print(small() == with_denormals)
+"""
+    assert script(code).split() == ["True", "False", "True"]
+
+
 @pytest.mark.long
 def test_beside_busy_processes(serial: str) -> None:
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]

@@ -37,15 +37,6 @@ void futex(std::atomic<unsigned>& word, int operation, unsigned value) {
           nullptr, 0);
 }
 
-int processors() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  // The set is too small for machines of more than 1,024 processors.
-  const int n = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set)
-                                                             : int(std::thread::hardware_concurrency());
-  return std::clamp(n, 1, kMaxThreads);
-}
-
 // The calling thread's region and its place in it.
 thread_local Places* places = nullptr;
 thread_local int own_member = 0;
@@ -53,15 +44,75 @@ thread_local int own_member = 0;
 // Lets other threads run here, at no loss of this one's turn.
 void nap() { std::this_thread::sleep_for(std::chrono::microseconds(1)); }
 
-// As long as it is there, the calling thread is a member.
-struct Membership {
-  Membership(Places& in, int member) {
+// How the calling thread rounds, and whether denormal numbers are zero to it, without what it has met so far.
+#if defined(__x86_64__)
+using FloatMode = unsigned;
+constexpr FloatMode kMet = 0x3f;
+FloatMode float_mode() { return __builtin_ia32_stmxcsr() & ~kMet; }
+void set_float_mode(FloatMode mode) { __builtin_ia32_ldmxcsr(mode); }
+#elif defined(__aarch64__)
+using FloatMode = uint64_t;
+FloatMode float_mode() {
+  FloatMode mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+void set_float_mode(FloatMode mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+using FloatMode = int;
+FloatMode float_mode() { return 0; }
+void set_float_mode(FloatMode) {}
+#endif
+
+// As long as it is there, the calling thread is a member, and computes as the region's caller does.
+class Membership {
+ public:
+  Membership(Places& in, int member, FloatMode callers) : own_(float_mode()), callers_(callers) {
     places = &in, own_member = member;
+    if (own_ != callers_) set_float_mode(callers_);
     in.settle(member);
   }
   Membership(const Membership&) = delete;
-  ~Membership() { places = nullptr; }
+  ~Membership() {
+    places = nullptr;
+    if (own_ != callers_) set_float_mode(own_);
+  }
+
+ private:
+  FloatMode own_, callers_;
 };
+
+// The region on threads of its own.
+void parallel_on_own_threads(int threads, void (*body)(void*, int), void* context) {
+  Places where(threads);
+  const FloatMode mode = float_mode();
+  const auto run = [&](int thread) {
+    const Membership membership(where, thread, mode);
+    body(context, thread);
+  };
+  // The members wait for each other: none begins before all are there.
+  enum : unsigned { waiting, all_there, gone };
+  Awaited state;
+  std::vector<std::thread> others;
+  const auto join = [&] {
+    for (std::thread& other : others) other.join();
+  };
+  try {
+    for (int thread = 1; thread < threads; ++thread) {
+      others.emplace_back([&, thread] {
+        state.wait_past(waiting);
+        if (state.value() == all_there) run(thread);
+      });
+    }
+  } catch (...) {
+    state.set(gone);
+    join();
+    throw;
+  }
+  state.set(all_there);
+  run(0);
+  join();
+}
 
 // A child of fork() has the caller's thread alone, yet OpenMP takes its pool to be there and would wait for
 // it for ever: the child runs serially.
@@ -203,20 +254,19 @@ void Scarcity::report(double step_us, std::chrono::nanoseconds took, std::chrono
 
 #ifdef RNNFUSED_STD_THREADS
 
-int usable_threads() { return processors(); }
+int usable_threads() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  // The set is too small for machines of more than 1,024 processors.
+  const int n = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set)
+                                                             : int(std::thread::hardware_concurrency());
+  return std::clamp(n, 1, kMaxThreads);
+}
 
 // ThreadSanitizer does not see libgomp's synchronisation; this backend is what its build runs.
 void parallel(int threads, void (*body)(void*, int), void* context) {
   if (threads == 1) return body(context, 0);
-  Places where(threads);
-  const auto run = [&](int thread) {
-    const Membership membership(where, thread);
-    body(context, thread);
-  };
-  std::vector<std::thread> others;
-  for (int thread = 1; thread < threads; ++thread) others.emplace_back([&, thread] { run(thread); });
-  run(0);
-  for (std::thread& other : others) other.join();
+  parallel_on_own_threads(threads, body, context);
 }
 
 #else
@@ -226,6 +276,22 @@ void parallel(int threads, void (*body)(void*, int), void* context) {
 #include <omp.h>
 
 namespace rnnfused {
+namespace {
+
+// Processors that OpenMP has for its threads. Not those that the calling thread may run on: where threads are
+// bound (OMP_PROC_BIND, OMP_PLACES), that is its own place alone.
+int processors() {
+  static const int bound = [] {
+    if (omp_get_proc_bind() == omp_proc_bind_false) return 0;
+    int n = 0;
+    for (int place = 0; place < omp_get_num_places(); ++place) n += omp_get_place_num_procs(place);
+    return n;
+  }();
+  const int all = omp_get_num_procs();
+  return std::clamp(bound > 0 ? std::min(bound, all) : all, 1, kMaxThreads);
+}
+
+}  // namespace
 
 int usable_threads() {
   if (forked.load(std::memory_order_relaxed) || omp_in_parallel() || omp_get_max_active_levels() < 1)
@@ -235,28 +301,35 @@ int usable_threads() {
 
 void parallel(int threads, void (*body)(void*, int), void* context) {
   if (threads == 1) return body(context, 0);
-  // The members wait for each other, so that a smaller team than asked for would never finish.
+  // The members wait for each other, so that a smaller team than asked for would never finish. A runtime
+  // whose limits count the threads of the whole process may give one all the same.
+  bool too_few = false;
   const int dynamic = omp_get_dynamic();
   omp_set_dynamic(0);
   // The caller joins the others by itself before it comes to OpenMP's own end of a region, which waits awake.
   std::atomic<int> others{threads - 1};
   Awaited joined;
   Places where(threads);
+  const FloatMode mode = float_mode();
 #pragma omp parallel num_threads(threads)
   {
     if (omp_get_num_threads() == threads) {
       const int thread = omp_get_thread_num();
       {
-        const Membership membership(where, thread);
+        const Membership membership(where, thread, mode);
         body(context, thread);
         if (thread == 0) joined.wait_past(0);
       }
       if (thread != 0 && others.fetch_sub(1, std::memory_order_acq_rel) == 1) joined.set(1);
     } else if (omp_get_thread_num() == 0) {
-      __builtin_trap();
+      too_few = true;
     }
   }
   omp_set_dynamic(dynamic);
+  if (!too_few) return;
+  if (logs_plans())
+    std::fprintf(stderr, "rnnfused: OpenMP has no %d threads now: a call on threads of its own\n", threads);
+  parallel_on_own_threads(threads, body, context);
 }
 
 #endif

@@ -68,9 +68,10 @@ struct Call {
   Arguments arguments(const Attending& of) const { return {options, x, of.hx, of.params, {}}; }
 };
 
-// What has to be right before sizes can be read. given: columns of the input that are no context's.
-void check_dimensions(const at::Tensor& input, Index given, const Attending& of) {
+// What has to be right before sizes can be read.
+void check_dimensions(const at::Tensor& input, const Attending& of) {
   TORCH_CHECK(input.dim() == 3, "input: expected 3 dimensions, got ", input.dim());
+  TORCH_CHECK(input.is_cpu(), "input: expected a tensor on the CPU, got one on ", input.device());
   TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
               "input: expected dtype torch.float32 or torch.float64, got ", input.scalar_type());
   TORCH_CHECK(of.attention.size() == 4, "attention: expected keys, values, query and score, got ",
@@ -82,6 +83,10 @@ void check_dimensions(const at::Tensor& input, Index given, const Attending& of)
                 of.attention[i].dim());
   TORCH_CHECK(of.hx.size() == of.options.states(), "hx: expected ", of.options.states(), " states, got ",
               of.hx.size());
+}
+
+// given: columns of the input that are no context's.
+void check_context(Index given, const Attending& of) {
   if (of.params.empty() || of.params[0].dim() != 2) return;  // which the layer's own checks refuse
   const Index context = of.params[0].size(1) - given;
   TORCH_CHECK(of.attention[1].size(2) == context, "values: expected ", context,
@@ -93,10 +98,11 @@ void check_dimensions(const at::Tensor& input, Index given, const Attending& of)
 
 Tensors attend(const at::Tensor& input, const Attending& of, bool save) {
   return within_memory([&] {
-    check_dimensions(input, input.size(-1), of);
+    check_dimensions(input, of);
+    check_context(input.size(-1), of);
     const Index T = input.size(0), B = input.size(1), E = input.size(2), V = of.attention[1].size(2);
     at::Tensor x = at::empty({T, B, E + V}, input.options());
-    x.narrow(2, 0, E).copy_(input);
+    x.narrow(2, 0, E).copy_(dense(input, "input"));
     Call call(x, of);
     const Inputs& in = call.in;
     call.weights = at::empty({T, B, call.keys.size(1)}, x.options());
@@ -127,7 +133,8 @@ Tensors attend_backward(at::TensorList grads, at::TensorList kept, const Attendi
     const LayerOptions& o = of.options;
     TORCH_CHECK(grads.size() == 3 + o.states(), "grads: expected ", 3 + o.states(), " entries, got ",
                 grads.size());
-    check_dimensions(kept[0], kept[0].size(-1) - of.attention[1].size(-1), of);
+    check_dimensions(kept[0], of);
+    check_context(kept[0].size(-1) - of.attention[1].size(-1), of);
     Call call(dense(kept[0], "input"), of);
     const Inputs& in = call.in;
     const Index T = in.shape.steps, B = in.shape.batch, S = call.keys.size(1), A = call.keys.size(2);
@@ -141,7 +148,7 @@ Tensors attend_backward(at::TensorList grads, at::TensorList kept, const Attendi
     call.weights = read(kept[1], "weights", {T, B, S});
     call.queries = read(kept[2], "queries", {T, B, A});
     const at::Tensor y = read(kept[3], "output", {T, B, H});
-    check_tensor(kept[4], "tape", call.x.device(), type, tape_sizes(o, call.form, call.x));
+    const at::Tensor tape = read(kept[4], "tape", tape_sizes(o, call.form, call.x));
     const auto grad = [&](size_t index, const char* name, c10::SymIntArrayRef sizes) {
       return read(grads[index], name, sizes);
     };
@@ -160,7 +167,7 @@ Tensors attend_backward(at::TensorList grads, at::TensorList kept, const Attendi
       if (in.weights[slot].defined()) gradients[3 + slot] = in.empty(in.weights[slot].sizes());
     }
     const BackwardTensors tensors{y,
-                                  kept[4],
+                                  tape,
                                   grad(0, "grad_output", {T, B, H}),
                                   grad(1, "grad_h_n", {1, B, H}),
                                   o.states() > 1 ? grad(2, "grad_c_n", {1, B, H}) : at::Tensor(),

@@ -67,6 +67,17 @@ void check_tape(const Arguments& a, const Form& form, const at::Tensor& tape) {
   check_memory(tape, "tape");
 }
 
+// Of the outputs as kernels give them, which read how many sequences packed rows are of.
+std::vector<c10::SymDimVector> output_sizes(const Arguments& a, const Form& form,
+                                            const Sequences& sequences) {
+  std::vector<c10::SymDimVector> sizes = rnnfused::output_sizes(a, form);
+  if (form.order != RowOrder::packed || !a.hx.empty()) return sizes;
+  const size_t first_state = a.options.step ? 0 : 1;
+  for (size_t s = first_state; s < first_state + a.options.states(); ++s)
+    sizes[s][1] = sequences.callers_batch;
+  return sizes;
+}
+
 // ---- Placed sequences, for what knows no places: the same call on packed rows
 
 // Something of a call's states, with a batch dimension and with all layers and directions in the first.
@@ -241,7 +252,7 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
   }
   const Order order(a, form, sequences->placed);
   const Inputs in(a, form, sequences, 0, order(a.input));
-  std::vector<c10::SymDimVector> sizes = output_sizes(a, form);
+  const std::vector<c10::SymDimVector> sizes = output_sizes(a, form, *sequences);
   const at::ScalarType type = state_type(a);
   // What the kernels read as it is stored, or in the type that is computed in.
   const auto read = [&](const at::Tensor& t, const char* name, size_t index, bool is_sequence,
@@ -253,9 +264,6 @@ Tensors run_backward(const Arguments& a, at::TensorList outer, const Kept& kept,
     return as(dense(laid_out, name), is_stored ? in.x.scalar_type() : compute_type(in.x.scalar_type()));
   };
   const size_t first_state = o.step ? 0 : 1;
-  if (form.order == RowOrder::packed && a.hx.empty()) {
-    for (size_t s = first_state; s < first_state + o.states(); ++s) sizes[s][1] = sequences->callers_batch;
-  }
   TORCH_CHECK(kept.output.defined(), "output: expected a tensor, got none");
   check_tape(a, form, kept.tape);
   OptionalTensors gradients(size_t(3 + o.directions * kSlots));
@@ -333,10 +341,10 @@ struct Canonical {
   Tensors hx;
   at::ScalarType computed;
 
-  explicit Canonical(const Arguments& a)
+  Canonical(const Arguments& a, const Form& checked, std::shared_ptr<const Sequences> of)
       : options(a.options),
-        form(check(a)),
-        sequences(sequences_of(a, form)),
+        form(checked),
+        sequences(std::move(of)),
         order(a, form),
         input(sequence(a.input)),
         computed(compute_type(a.input.scalar_type())) {
@@ -357,11 +365,9 @@ struct Canonical {
     return Inputs({options, input, hx, a.params, a.layout}, form, sequences, 0, input, /*computed=*/true);
   }
   // What a call is given of the outputs, in the type that is computed in.
-  OutputTensors outputs(at::TensorList all, const char* name) const {
+  OutputTensors outputs(at::TensorList all) const {
     OutputTensors out;
     if (all.empty()) return out;
-    TORCH_CHECK(all.size() == options.outputs(), name, ": expected ", options.outputs(), " entries, got ",
-                all.size());
     const size_t first_state = options.step ? 0 : 1;
     if (!options.step) out.y = wide(sequence(all[0]));
     out.hn = wide(states(all[first_state]));
@@ -383,6 +389,49 @@ void check_torchs_own(const LayerOptions& o) {
 
 Arguments without_layout(const Arguments& a) { return {a.options, a.input, a.hx, a.params, {}}; }
 
+// That a tensor, if it is there, can be read as one of such sizes; its type may be another.
+void check_like(const Arguments& a, const at::Tensor& t, const char* name, c10::SymIntArrayRef sizes) {
+  if (!t.defined()) return;
+  TORCH_CHECK(t.is_floating_point(), name, ": expected a floating-point dtype, got ", t.scalar_type());
+  check_tensor(t, name, a.input.device(), t.scalar_type(), sizes);
+  check_memory(t, name);
+}
+
+// What derivatives beyond the gradients are given, before anything of it is read. Of what is empty every
+// tensor is zero.
+class BeyondGradients {
+ public:
+  BeyondGradients(const Arguments& a, const Form& form, const Sequences& sequences)
+      : a_(a), sizes_(output_sizes(a, form, sequences)) {
+    check_torchs_own(a.options);
+    check_memory(a.input, "input");
+    for (const at::Tensor& t : a.hx) check_memory(t, "hx");
+  }
+
+  void check_inputs(at::TensorList all, const char* name) const {
+    const size_t states = a_.hx.size(), inputs = 1 + states + a_.params.size();
+    TORCH_CHECK(all.size() == inputs, name, ": expected ", inputs, " entries, got ", all.size());
+    for (size_t i = 0; i < inputs; ++i) {
+      const at::Tensor& like = i == 0 ? a_.input : i <= states ? a_.hx[i - 1] : a_.params[i - 1 - states];
+      check_like(a_, all[i], name, like.sym_sizes());
+    }
+  }
+  void check_outputs(at::TensorList all, const char* name) const {
+    if (all.empty()) return;
+    TORCH_CHECK(all.size() == sizes_.size(), name, ": expected ", sizes_.size(), " entries, got ",
+                all.size());
+    for (size_t i = 0; i < all.size(); ++i) check_like(a_, all[i], name, sizes_[i]);
+  }
+  void check_output(const at::Tensor& t) const {
+    TORCH_CHECK(t.defined(), "output: expected a tensor, got none");
+    check_like(a_, t, "output", sizes_[0]);
+  }
+
+ private:
+  const Arguments& a_;
+  std::vector<c10::SymDimVector> sizes_;
+};
+
 }  // namespace
 
 bool tapes_for_tangents(const Arguments& a) {
@@ -394,10 +443,14 @@ bool tapes_for_tangents(const Arguments& a) {
 
 Tensors recurrent_tangent(const Arguments& a, const Directions& d, const Kept& kept, bool outputs,
                           at::IntArrayRef wanted) {
-  check_torchs_own(a.options);
+  const Form form = check(a);
+  const auto sequences = sequences_of(a, form);
+  const BeyondGradients given(a, form, *sequences);
+  given.check_inputs(d.tangents, "tangents");
+  given.check_outputs(d.outer, "grads");
+  given.check_outputs(d.outer_tangents, "grad_tangents");
+  given.check_output(kept.output);
   if (a.layout.lengths || a.layout.resets) {
-    const Form form = check(a);
-    const auto sequences = sequences_of(a, form);
     if (!sequences->placed) return recurrent_tangent(without_layout(a), d, kept, outputs, wanted);
     const PackedCall call(a, form, *sequences);
     const Tensors along = call.inputs(d.tangents), outer = call.outputs(d.outer),
@@ -413,10 +466,8 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const Kept& k
     }
     return results;
   }
-  const Canonical call(a);
-  const size_t inputs = 1 + a.hx.size() + a.params.size(), weights = size_t(a.options.directions * kSlots);
-  TORCH_CHECK(d.tangents.size() == inputs, "tangents: expected ", inputs, " entries, got ",
-              d.tangents.size());
+  const Canonical call(a, form, sequences);
+  const size_t inputs = d.tangents.size(), weights = size_t(a.options.directions * kSlots);
   LayerTensors along{call.wide(call.sequence(d.tangents[0])), {}, {}, Tensors(weights)};
   for (size_t i = 1; i < inputs; ++i) {
     const at::Tensor t = call.wide(d.tangents[i]);
@@ -432,8 +483,8 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const Kept& k
   const bool takes_tape = kept.tape.defined() && tapes_for_tangents(a);
   if (takes_tape) check_tape(a, call.form, kept.tape);
   const LayerTangents found =
-      layer_tangents(in, y, takes_tape ? kept.tape : at::Tensor(), call.outputs(d.outer, "grads"),
-                     call.outputs(d.outer_tangents, "grad_tangents"), along, is_wanted);
+      layer_tangents(in, y, takes_tape ? kept.tape : at::Tensor(), call.outputs(d.outer),
+                     call.outputs(d.outer_tangents), along, is_wanted);
   Tensors results;
   const at::ScalarType type = state_type(a);
   const auto give = [&](const at::Tensor& t, at::IntArrayRef sizes, at::ScalarType as_type) {
@@ -472,20 +523,22 @@ Tensors recurrent_tangent(const Arguments& a, const Directions& d, const Kept& k
 }
 
 Tensors recurrent_gate_gradients(const Arguments& a, at::TensorList outer, const at::Tensor& output) {
-  check_torchs_own(a.options);
+  const Form form = check(a);
+  const auto sequences = sequences_of(a, form);
+  const BeyondGradients given(a, form, *sequences);
+  given.check_outputs(outer, "grads");
+  given.check_output(output);
   if (a.layout.lengths || a.layout.resets) {
-    const Form form = check(a);
-    const auto sequences = sequences_of(a, form);
     if (!sequences->placed) return recurrent_gate_gradients(without_layout(a), outer, output);
     const PackedCall call(a, form, *sequences);
     Tensors results = recurrent_gate_gradients(call.arguments(), call.outputs(outer), call.rows(output));
     for (at::Tensor& t : results) t = call.rows_back_by_steps(t);
     return results;
   }
-  const Canonical call(a);
+  const Canonical call(a, form, sequences);
   const Inputs in = call.inputs(a);
   const at::Tensor y = call.output(output);
-  const GateGradients found = gate_gradients(in, y, call.outputs(outer, "grads"));
+  const GateGradients found = gate_gradients(in, y, call.outputs(outer));
   Tensors results;
   for (const GateGradients::Direction& d : found.directions) {
     results.push_back(d.input);

@@ -2,6 +2,7 @@
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/jit/frontend/tracer.h>
@@ -29,8 +30,10 @@ bool is_plain(const at::Tensor& t) {
 bool thread_is_watched() {
   const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
   return (bits(local.included_) & ~bits(c10::default_included_set)) != 0 ||
-         local.excluded_.has(DispatchKey::AutogradCPU) || c10::impl::TorchDispatchModeTLS::stack_len() != 0 ||
-         torch::jit::tracer::isTracing();
+         // Below autograd, where the mode that asks for gradients is on all the same: a node of ours would
+         // look at the mode alone.
+         (at::GradMode::is_enabled() && local.excluded_.has(DispatchKey::AutogradFunctionality)) ||
+         c10::impl::TorchDispatchModeTLS::stack_len() != 0 || torch::jit::tracer::isTracing();
 }
 
 bool somebody_watches(const at::Tensor& t) {

@@ -29,6 +29,24 @@ TEST_CASE("every thread runs once, the caller as thread 0") {
   }
 }
 
+#ifdef RNNFUSED_OPENMP_THREADS
+extern "C" void omp_set_max_active_levels(int);
+extern "C" int omp_get_max_active_levels();
+
+TEST_CASE("where OpenMP gives too few threads the region has threads of its own") {
+  const int levels = omp_get_max_active_levels();
+  omp_set_max_active_levels(0);
+  Barrier barrier(3);
+  std::vector<int> calls(3, 0);
+  run(3, [&](int thread) {
+    barrier.wait();  // for ever, if there are fewer
+    ++calls[size_t(thread)];
+  });
+  omp_set_max_active_levels(levels);
+  CHECK((calls == std::vector<int>{1, 1, 1}));
+}
+#endif
+
 // Every member writes what belongs to it without any other synchronisation; after the barrier all must see
 // all of it, and no member may be a round ahead.
 TEST_CASE("a barrier holds the members together and publishes what they wrote") {

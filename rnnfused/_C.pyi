@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,10 +36,15 @@ class Frozen:
 
 class Stepper:
     def __init__(
-        self, layer: str, params: Sequence[Tensor], hx: Sequence[Tensor], type: torch.dtype
+        self,
+        layer: str,
+        params: Sequence[Tensor],
+        hx: Sequence[Tensor],
+        type: torch.dtype,
+        before: Stepper | None = ...,
     ) -> None: ...
     def step(self, x: Tensor, active: Tensor | None = ..., out: Tensor | None = ...) -> Tensor: ...
-    def state_was_set(self) -> None: ...
+    def at_rest(self, body: Callable[[], object], writes: bool) -> None: ...
 
 def cell_names() -> list[str]: ...
 def isa() -> str: ...

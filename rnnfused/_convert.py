@@ -139,6 +139,8 @@ def _target(layer: torch.nn.Module, source: type) -> type | str:
     target = _class_for(source)
     if isinstance(target, str) or target is source:
         return target
+    if any(parameter is not None and parameter.is_complex() for parameter in layer._parameters.values()):
+        return "its parameters are complex"
     theirs, ours = _bases(source)
     # Attributes of the object itself come before the class's, except for Parameters, buffers and modules.
     held = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
@@ -185,7 +187,8 @@ def _beyond(theirs: type, ours: type) -> set[str]:
 def _calls_super(method: Any, name: str) -> bool:
     """Whether a method calls super().name or super(Class, self).name, as far as its code shows.
 
-    A base class that is named, as in torch.nn.LSTM.forward(self, ...), is not to be redirected.
+    A base class that is named, as in torch.nn.LSTM.forward(self, ...), is not to be redirected, and
+    super(type(self), self) is the method itself in a class that is derived.
     """
     code = getattr(inspect.unwrap(method), "__code__", None)
     return code is not None and _code_calls_super(code, name)
@@ -195,7 +198,7 @@ def _code_calls_super(code: CodeType, name: str) -> bool:
     after_super = False
     for instruction in dis.get_instructions(code):
         if instruction.opname == "LOAD_GLOBAL":
-            after_super = after_super or instruction.argval == "super"
+            after_super = instruction.argval == "super" or (after_super and instruction.argval != "type")
         elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
             if after_super and instruction.argval == name:
                 return True

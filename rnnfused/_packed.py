@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
+from torch.fx.proxy import TraceError
 
 from rnnfused._layer import LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
 from rnnfused._quantized import quantized_params
 from rnnfused._varied import native_dtype
+from rnnfused._weights import compute_weights
 from rnnfused.modules import GRU, LSTM, RNN, _Sequence, expanded
 
 __all__ = ["Frozen", "Stepper"]
@@ -30,6 +34,10 @@ class _Snapshot:
     """
 
     _native: Any
+    _layer: LayerConfig
+    _seen: LayerConfig | None = None  # the module's own, found to be the same
+    _dtype: torch.dtype  # of what a call is given and gives
+    _stored: torch.dtype  # of the weights
     _weights: Sequence[Tensor]
     _learned: Sequence[Tensor] = ()
 
@@ -50,22 +58,30 @@ class _Snapshot:
                     f"module: expected float32 or float64 on the CPU and no projection with {options}, "
                     "for what native code runs"
                 )
-        self._module, self._kind = module, weights
-        self._dtype = module._params()[0].dtype  # of what a call is given and gives
         if weights is not None and weights not in _DTYPES:
             known = ", ".join(map(repr, _DTYPES))
             raise ValueError(f"weights: expected None or one of {known}, got {weights!r}")
-        if weights is not None and self._dtype != torch.float32:
-            raise ValueError(f"module: expected dtype torch.float32 with weights, got {self._dtype}")
+        self._module, self._kind = module, weights
 
-    @property
-    def _stored(self) -> torch.dtype:
-        """The type of the weights."""
-        return _DTYPES[self._kind] if self._kind else self._dtype
-
-    def _config(self) -> LayerConfig:
+    def _described(self) -> LayerConfig:
+        """The module as it is described now. Raises TypeError if it is none of ours any more."""
+        if not isinstance(self._module, _Sequence):
+            raise TypeError(
+                f"module: expected an rnnfused.RNN, LSTM or GRU, got {type(self._module).__name__}, which it "
+                "has become since"
+            )
         layer = self._module._config()
         return dataclasses.replace(layer, int8=True) if self._kind == "int8" else layer
+
+    def _check_unchanged(self) -> None:
+        """Raises RuntimeError if the module is described otherwise than what is kept of it."""
+        if torch.compiler.is_compiling() or vars(self._module).get("_layer") is self._seen is not None:
+            return
+        if (now := self._described()) != self._layer:
+            raise RuntimeError(
+                f"module: expected '{self._layer.text}', as it was, got '{now.text}': call refresh"
+            )
+        self.__dict__["_seen"] = self._module._config()
 
     def _in_words(self) -> str:
         return f", weights={self._kind!r}" if self._kind else ""
@@ -76,29 +92,44 @@ class _Snapshot:
         Raises what the constructor raises, before anything is changed. A CUDA graph that was captured before
         reads weights that are gone: capture it again.
         """
-        with torch.no_grad():
+        # What is kept outlives the mode that it is made in.
+        with torch.inference_mode(False), torch.no_grad():
             taken = self._taken()
         native = self._pack(taken)
         self.__dict__.update(taken, _native=native)
 
     def _taken(self) -> dict[str, Any]:
         """What is held of the module, by attribute."""
+        layer = self._described()
+        compute_weights(self._module)
         params = [parameter.detach() for parameter in self._module._params()]
+        dtype = params[0].dtype
+        if self._kind is not None and dtype != torch.float32:
+            raise ValueError(f"module: expected dtype torch.float32 with weights, got {dtype}")
+        stored = _DTYPES[self._kind] if self._kind else dtype
         if self._kind == "int8":
             weights = [t.clone() for t in quantized_params(self._module._config(), params)]
         else:
-            weights = [t.to(self._stored, copy=True) for t in params]
-        return {"_weights": weights, "_learned": [state.detach() for state in self._module._learned()]}
+            weights = [t.to(stored, copy=True) for t in params]
+        learned = [state.detach() for state in self._module._learned()]
+        return {
+            "_layer": layer,
+            "_dtype": dtype,
+            "_stored": stored,
+            "_weights": weights,
+            "_learned": learned,
+        }
 
     def _pack(self, taken: dict[str, Any]) -> Any:
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_native"}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_native", "_seen")}
+        return state | {"_layer": self._layer.text}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._native = self._pack(state)
+        self.__dict__.update(state, _layer=LayerConfig.parse(state["_layer"]))
+        self._native = self._pack(self.__dict__)
 
 
 class Frozen(_Snapshot):
@@ -121,10 +152,11 @@ class Frozen(_Snapshot):
     where a call is traced or transformed, which runs the operator on the same weights. On a GPU a call can be
     captured in a CUDA graph where the module's can.
 
-    Raises TypeError for another module, ValueError for other weights and for options of
-    the cell (docs/cells.md), RuntimeError for weights of 8 bits on a GPU; calls raise what the module's
-    raise, and RuntimeError for another device and for tensors that require a gradient (with weights of 8
-    bits: when somebody goes back to them).
+    Raises TypeError for another module, ValueError for other weights and for options of the cell
+    (docs/cells.md) with them, RuntimeError for weights of 8 bits on a GPU; calls raise what the module's
+    raise, and RuntimeError for another device, for tensors that require a gradient (with weights of 8 bits:
+    when somebody goes back to them) and where the module is described otherwise than it was; TypeError where
+    it is torch.nn's by now; torch.fx's symbolic traces raise TraceError.
     """
 
     def __init__(self, module: Module, weights: str | None = None) -> None:
@@ -135,22 +167,24 @@ class Frozen(_Snapshot):
         self,
         input: Any,
         hx: Any = None,
-        *,
         lengths: Any = None,
         resets: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Any, ...]:
+        if isinstance(input, Proxy):
+            raise TraceError("a Frozen cannot be traced symbolically: its weights are no module's")
+        self._check_unchanged()
         return self._module._forward(self._run, input, hx, lengths, resets, cu_seqlens)
 
     def __repr__(self) -> str:
         return f"Frozen({self._module!r}{self._in_words()})"
 
     def _pack(self, taken: dict[str, Any]) -> Any:
-        return _C.Frozen(self._config().text, taken["_weights"])
+        return _C.Frozen(taken["_layer"].text, taken["_weights"])
 
     def _run(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
         if self._learned and not hx:
-            hx = expanded(self._module._config(), self._learned, input, layout)
+            hx = expanded(self._layer, self._learned, input, layout)
         if self._kind in (None, "int8"):
             return self._outputs(input, hx, layout)
         if input.dtype != self._dtype:
@@ -163,7 +197,7 @@ class Frozen(_Snapshot):
             outputs = self._native.forward(input, hx, *layout)
             if outputs is not None:
                 return outputs
-        return recurrent(self._config(), input, hx, self._weights, *layout)
+        return recurrent(self._layer, input, hx, self._weights, *layout)
 
 
 class Stepper(_Snapshot):
@@ -191,8 +225,9 @@ class Stepper(_Snapshot):
     change, call `refresh`; if the module was moved to another device, the state goes there, too. A Stepper
     can be copied and pickled, its state with it, and be an attribute of a torch.nn.Module. Nothing is
     differentiated or traced. Calls from several threads are safe, and wait for each other. Raises TypeError
-    for another module, ValueError for two directions, options of the cell (docs/cells.md), a batch size below
-    1 or other weights, RuntimeError for another device or dtype and for weights of 8 bits on a GPU.
+    for another module, ValueError for two directions, a batch size below 1, other weights and for options of
+    the cell (docs/cells.md) with them, RuntimeError for another device or dtype and for weights of 8 bits on
+    a GPU.
     """
 
     _states: tuple[Tensor, ...]
@@ -204,13 +239,11 @@ class Stepper(_Snapshot):
             raise ValueError("module: expected one direction, got bidirectional=True")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        device = module._params()[0].device
-        computed = torch.float32 if self._stored in _DTYPES.values() else self._stored
-        self._states = tuple(
-            torch.zeros(module.num_layers, batch_size, size, dtype=computed, device=device)
-            for size in module._state_sizes()
-        )
-        self.refresh()
+        with torch.inference_mode(False):
+            self._states = tuple(
+                torch.zeros(module.num_layers, batch_size, size) for size in module._state_sizes()
+            )
+        super().refresh()
         self.reset()
 
     def __call__(self, input: Tensor, active: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -252,8 +285,9 @@ class Stepper(_Snapshot):
         rows: a bool mask [B], or whatever else indexes a tensor of B. Raises IndexError for what does not. On
         a GPU a mask that is there can change from replay to replay of a CUDA graph.
         """
-        index = _as_index(rows)
-        with torch.no_grad():
+        index = _as_index("rows", rows)
+
+        def write() -> None:
             for state, begin in zip(self._states, self._begin, strict=True):
                 if (
                     isinstance(index, Tensor)
@@ -264,35 +298,66 @@ class Stepper(_Snapshot):
                     torch.where(index.to(state.device).unsqueeze(1), begin, state, out=state)
                 else:
                     state[:, index] = begin
-        self._native.state_was_set()
+
+        self._at_rest(write, writes=True)
 
     def get_rows(self, rows: Any) -> Any:
         """The state of some sequences, as `state` has it of all: a copy. rows: as in `reset_rows`; a mask on
         a GPU is waited for, since it says how many rows there are.
         """
-        with torch.no_grad():
-            return self._module._hx(tuple(state[:, _as_index(rows)].clone() for state in self._states))
+        index = _as_index("rows", rows)
+        found: list[Tensor] = []
+
+        def read() -> None:
+            found.extend(state[:, index].clone() for state in self._states)
+
+        self._at_rest(read, writes=False)
+        return tuple(found) if len(found) > 1 else found[0]
 
     def set_rows(self, rows: Any, hx: Any) -> None:
         """Sets the state of some sequences to what `get_rows` or the module gave for as many.
 
         Raises ValueError for states of another size, before anything is changed.
         """
-        self._put("hx", _as_index(rows), hx)
+        self._put("hx", _as_index("rows", rows), hx)
 
     def _put(self, name: str, index: Any, hx: Any) -> None:
-        given = self._module._states(hx)
+        count = len(self._states)
+        given = (hx,) if isinstance(hx, Tensor) else hx
+        if not (isinstance(given, (tuple, list)) and all(isinstance(state, Tensor) for state in given)):
+            raise TypeError(f"{name}: expected {'a tensor' if count == 1 else '(h, c)'}, got {hx!r}")
+        if len(given) != count:
+            raise ValueError(f"{name}: expected {count} states, got {len(given)}")
         for own, new in zip(self._states, given, strict=True):
             if new.shape != own[:, index].shape:
                 raise ValueError(f"{name}: expected size {list(own[:, index].shape)}, got {list(new.shape)}")
-        with torch.no_grad():
+
+        def write() -> None:
             for own, new in zip(self._states, given, strict=True):
                 own[:, index] = new
-        self._native.state_was_set()
+
+        self._at_rest(write, writes=True)
+
+    def _at_rest(self, body: Callable[[], None], *, writes: bool) -> None:
+        """Runs what reads or writes the state while no step does."""
+        with torch.no_grad():
+            self._native.at_rest(body, writes)
+
+    def refresh(self) -> None:
+        self._native.at_rest(super().refresh, True)
+
+    refresh.__doc__ = _Snapshot.refresh.__doc__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy's state is its own.
+        states = tuple(own.clone() for own in state["_states"])
+        super().__setstate__(state | {"_states": states})
 
     def _taken(self) -> dict[str, Any]:
         taken = super()._taken()
-        states = tuple(state.to(taken["_weights"][0].device) for state in self._states)
+        stored = taken["_stored"]
+        computed = torch.float32 if stored in _DTYPES.values() else stored
+        states = tuple(state.to(taken["_weights"][0].device, computed) for state in self._states)
         begin = [
             (learned.unsqueeze(1) if learned is not None else state.new_zeros(())).to(state.dtype)
             for state, learned in zip_longest(states, taken["_learned"])
@@ -300,10 +365,16 @@ class Stepper(_Snapshot):
         return taken | {"_states": states, "_begin": begin}
 
     def _pack(self, taken: dict[str, Any]) -> Any:
-        layer = dataclasses.replace(self._config(), batch_first=False, cells=False)
-        return _C.Stepper(layer.text, taken["_weights"], taken["_states"], self._dtype)
+        layer = dataclasses.replace(taken["_layer"], batch_first=False, cells=False)
+        # A step that another thread has begun to ask for may still be the last of before a refresh.
+        before = self.__dict__.get("_native")
+        return _C.Stepper(layer.text, taken["_weights"], taken["_states"], taken["_dtype"], before)
 
 
-def _as_index(rows: Any) -> Any:
-    """One sequence keeps its dimension."""
-    return [rows] if isinstance(rows, int) else rows
+def _as_index(name: str, rows: Any) -> Any:
+    """What indexes the sequences; one of them keeps its dimension. Raises IndexError for None."""
+    if rows is None:
+        raise IndexError(f"{name}: expected what indexes the sequences, got None")
+    if isinstance(rows, Tensor) and rows.dim() == 0 and rows.dtype != torch.bool:
+        return rows.unsqueeze(0)
+    return [int(rows)] if isinstance(rows, Integral) and not isinstance(rows, bool) else rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from rnnfused._layer import PADDED, LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
 from rnnfused._options import DEFAULTS, asked
+from rnnfused._weights import compute_weights, is_of_weights
 
 __all__ = ["SMALLEST", "Quantized", "quantize_dynamic", "quantized_params"]
 
@@ -28,6 +29,9 @@ _log = logging.getLogger("rnnfused")
 
 # Hidden units from which on a layer gains by 8 bits: bench/results/cpu-int8.md.
 SMALLEST = 64
+
+# How a layer is called, which may be changed after construction, as torch.nn's may.
+_SETTABLE = ("batch_first", "return_cells")
 
 # What torch.nn.Module calls around forward.
 _HOOKS = (
@@ -90,6 +94,7 @@ class Quantized(torch.nn.Module):
             )
         if changed := asked({name: getattr(layer, name, default) for name, default in DEFAULTS.items()}):
             raise RuntimeError(f"layer: expected torch.nn's equations with 8 bits, got {', '.join(changed)}")
+        compute_weights(layer)
         self.__dict__["_shape"] = _without_memory(kind, layer)
         for group in self._groups():
             for name in group:
@@ -139,6 +144,13 @@ class Quantized(torch.nn.Module):
             if name.startswith("_") or name not in described:
                 raise
             return described[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SETTABLE and hasattr(self._shape, name):
+            setattr(self._shape, name, value)
+            self.__dict__.pop("_seen", None)  # what is packed is of the old kind
+        else:
+            super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_packed", "_seen")}
@@ -304,25 +316,40 @@ def _scales(weight: Tensor) -> Tensor:
     return torch.full((weight.size(0),), weight.q_scale())
 
 
-def quantize_dynamic(model: M, inplace: bool = False, smallest: int = SMALLEST) -> M:
+def quantize_dynamic(
+    model: M,
+    qconfig_spec: Iterable[type | str] | None = None,
+    dtype: torch.dtype = torch.qint8,
+    *,
+    inplace: bool = False,
+    smallest: int = SMALLEST,
+) -> M:
     """A model for inference with weights of 8 bits in its recurrent layers: each RNN, LSTM, GRU and cell of
     rnnfused's and of torch.nn's, and each that torch.ao.quantization.quantize_dynamic has made of one (by the
     same numbers), becomes a `Quantized`. The successor of torch.ao's function for recurrent layers; the
     model's other layers stay as they are.
 
-    inplace: changes `model` itself instead of a copy. smallest: layers of fewer hidden units stay float32
-    (rnnfused's), since 8 bits gain nothing there; the logger "rnnfused" says so at level INFO, and warns of
-    layers of another dtype or device, of torch.ao's in float16, of subclasses and of what `convert` leaves
-    alone. Hooks of forward move to what a layer becomes. Returns the model, or where
-    that is a layer itself what it becomes. Raises TypeError if `model` is not a torch.nn.Module.
+    qconfig_spec, as torch.ao's function has it: types of layers and names of modules; only recurrent layers
+    of these types, or of or in modules of these names, get weights of 8 bits. None: all. dtype: torch.qint8;
+    there is no other. inplace: changes `model` itself instead of a copy. smallest: layers of fewer hidden
+    units stay float32 (rnnfused's), since 8 bits gain nothing there; the logger "rnnfused" says so at level
+    INFO, and warns of layers of another dtype or device, of torch.ao's in float16, of subclasses and of what
+    `convert` leaves alone. Hooks of forward move to what a layer becomes. Returns the model, or where that is
+    a layer itself what it becomes. Raises TypeError if `model` is not a torch.nn.Module and for a
+    qconfig_spec of anything else, ValueError for another dtype.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if dtype != torch.qint8:
+        raise ValueError(f"dtype: expected torch.qint8, got {dtype}")
+    spec = _checked_spec(qconfig_spec)
     if not inplace:
         model = copy.deepcopy(model)
     convert(model)
     made: dict[torch.nn.Module, torch.nn.Module] = {}
     for name, layer in model.named_modules():
+        if spec is not None and not _is_asked_for(name, layer, spec):
+            continue
         found = _quantized_or_why_not(layer, smallest)
         if isinstance(found, Quantized):
             made[layer] = found
@@ -334,6 +361,29 @@ def quantize_dynamic(model: M, inplace: bool = False, smallest: int = SMALLEST) 
             if child in made:
                 parent._modules[name] = made[child]
     return made.get(model, model)  # type: ignore[return-value]
+
+
+def _checked_spec(spec: Any) -> tuple[type | str, ...] | None:
+    if spec is None:
+        return None
+    if isinstance(spec, str) or not isinstance(spec, Iterable):
+        raise TypeError(f"qconfig_spec: expected None, or a set of types and names, got {spec!r}")
+    # A mapping's None is torch.ao's for what is to stay.
+    wanted = tuple(one for one in spec if not (isinstance(spec, Mapping) and spec[one] is None))
+    for one in wanted:
+        if not isinstance(one, (type, str)):
+            raise TypeError(f"qconfig_spec: expected types and names of modules, got {one!r}")
+    return wanted
+
+
+def _is_asked_for(name: str, layer: torch.nn.Module, spec: Sequence[type | str]) -> bool:
+    return any(
+        f"{name}.".startswith(f"{one}.")
+        if isinstance(one, str)
+        # rnnfused's classes derive from torch.nn's, torch.ao's have their names.
+        else isinstance(layer, one) or (_is_of_torch_ao(layer) and type(layer).__name__ == one.__name__)
+        for one in spec
+    )
 
 
 class _Left(NamedTuple):
@@ -360,10 +410,7 @@ def _quantized_or_why_not(layer: Any, smallest: int) -> Quantized | _Left | None
         return _Left(logging.WARNING, str(error))
     for name in _HOOKS:
         # Those of weight_norm and pruning have computed the weights for the last time.
-        kept = {k: v for k, v in getattr(layer, name).items() if not _is_of_weights(layer, k)}
+        of_weights = [key for key, hook in layer._forward_pre_hooks.items() if is_of_weights(hook)]
+        kept = {key: hook for key, hook in getattr(layer, name).items() if key not in of_weights}
         getattr(made, name).update(kept)
     return made
-
-
-def _is_of_weights(layer: torch.nn.Module, hook: int) -> bool:
-    return type(layer._forward_pre_hooks.get(hook)).__module__.startswith("torch.nn.utils.")

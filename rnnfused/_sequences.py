@@ -67,6 +67,8 @@ class Sequences:
 
 
 def _lengths_of(offsets: Tensor) -> Tensor:
+    if not isinstance(offsets, Tensor):
+        raise TypeError(f"cu_seqlens: expected a tensor, got {type(offsets).__name__}")
     if offsets.dim() != 1 or offsets.size(0) == 0:
         raise RuntimeError(
             f"cu_seqlens: expected size [sequences + 1], beginning with 0, got {list(offsets.shape)}"
@@ -86,5 +88,8 @@ def detach(hx: Any) -> Any:
     if isinstance(hx, Tensor):
         return hx.detach()
     if isinstance(hx, (tuple, list)):
-        return type(hx)(detach(state) for state in hx)
+        found = [detach(state) for state in hx]
+        return (
+            type(hx)(*found) if hasattr(hx, "_fields") else type(hx)(found)
+        )  # a NamedTuple takes its fields
     raise TypeError(f"hx: expected a tensor, or tuples or lists of them, got {type(hx).__name__}")

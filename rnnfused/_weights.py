@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-__all__ = ["Weights"]
+__all__ = ["Weights", "compute_weights", "is_of_weights"]
 
 
 class Weights(torch.nn.RNNBase):
@@ -67,3 +67,18 @@ class Weights(torch.nn.RNNBase):
             weight = self._flat_weights[index]
             if weight is not None and not weight.is_leaf and hasattr(type(self), name):
                 self._flat_weights[index] = weight.detach()
+
+
+def is_of_weights(hook: Any) -> bool:
+    """Whether a hook before forward is one of torch.nn.utils (pruning, weight_norm, spectral_norm), which
+    computes a weight from others.
+    """
+    return type(hook).__module__.startswith("torch.nn.utils.")
+
+
+def compute_weights(module: torch.nn.Module) -> None:
+    """Makes a module's weights what a call of it would make them, for who reads them without a call."""
+    with torch.no_grad():
+        for hook in module._forward_pre_hooks.values():
+            if is_of_weights(hook):
+                hook(module, ())

@@ -7,6 +7,8 @@ torch's compiler takes that. Parameters, initialisation, validation and pickling
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,6 +49,23 @@ def leaf(module: torch.nn.Module, input: Proxy, hx: Any, **options: Any) -> Any:
     tracer: Any = input.tracer
     given = {name: value for name, value in options.items() if value is not None}
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), given)
+
+
+@functools.cache
+def _own_methods() -> frozenset[str]:
+    """Names that a subclass must not give to attributes: calls go through them."""
+    classes = (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)
+    bases = {base for cls in classes for base in cls.__mro__ if base.__module__.startswith("rnnfused.")}
+    named = {name for base in bases for name, value in vars(base).items() if inspect.isfunction(value)}
+    theirs = (
+        torch.nn.RNN,
+        torch.nn.LSTM,
+        torch.nn.GRU,
+        torch.nn.RNNCell,
+        torch.nn.LSTMCell,
+        torch.nn.GRUCell,
+    )
+    return frozenset({"_layer", *(n for n in named if not any(hasattr(cls, n) for cls in theirs))})
 
 
 class _Described(torch.nn.Module):
@@ -116,8 +135,22 @@ class _Described(torch.nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _DESCRIBED:
+            if isinstance(value, (torch.nn.Module, Tensor)):
+                raise TypeError(
+                    f"{name}: expected an option of rnnfused's {type(self).__name__}, got "
+                    f"{type(value).__name__} (an attribute of a subclass needs another name)"
+                )
             self.__dict__.pop("_layer", None)
+        elif name in _own_methods():
+            raise AttributeError(
+                f"{name}: expected a name that rnnfused's layers leave free, got that of one of their methods"
+            )
         super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Files hold what torch.nn's would: no class of ours but the layer's own.
+        theirs = getattr(super(), "__getstate__", lambda: self.__dict__)()
+        return {name: value for name, value in theirs.items() if name != "_layer"}
 
     def _config(self) -> LayerConfig:
         if is_dynamo_compiling():

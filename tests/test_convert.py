@@ -335,6 +335,20 @@ def test_types(name: str) -> None:
     assert str(ours(3, 4)) == str(theirs(3, 4))
 
 
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNNCell"])
+def test_files_name_no_class_but_the_layers_own(name: str) -> None:
+    layer = getattr(rnnfused, name)(3, 4)
+    layer(torch.zeros(2, 3))
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(file) == [f"rnnfused.modules.{name}"]
+    file.seek(0)
+    with torch.serialization.safe_globals([type(layer)]):
+        again = torch.load(file, weights_only=True)
+    torch.testing.assert_close(again(torch.ones(2, 3)), layer(torch.ones(2, 3)), rtol=0, atol=0)
+
+
 def test_a_whole_model_is_saved() -> None:
     model = rnnfused.convert(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GRU(4, 4)))
     loaded = saved(model)
@@ -568,6 +582,11 @@ class AnotherSuper(torch.nn.GRU):
         return self.head.forward(input)
 
 
+class SuperOfItself(torch.nn.LSTM):
+    def forward(self, *args: Any) -> Any:
+        return super(type(self), self).forward(*args)
+
+
 class NoFunction(torch.nn.GRU):
     forward = functools.partial(torch.nn.GRU.forward)
 
@@ -624,6 +643,8 @@ LEFT_ALONE: list[tuple[Callable[[], torch.nn.Module], str]] = [
     (lambda: OwnForwardBelow(2, 2), "OwnMaths.forward does not call super().forward"),
     (lambda: BaseByName(2, 2), "BaseByName.forward does not call super().forward"),
     (lambda: AnotherSuper(2, 2), "AnotherSuper.forward does not call super().forward"),
+    (lambda: SuperOfItself(2, 2), "SuperOfItself.forward does not call super().forward"),
+    (lambda: torch.nn.GRU(2, 2, dtype=torch.complex64), "its parameters are complex"),
     (lambda: NoFunction(2, 2), "NoFunction.forward does not call super().forward"),
     (lambda: OwnCall(2, 2), "OwnCall.__call__ does not call super().__call__"),
     (lambda: Checked(2, 2), "Checked replaces check_forward_args"),

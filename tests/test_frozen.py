@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from results import assert_same_bits, tensors
+from torch.fx.proxy import TraceError
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnfused
@@ -158,6 +160,98 @@ def test_copies_hold_the_weights(copied: Any) -> None:
     twin = copied(model)
     assert_same_bits(twin.frozen(x), want)
     assert not any(name.startswith("frozen") for name in model.state_dict())
+
+
+PRUNED = [
+    lambda module: prune.random_unstructured(module, "weight_hh_l0", 0.5),
+    lambda module: torch.nn.utils.weight_norm(module, "weight_ih_l0"),
+    lambda module: torch.nn.utils.spectral_norm(module, "weight_hh_l0"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("kind", [rnnfused.Frozen, rnnfused.Stepper, rnnfused.Quantized])
+@pytest.mark.parametrize("treat", PRUNED)
+def test_weights_that_are_computed_before_a_call(kind: Any, treat: Any) -> None:
+    torch.manual_seed(0)
+    module = rnnfused.GRU(INPUT, 64)
+    treat(module)
+    module.eval()
+    x = torch.randn(9, 2, INPUT)
+    module(x)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.5)  # as an optimizer's step does; the weight follows in the next call
+
+    def outputs(taken: Any) -> torch.Tensor:
+        return torch.stack([taken(step) for step in x]) if kind is rnnfused.Stepper else taken(x)[0]
+
+    batch = (2,) if kind is rnnfused.Stepper else ()
+    got = outputs(kind(module, *batch))
+    with torch.no_grad():
+        module(x)
+    assert_same_bits(got, outputs(kind(module, *batch)))
+
+
+def test_another_description_and_another_dtype_are_taken_when_asked_for() -> None:
+    module, x = rnnfused.LSTM(INPUT, H), torch.randn(20, 20, INPUT)
+    frozen = rnnfused.Frozen(module)
+    before = frozen(x)
+    for name in ("batch_first", "return_cells"):
+        setattr(module, name, True)
+        with pytest.raises(
+            RuntimeError, match=r"module: expected 'lstm', as it was, got 'lstm .*: call refresh"
+        ):
+            frozen(x)
+        with torch.no_grad():
+            frozen.refresh()
+            assert_same_bits(frozen(x), module(x))
+        setattr(module, name, False)
+        frozen.refresh()
+    assert_same_bits(frozen(x), before)
+    module.double()
+    assert_same_bits(frozen(x), before)
+    frozen.refresh()
+    with torch.no_grad():
+        assert_same_bits(frozen(x.double()), module(x.double()))
+    narrow = rnnfused.Frozen(rnnfused.GRU(INPUT, H), "bf16")
+    narrow._module.half()
+    with pytest.raises(ValueError, match=r"module: expected dtype torch\.float32 with weights"):
+        narrow.refresh()
+    assert narrow(x)[0].dtype == torch.float32
+
+
+def test_a_module_that_has_become_torchs() -> None:
+    module = rnnfused.GRU(INPUT, H)
+    frozen, stepper = rnnfused.Frozen(module), rnnfused.Stepper(module)
+    rnnfused.to_torch(module)
+    for call in (lambda: frozen(torch.zeros(2, 1, INPUT)), frozen.refresh, stepper.refresh):
+        with pytest.raises(
+            TypeError, match=r"module: expected an rnnfused\.RNN, LSTM or GRU, got GRU, which"
+        ):
+            call()
+    assert stepper(torch.zeros(1, INPUT)).shape == (1, H)
+    assert stepper.state.shape == (1, 1, H)
+
+
+def test_a_symbolic_trace_is_refused() -> None:
+    class Served(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = rnnfused.GRU(INPUT, H)
+            self.frozen = rnnfused.Frozen(self.layer)
+
+        def forward(self, x: Any) -> Any:
+            return self.frozen(x)[0]
+
+    with pytest.raises(TraceError, match="a Frozen cannot be traced symbolically"):
+        torch.fx.symbolic_trace(Served())
+
+
+def test_lengths_by_position() -> None:
+    module, x, lengths = rnnfused.GRU(INPUT, H), torch.randn(9, 3, INPUT), torch.tensor([3, 9, 0])
+    with torch.no_grad():
+        assert_same_bits(rnnfused.Frozen(module)(x, None, lengths), module(x, None, lengths))
 
 
 def test_a_trace_holds_the_weights_and_no_output() -> None:

@@ -124,6 +124,12 @@ def test_onnx_nodes(cell: str, directions: int) -> None:
     assert_close(output(found.layer, x.swapaxes(0, 1)).swapaxes(0, 1), over_layers(steps, x))
 
 
+def test_a_node_of_one_state_takes_it_bare() -> None:
+    (found,) = interop.from_onnx(onnx_model("gru", onnx_weights("gru", 1)))
+    x, h = torch.randn(T, B, INPUT).double(), torch.randn(1, B, found.layer.hidden_size).double()
+    torch.testing.assert_close(found(x, h), found(x, (h,)), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", CELLS)

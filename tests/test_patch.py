@@ -8,6 +8,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -152,6 +153,33 @@ def test_torchs_own_code_goes_on(inside: bool) -> None:
         again = torch.nn.Sequential(torch.nn.LSTM(3, 4))
         again.load_state_dict(model.state_dict())
         torch.testing.assert_close(again(x), model(x))
+
+
+def test_names_that_a_subclass_must_not_give_to_attributes() -> None:
+    def made(name: str, value: Any) -> torch.nn.Module:
+        class Own(torch.nn.LSTM):
+            def __init__(self) -> None:
+                super().__init__(3, 4)
+                setattr(self, name, value)
+
+        return Own()
+
+    with rnnfused.patch():
+        for name in ("layer_norm", "zoneout"):
+            with pytest.raises(
+                TypeError, match=f"{name}: expected an option of rnnfused's Own, got LayerNorm"
+            ):
+                made(name, torch.nn.LayerNorm(4))
+        for name in ("_hx", "_states", "_config", "_layer", "_params", "_forward"):
+            for value in (None, {}, torch.nn.Linear(2, 2)):
+                with pytest.raises(
+                    AttributeError, match=f"{name}: expected a name that rnnfused's layers leave"
+                ):
+                    made(name, value)
+        for name in ("norm", "hx", "config", "hidden", "state"):
+            made(name, None)(torch.zeros(2, 1, 3))
+        free = made("forward", lambda x: 2 * x)  # as torch.nn's
+        assert free(1) == 2
 
 
 def test_full_graph() -> None:

@@ -1010,10 +1010,49 @@ def test_models(caplog: pytest.LogCaptureFixture) -> None:
     assert_same_bits(model(x), made(x))
 
 
+def test_what_torch_aos_function_is_asked_for() -> None:
+    model = nn.ModuleDict({"a": nn.LSTM(64, 64), "b": nn.Sequential(nn.GRU(64, 64), nn.GRU(64, 64))})
+    kinds = {"a", "b.0", "b.1"}
+
+    def quantised(*args: Any, **options: Any) -> set[str]:
+        made = rnnfused.quantize_dynamic(model, *args, **options)
+        assert isinstance(model["a"], nn.LSTM) and made is not model
+        return {name for name in kinds if isinstance(made.get_submodule(name), rnnfused.Quantized)}
+
+    assert quantised() == quantised(None) == kinds
+    assert quantised({nn.LSTM, nn.Linear}, dtype=torch.qint8) == {"a"}
+    assert quantised({rnnfused.GRU}) == {"b.0", "b.1"}
+    assert quantised({"b"}) == {"b.0", "b.1"} and quantised(["b.1", "a"]) == {"b.1", "a"}
+    assert quantised({nn.LSTM: object(), nn.GRU: None}) == {"a"}
+    assert quantised(set()) == set()
+    theirs = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.GRU})
+    made = rnnfused.quantize_dynamic(theirs, {nn.GRU})
+    assert isinstance(made["b"][0], rnnfused.Quantized) and type(made["a"]) is type(theirs["a"])
+    with pytest.raises(TypeError, match="qconfig_spec: expected None, or a set of types and names, got True"):
+        rnnfused.quantize_dynamic(model, True)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="qconfig_spec: expected types and names of modules, got 3"):
+        rnnfused.quantize_dynamic(model, {3})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dtype: expected torch\.qint8, got torch\.float16"):
+        rnnfused.quantize_dynamic(model, dtype=torch.float16)
+
+
+def test_the_layout_may_be_changed_afterwards() -> None:
+    layer = rnnfused.LSTM(16, 64)
+    made, x = rnnfused.Quantized(layer), torch.randn(5, 5, 16)
+    want = made(x)
+    made.batch_first = True
+    assert made.batch_first
+    assert_same_bits(made(x.transpose(0, 1))[0].transpose(0, 1), want[0])
+    made.return_cells = True
+    assert len(made(x)) == 3
+    made.batch_first = made.return_cells = False
+    assert_same_bits(made(x), want)
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_model_that_is_a_layer(inplace: bool) -> None:
     layer, x = nn.LSTM(INPUT, 64), torch.randn(3, 2, INPUT)
-    made = rnnfused.quantize_dynamic(layer, inplace)
+    made = rnnfused.quantize_dynamic(layer, inplace=inplace)
     assert isinstance(made, rnnfused.Quantized)
     assert_same_bits(made(x), rnnfused.Quantized(layer)(x))
     assert type(rnnfused.quantize_dynamic(nn.LSTM(INPUT, 63))) is rnnfused.LSTM

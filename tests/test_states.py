@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnfused
+from rnnfused.seq2seq import DecoderState
 
 LAYERS = ("RNN", "GRU", "LSTM")
 ON_EACH = pytest.mark.parametrize("kind", LAYERS)
@@ -105,6 +106,9 @@ def test_detached_states() -> None:
     assert type(cut) is tuple and not any(t.requires_grad for t in cut)
     assert_same_bits(cut, hx)
     assert rnnfused.detach(None) is None and rnnfused.detach([hx[0], (hx[1],)])[1][0].grad_fn is None
+    decoded = DecoderState((hx[0],), hx[1])
+    assert type(rnnfused.detach(decoded)) is DecoderState
+    assert rnnfused.detach(decoded).hx[0].grad_fn is rnnfused.detach(decoded).fed.grad_fn is None
     with pytest.raises(TypeError, match="hx: expected a tensor, or tuples or lists of them, got dict"):
         rnnfused.detach({})
     # Truncated back-propagation: each part has the gradients of itself alone.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from results import assert_same_bits, tensors
@@ -177,8 +179,12 @@ def test_an_empty_batch_is_refused_and_so_is_what_does_not_fit() -> None:
         dual = torch.autograd.forward_ad.make_dual(torch.zeros(2, INPUT), torch.ones(2, INPUT))
         with pytest.raises(RuntimeError, match="packed layers have no derivative"):
             stepper(dual)
-    with pytest.raises(IndexError, match="tuple index out of range"):
+    with pytest.raises(ValueError, match="state: expected 2 states, got 1"):
         stepper.state = before[:1]
+    with pytest.raises(TypeError, match=r"state: expected \(h, c\), got None"):
+        stepper.state = None
+    with pytest.raises(IndexError, match="rows: expected what indexes the sequences, got None"):
+        stepper.reset_rows(None)
     with pytest.raises(ValueError, match=r"state: expected size \[1, 2, 37\], got \[1, 3, 37\]"):
         stepper.state = (torch.zeros(1, 3, H), before[1])
     assert_same_bits(stepper.state, before)
@@ -232,7 +238,7 @@ def test_an_output_of_the_callers(weights: str | None) -> None:
     assert_same_bits(stepper.state, twin.state)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_a_copy_goes_on_by_itself(copied: Any) -> None:
     stepper = rnnfused.Stepper(layer("LSTM"), 2)
     for _ in range(3):
@@ -243,6 +249,75 @@ def test_a_copy_goes_on_by_itself(copied: Any) -> None:
     assert_same_bits(twin(x), want)
     stepper(x)
     assert not torch.equal(twin.state[0], stepper.state[0])
+
+
+def test_the_state_waits_for_steps_of_other_threads() -> None:
+    stepper = rnnfused.Stepper(rnnfused.LSTM(64, 256), 256)
+    x = torch.randn(1, 64).expand(256, 64).contiguous()  # the same for all: so are their states
+    done = threading.Event()
+
+    def steps() -> None:
+        while not done.is_set():
+            stepper(x)
+
+    def all_alike(states: Any) -> bool:
+        return all(bool((t == t[:, :1]).all()) for t in states)
+
+    other = threading.Thread(target=steps)
+    other.start()
+    try:
+        for _ in range(60):
+            assert all_alike(stepper.state)
+            stepper.reset_rows(slice(None))
+            assert all_alike(stepper.state)
+            kept = stepper.get_rows(torch.arange(256))
+            stepper.refresh()
+            stepper.state = kept
+    finally:
+        done.set()
+        other.join()
+    assert all_alike(stepper.state)
+
+
+def test_one_made_in_inference_mode_goes_on_outside() -> None:
+    module = layer("GRU")
+    with torch.inference_mode():
+        stepper = rnnfused.Stepper(module, 2)
+        stepper(torch.randn(2, INPUT))
+        stepper.refresh()
+        kept = stepper.state
+    y = stepper(torch.randn(2, INPUT))
+    assert y.isfinite().all()
+    stepper.reset_rows(1)
+    assert not stepper.get_rows(1).any() and stepper.get_rows(0).any()
+    stepper.state = kept
+    stepper.set_rows(0, kept[:, 1:])
+    stepper.reset()
+    assert not stepper.state.any()
+
+
+@pytest.mark.parametrize("row", [1, np.int64(1), torch.tensor(1)])
+def test_a_row_by_any_number(row: Any) -> None:
+    stepper = rnnfused.Stepper(layer("LSTM"), 3)
+    stepper(torch.randn(3, INPUT))
+    h, c = stepper.get_rows(row)
+    assert h.shape == c.shape == (1, 1, H)
+    assert torch.equal(h, stepper.state[0][:, 1:2])
+    stepper.set_rows(row, (2 * h, c))
+    assert_same_bits(stepper.get_rows([1])[0], 2 * h)
+    stepper.reset_rows(row)
+    assert not stepper.state[0][:, 1].any() and stepper.state[0][:, 0].any()
+
+
+def test_another_dtype_is_taken_when_asked_for() -> None:
+    module = layer("GRU", learn_initial_state=True)
+    stepper = rnnfused.Stepper(module, 2)
+    module.double()
+    stepper.refresh()
+    stepper.reset()
+    x = torch.randn(3, 2, INPUT).double()
+    want = module(x)[0]
+    torch.testing.assert_close(torch.stack([stepper(step) for step in x]), want, rtol=1e-12, atol=1e-12)
 
 
 def test_a_step_is_not_traced() -> None:

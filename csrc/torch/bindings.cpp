@@ -148,11 +148,22 @@ PYBIND11_MODULE(_C, m) {
       .def("forward", &frozen_forward, py::arg("input"), py::arg("hx"), py::arg("batch_sizes"),
            py::arg("lengths") = py::none(), py::arg("resets") = py::none());
   py::class_<rnnfused::Stepper>(m, "Stepper")
-      .def(py::init<const std::string&, Tensors, Tensors, at::ScalarType>(), py::arg("layer"),
-           py::arg("params"), py::arg("hx"), py::arg("type"))
+      .def(py::init<const std::string&, Tensors, Tensors, at::ScalarType, const rnnfused::Stepper*>(),
+           py::arg("layer"), py::arg("params"), py::arg("hx"), py::arg("type"),
+           py::arg("before") = py::none())
       .def("step", &rnnfused::Stepper::step, release(), py::arg("x"), py::arg("active") = py::none(),
            py::arg("out") = py::none())
-      .def("state_was_set", &rnnfused::Stepper::state_was_set, release());
+      .def(
+          "at_rest",
+          [](rnnfused::Stepper& stepper, const py::function& body, bool writes) {
+            // Who waits for a step must not keep the others from ending theirs.
+            const py::gil_scoped_release without;
+            stepper.at_rest(writes, [&] {
+              const py::gil_scoped_acquire with;
+              body();
+            });
+          },
+          py::arg("body"), py::arg("writes"));
   m.def("cell_names", &rnnfused::cell_names);
   m.def("isa", &rnnfused::isa);
   m.def("available_isas", &rnnfused::available_isas);

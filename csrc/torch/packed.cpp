@@ -92,8 +92,11 @@ std::optional<Tensors> Frozen::forward(const at::Tensor& input, at::TensorList h
   return without_gradients(arguments, run());
 }
 
-Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx, at::ScalarType type)
-    : options_(layer_options(layer)), type_(type) {
+Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx, at::ScalarType type,
+                 const Stepper* before)
+    : one_at_a_time_(before ? before->one_at_a_time_ : std::make_shared<std::mutex>()),
+      options_(layer_options(layer)),
+      type_(type) {
   const LayerOptions& o = options_;
   TORCH_CHECK_VALUE(!hx.empty() && hx[0].dim() == 3 && !params.empty(),
                     "hx: expected h [layers, batch, units]");
@@ -156,7 +159,7 @@ at::Tensor Stepper::step(const at::Tensor& x, const OptionalTensor& active, cons
   at::Tensor in = checked(x, active, out);
   const Inputs& first = layers_[0];
   const bool on_device = !steps_.empty(), as_stored = type_ == first.x.scalar_type();
-  const std::lock_guard<std::mutex> lock(one_at_a_time_);
+  const std::lock_guard<std::mutex> lock(*one_at_a_time_);
   if (out) out->unsafeGetTensorImpl()->bump_version();
   at::Tensor y;
   if (as_stored && out) {
@@ -186,7 +189,6 @@ void Stepper::step_on_device(const at::Tensor& x, const OptionalTensor& active, 
 
 void Stepper::state_was_set() {
   const at::AutoDispatchBelowADInplaceOrView below;
-  const std::lock_guard<std::mutex> lock(one_at_a_time_);
   for (size_t l = 0; l < steps_.size(); ++l) {
     if (steps_[l].h_wide.defined()) layers_[l].h0.copy_(steps_[l].h_wide);
   }

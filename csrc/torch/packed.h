@@ -1,6 +1,7 @@
 // Layers whose weights are packed once, for any number of calls: what rnnfused.Frozen and Stepper call.
 #pragma once
 
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -35,8 +36,9 @@ class RNNFUSED_API Stepper {
   // As Frozen, in one direction. hx: h [L, B, P] and c [L, B, H] are the state, of the type that is computed
   // in: they are read and written in place. `type` is that of what a step is given and gives: the params' or
   // the one that is computed in. Throws what the operator throws, and RuntimeError for tensors on a device
-  // that has no kernels.
-  Stepper(const std::string& layer, Tensors params, Tensors hx, at::ScalarType type);
+  // that has no kernels. before: one with the same hx, which may still be asked for steps: they take turns.
+  Stepper(const std::string& layer, Tensors params, Tensors hx, at::ScalarType type,
+          const Stepper* before = nullptr);
 
   // x [B, I]; y [B, P], which the next call does not touch. active: bool [B], or none for all: the others'
   // states stand still, and their y is zero. out: what y is written to, contiguous, or none for a new tensor.
@@ -45,10 +47,16 @@ class RNNFUSED_API Stepper {
   // derivative is to be taken, and for an out that shares memory with x.
   at::Tensor step(const at::Tensor& x, const OptionalTensor& active, const OptionalTensor& out);
 
-  // To be called when hx was written to.
-  void state_was_set();
+  // Runs body, which may read hx or, if it says so, write to it, while no step does.
+  template <class Body>
+  void at_rest(bool writes, Body body) {
+    const std::lock_guard<std::mutex> lock(*one_at_a_time_);
+    body();
+    if (writes) state_was_set();
+  }
 
  private:
+  void state_was_set();
   void prepare(const Tensors& hx);
   // x as kernels read it. Throws what `step` throws.
   at::Tensor checked(const at::Tensor& x, const OptionalTensor& active, const OptionalTensor& out) const;
@@ -63,7 +71,7 @@ class RNNFUSED_API Stepper {
   template <class S>
   void run(const at::Tensor& x, const at::Tensor& y, const std::vector<Index>* rows);
 
-  std::mutex one_at_a_time_;
+  std::shared_ptr<std::mutex> one_at_a_time_;
   const LayerOptions& options_;
   at::ScalarType type_;
   std::vector<Inputs> layers_;  // which hold the state, and room for what each reads

@@ -46,9 +46,10 @@ class OnnxLayer(NamedTuple):
     reverse: bool = False
 
     def __call__(
-        self, x: Tensor, hx: Sequence[Tensor] = (), lengths: Tensor | None = None
+        self, x: Tensor, hx: Tensor | Sequence[Tensor] = (), lengths: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """The operator's outputs Y, Y_h and, of an LSTM, Y_c, of inputs that are laid out as the node's."""
+        hx = (hx,) if isinstance(hx, Tensor) else hx
         batch_first = self.layer.batch_first
         if batch_first:
             hx = [state.transpose(0, 1) for state in hx]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from rnnfused._layer import Layout
 
@@ -73,7 +74,21 @@ def _lengths_of(offsets: Tensor) -> Tensor:
         raise RuntimeError(
             f"cu_seqlens: expected size [sequences + 1], beginning with 0, got {list(offsets.shape)}"
         )
+    if _can_be_read(offsets) and offsets[0] != 0:
+        raise RuntimeError(f"cu_seqlens: expected 0 as its first, got {int(offsets[0])}")
     return offsets.diff()
+
+
+def _can_be_read(t: Tensor) -> bool:
+    """Whether its numbers are there, on the host, and no trace asks what is done with them."""
+    return (
+        type(t) is Tensor
+        and t.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and _get_current_dispatch_mode() is None
+    )
 
 
 def detach(hx: Any) -> Any:

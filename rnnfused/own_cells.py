@@ -224,6 +224,11 @@ class _Attending(_OneState, OwnLayer):
         dtype: Any = None,
         **options: Any,
     ) -> None:
+        for name in ("num_layers", "dropout", "bidirectional"):
+            if name in options:
+                raise TypeError(
+                    f"{name}: expected none, since an {type(self).__name__} is one layer forwards"
+                )
         super().__init__(
             *(input_size, hidden_size, 1, bias, batch_first), device=device, dtype=dtype, **options
         )

@@ -344,6 +344,7 @@ def test_lengths_out_of_range(length: int) -> None:
         ([0, 2], r"expected a sum of 3 \(the rows of input\), got 2"),
         ([0, 2, 4], r"expected a sum of 3 \(the rows of input\), got more|expected lengths from 0 to 3"),
         ([0, 2, 1, 3], "expected lengths from 0 to 3, got -1"),
+        ([1, 2, 6], "cu_seqlens: expected 0 as its first, got 1"),
         ([], r"cu_seqlens: expected size \[sequences \+ 1\], beginning with 0, got \[0\]"),
     ],
 )

@@ -700,3 +700,10 @@ def test_the_tables_agree() -> None:
         assert (spec.states[:1] + (spec.memory or spec.states[1:])) == theirs.states, name
     modes = [spec.mode for spec in EVERY_CELL.values()]
     assert len(set(modes)) == len(modes)
+
+
+@pytest.mark.parametrize("name", ATTENDING)
+@pytest.mark.parametrize("option", [{"num_layers": 2}, {"bidirectional": True}, {"dropout": 0.5}])
+def test_a_layer_that_attends_is_one_layer_forwards(name: str, option: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(option))}: expected none, since an {name} is one layer"):
+        getattr(rnnfused, name)(3, 4, **option)

@@ -269,12 +269,10 @@ def _clamped(t: Tensor, limit: float | None) -> Tensor:
     return t if limit is None else t.clamp(-limit, limit)
 
 
-class _ClippedGradient(torch.autograd.Function):
+class _Clips:
     """The tensor itself, whose gradient is clamped: on every way back, as by a hook, also where that is a way
     through a graph of gradients.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(t: Tensor, limit: float) -> Tensor:
@@ -289,10 +287,22 @@ class _ClippedGradient(torch.autograd.Function):
         return gradient.clamp(-ctx.limit, ctx.limit), None
 
 
-class _WithTangent(_ClippedGradient):
+class _ClippedGradient(_Clips, torch.autograd.Function):
+    generate_vmap_rule = True
+
+
+class _HasTangent:
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         return tangent.view_as(tangent)
+
+
+class _WithTangent(_HasTangent, _ClippedGradient):
+    pass
+
+
+class _BelowTransforms(_HasTangent, _Clips, torch.autograd.function._SingleLevelFunction):
+    """What torch.func asks no transform about."""
 
 
 def _with_clipped_gradient(t: Tensor, limit: float) -> Tensor:
@@ -300,7 +310,7 @@ def _with_clipped_gradient(t: Tensor, limit: float) -> Tensor:
         return _ClippedGradient.apply(t, limit)
     front = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode
     if torch._C._dispatch_tls_is_dispatch_key_excluded(front):
-        # In a kernel that a transform of torch.func has called: `apply` would ask the transform again.
+        # In a kernel that a transform has called, and would be asked again.
         with enable_single_level_autograd_function():
-            return super(torch.autograd.Function, _WithTangent).apply(t, limit)
+            return _BelowTransforms.apply(t, limit)
     return _WithTangent.apply(t, limit)

@@ -302,7 +302,7 @@ class _WithTangent(_HasTangent, _ClippedGradient):
 
 
 class _BelowTransforms(_HasTangent, _Clips, torch.autograd.function._SingleLevelFunction):
-    """What torch.func asks no transform about."""
+    """For a kernel that a transform of torch.func has called, which any other Function would ask again."""
 
 
 def _with_clipped_gradient(t: Tensor, limit: float) -> Tensor:
@@ -310,7 +310,7 @@ def _with_clipped_gradient(t: Tensor, limit: float) -> Tensor:
         return _ClippedGradient.apply(t, limit)
     front = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode
     if torch._C._dispatch_tls_is_dispatch_key_excluded(front):
-        # In a kernel that a transform has called, and would be asked again.
+        below: Any = _BelowTransforms
         with enable_single_level_autograd_function():
-            return _BelowTransforms.apply(t, limit)
+            return below.apply(t, limit)
     return _WithTangent.apply(t, limit)

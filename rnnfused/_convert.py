@@ -169,6 +169,9 @@ def _class_for(source: type) -> type | str:
                 return f"{_full_name(cls)} replaces {name}"
             if name in _beyond(theirs, ours):
                 return f"{_full_name(cls)}.{name} has the name of an attribute of rnnfused's"
+            # What constructors have set is there to be seen.
+            for stored in sorted(_stored(value) & _beyond(theirs, ours) if name != "__init__" else ()):
+                return f"{_full_name(cls)}.{name} sets {stored}, the name of an attribute of rnnfused's"
     return _derived(source, ours)
 
 
@@ -192,6 +195,17 @@ def _calls_super(method: Any, name: str) -> bool:
     """
     code = getattr(inspect.unwrap(method), "__code__", None)
     return code is not None and _code_calls_super(code, name)
+
+
+def _stored(method: Any) -> set[str]:
+    """Names of attributes that a method sets, of whatever object."""
+    code = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
+    return _code_stores(code) if isinstance(code, CodeType) else set()
+
+
+def _code_stores(code: CodeType) -> set[str]:
+    own = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR"}
+    return own.union(*(_code_stores(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
 
 
 def _code_calls_super(code: CodeType, name: str) -> bool:

@@ -18,7 +18,7 @@ from rnnfused._load import _C
 from rnnfused._ops import recurrent
 from rnnfused._quantized import quantized_params
 from rnnfused._varied import native_dtype
-from rnnfused._weights import compute_weights
+from rnnfused._weights import with_computed_weights
 from rnnfused.modules import GRU, LSTM, RNN, _Sequence, expanded
 
 __all__ = ["Frozen", "Stepper"]
@@ -61,7 +61,7 @@ class _Snapshot:
         if weights is not None and weights not in _DTYPES:
             known = ", ".join(map(repr, _DTYPES))
             raise ValueError(f"weights: expected None or one of {known}, got {weights!r}")
-        self._module, self._kind = module, weights
+        self._module, self._kind, self._seen = module, weights, None
 
     def _described(self) -> LayerConfig:
         """The module as it is described now. Raises TypeError if it is none of ours any more."""
@@ -101,8 +101,7 @@ class _Snapshot:
     def _taken(self) -> dict[str, Any]:
         """What is held of the module, by attribute."""
         layer = self._described()
-        compute_weights(self._module)
-        params = [parameter.detach() for parameter in self._module._params()]
+        params = [parameter.detach() for parameter in with_computed_weights(self._module)._params()]
         dtype = params[0].dtype
         if self._kind is not None and dtype != torch.float32:
             raise ValueError(f"module: expected dtype torch.float32 with weights, got {dtype}")
@@ -124,8 +123,8 @@ class _Snapshot:
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name not in ("_native", "_seen")}
-        return state | {"_layer": self._layer.text}
+        state = {name: value for name, value in self.__dict__.items() if name != "_native"}
+        return state | {"_layer": self._layer.text, "_seen": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _layer=LayerConfig.parse(state["_layer"]))
@@ -239,9 +238,11 @@ class Stepper(_Snapshot):
             raise ValueError("module: expected one direction, got bidirectional=True")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        device = module._params()[0].device
         with torch.inference_mode(False):
             self._states = tuple(
-                torch.zeros(module.num_layers, batch_size, size) for size in module._state_sizes()
+                torch.zeros(module.num_layers, batch_size, size, device=device)
+                for size in module._state_sizes()
             )
         super().refresh()
         self.reset()
@@ -348,9 +349,15 @@ class Stepper(_Snapshot):
 
     refresh.__doc__ = _Snapshot.refresh.__doc__
 
+    def __getstate__(self) -> dict[str, Any]:
+        states: list[Tensor] = []
+        self._at_rest(lambda: states.extend(own.clone() for own in self._states), writes=False)
+        return super().__getstate__() | {"_states": tuple(states)}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy's state is its own.
-        states = tuple(own.clone() for own in state["_states"])
+        # Whatever mode it is copied in.
+        with torch.inference_mode(False), torch.no_grad():
+            states = tuple(own.clone() for own in state["_states"])
         super().__setstate__(state | {"_states": states})
 
     def _taken(self) -> dict[str, Any]:

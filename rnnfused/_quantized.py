@@ -19,7 +19,7 @@ from rnnfused._layer import PADDED, LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
 from rnnfused._options import DEFAULTS, asked
-from rnnfused._weights import compute_weights, is_of_weights
+from rnnfused._weights import is_of_weights, with_computed_weights
 
 __all__ = ["SMALLEST", "Quantized", "quantize_dynamic", "quantized_params"]
 
@@ -94,7 +94,7 @@ class Quantized(torch.nn.Module):
             )
         if changed := asked({name: getattr(layer, name, default) for name, default in DEFAULTS.items()}):
             raise RuntimeError(f"layer: expected torch.nn's equations with 8 bits, got {', '.join(changed)}")
-        compute_weights(layer)
+        layer = with_computed_weights(layer)
         self.__dict__["_shape"] = _without_memory(kind, layer)
         for group in self._groups():
             for name in group:
@@ -147,7 +147,9 @@ class Quantized(torch.nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _SETTABLE and hasattr(self._shape, name):
-            setattr(self._shape, name, value)
+            shape = copy.copy(self._shape)  # which a copy of this module may share
+            setattr(shape, name, value)
+            self.__dict__["_shape"] = shape
             self.__dict__.pop("_seen", None)  # what is packed is of the old kind
         else:
             super().__setattr__(name, value)
@@ -329,8 +331,10 @@ def quantize_dynamic(
     same numbers), becomes a `Quantized`. The successor of torch.ao's function for recurrent layers; the
     model's other layers stay as they are.
 
-    qconfig_spec, as torch.ao's function has it: types of layers and names of modules; only recurrent layers
-    of these types, or of or in modules of these names, get weights of 8 bits. None: all. dtype: torch.qint8;
+    qconfig_spec, as torch.ao's function has it: a set of types and of names of modules, or a mapping in which
+    None is for those that are to stay; a module's name comes before its type, and modules are as what they
+    are in where nothing is said of them. Recurrent layers that are asked for so get weights of 8 bits. None:
+    all. dtype: torch.qint8;
     there is no other. inplace: changes `model` itself instead of a copy. smallest: layers of fewer hidden
     units stay float32 (rnnfused's), since 8 bits gain nothing there; the logger "rnnfused" says so at level
     INFO, and warns of layers of another dtype or device, of torch.ao's in float16, of subclasses and of what
@@ -343,12 +347,13 @@ def quantize_dynamic(
     if dtype != torch.qint8:
         raise ValueError(f"dtype: expected torch.qint8, got {dtype}")
     spec = _checked_spec(qconfig_spec)
+    asked_for = None if spec is None else _asked_for(model, spec)
     if not inplace:
         model = copy.deepcopy(model)
     convert(model)
     made: dict[torch.nn.Module, torch.nn.Module] = {}
     for name, layer in model.named_modules():
-        if spec is not None and not _is_asked_for(name, layer, spec):
+        if asked_for is not None and name not in asked_for:
             continue
         found = _quantized_or_why_not(layer, smallest)
         if isinstance(found, Quantized):
@@ -363,27 +368,44 @@ def quantize_dynamic(
     return made.get(model, model)  # type: ignore[return-value]
 
 
-def _checked_spec(spec: Any) -> tuple[type | str, ...] | None:
+def _checked_spec(spec: Any) -> dict[type | str, bool] | None:
+    """Whether layers are asked for, by type and name."""
     if spec is None:
         return None
     if isinstance(spec, str) or not isinstance(spec, Iterable):
         raise TypeError(f"qconfig_spec: expected None, or a set of types and names, got {spec!r}")
-    # A mapping's None is torch.ao's for what is to stay.
-    wanted = tuple(one for one in spec if not (isinstance(spec, Mapping) and spec[one] is None))
+    wanted = {one: not isinstance(spec, Mapping) or spec[one] is not None for one in spec}
     for one in wanted:
         if not isinstance(one, (type, str)):
             raise TypeError(f"qconfig_spec: expected types and names of modules, got {one!r}")
     return wanted
 
 
-def _is_asked_for(name: str, layer: torch.nn.Module, spec: Sequence[type | str]) -> bool:
-    return any(
-        f"{name}.".startswith(f"{one}.")
-        if isinstance(one, str)
-        # rnnfused's classes derive from torch.nn's, torch.ao's have their names.
-        else isinstance(layer, one) or (_is_of_torch_ao(layer) and type(layer).__name__ == one.__name__)
-        for one in spec
-    )
+def _asked_for(model: torch.nn.Module, spec: dict[type | str, bool]) -> set[str]:
+    """Names of the modules that are, by torch.ao's rule (torch.ao.quantization.propagate_qconfig_)."""
+    found = set()
+
+    def walk(module: torch.nn.Module, name: str, inherited: bool) -> None:
+        asked_for = inherited
+        for one, wanted in spec.items():
+            if isinstance(one, type) and _is_of_type(module, one):
+                asked_for = wanted
+        asked_for = spec.get(name, asked_for)
+        if asked_for:
+            found.add(name)
+        for child_name, child in module.named_children():
+            walk(child, f"{name}.{child_name}" if name else child_name, asked_for)
+
+    walk(model, "", False)
+    return found
+
+
+def _is_of_type(module: torch.nn.Module, asked: type) -> bool:
+    """rnnfused's and torch.nn's layers are the same, and torch.ao's have their names."""
+    kind = type_before_parametrizations(module)
+    if _is_of_torch_ao(module):
+        return kind.__name__ == asked.__name__
+    return _OURS.get(kind, kind) is _OURS.get(asked, asked)
 
 
 class _Left(NamedTuple):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import weakref
 from operator import is_
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
+from torch.nn.utils.prune import BasePruningMethod
 
-__all__ = ["Weights", "compute_weights", "is_of_weights"]
+__all__ = ["Weights", "is_of_weights", "with_computed_weights"]
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 class Weights(torch.nn.RNNBase):
@@ -73,12 +76,19 @@ def is_of_weights(hook: Any) -> bool:
     """Whether a hook before forward is one of torch.nn.utils (pruning, weight_norm, spectral_norm), which
     computes a weight from others.
     """
-    return type(hook).__module__.startswith("torch.nn.utils.")
+    return isinstance(hook, BasePruningMethod) or type(hook).__module__.startswith("torch.nn.utils.")
 
 
-def compute_weights(module: torch.nn.Module) -> None:
-    """Makes a module's weights what a call of it would make them, for who reads them without a call."""
+def with_computed_weights(module: M) -> M:
+    """A module whose weights are those that a call in eval mode would compute, for who reads them without
+    one: `module` itself, or a stand-in where hooks compute some, which leaves its attributes alone.
+    """
+    hooks = [hook for hook in module._forward_pre_hooks.values() if is_of_weights(hook)]
+    if not hooks:
+        return module
+    stand_in = object.__new__(type(module))
+    stand_in.__dict__.update(module.__dict__, training=False)
     with torch.no_grad():
-        for hook in module._forward_pre_hooks.values():
-            if is_of_weights(hook):
-                hook(module, ())
+        for hook in hooks:
+            hook(stand_in, ())
+    return stand_in

@@ -7,7 +7,6 @@ torch's compiler takes that. Parameters, initialisation, validation and pickling
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -51,7 +50,6 @@ def leaf(module: torch.nn.Module, input: Proxy, hx: Any, **options: Any) -> Any:
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), given)
 
 
-@functools.cache
 def _own_methods() -> frozenset[str]:
     """Names that a subclass must not give to attributes: calls go through them."""
     classes = (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)
@@ -135,13 +133,13 @@ class _Described(torch.nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _DESCRIBED:
-            if isinstance(value, (torch.nn.Module, Tensor)):
+            if isinstance(value, torch.nn.Module) or (isinstance(value, Tensor) and value.dim() > 0):
                 raise TypeError(
                     f"{name}: expected an option of rnnfused's {type(self).__name__}, got "
                     f"{type(value).__name__} (an attribute of a subclass needs another name)"
                 )
             self.__dict__.pop("_layer", None)
-        elif name in _own_methods():
+        elif name in _OWN_METHODS:
             raise AttributeError(
                 f"{name}: expected a name that rnnfused's layers leave free, got that of one of their methods"
             )
@@ -634,4 +632,5 @@ class LSTMCell(_ForgetBias, _TwoStates, _Cell, torch.nn.LSTMCell):
         raise RuntimeError("lstm_cell expects two hidden states")
 
 
+_OWN_METHODS = _own_methods()
 admit(_Sequence)

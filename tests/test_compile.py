@@ -441,6 +441,19 @@ def test_training_goes_the_same_way(backend: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
+@pytest.mark.filterwarnings("error:.*lru_cache")
+def test_a_subclass_that_sets_attributes() -> None:
+    class Remembers(torch.nn.LSTM):
+        def forward(self, input: Tensor, hx: Any = None) -> Any:
+            y, self.last = super().forward(input, hx)
+            return y, self.last
+
+    model = rnnfused.convert(Remembers(3, 4))
+    x = torch.randn(6, 2, 3)
+    want = model(x)
+    torch.testing.assert_close(torch.compile(model, backend="eager")(x), want)
+
+
 class TestDerivatives:
     def make(self, kind: str) -> tuple[Any, Tensor]:
         return make(kind), draw(*((2,) if kind.endswith("Cell") else (4, 2)), 3)

@@ -587,6 +587,17 @@ class SuperOfItself(torch.nn.LSTM):
         return super(type(self), self).forward(*args)
 
 
+class KeepsItsStates(torch.nn.LSTM):
+    def forward(self, *args: Any) -> Any:
+        y, states = super().forward(*args)
+
+        def keep() -> None:
+            self._states = states
+
+        keep()
+        return y, states
+
+
 class NoFunction(torch.nn.GRU):
     forward = functools.partial(torch.nn.GRU.forward)
 
@@ -644,6 +655,10 @@ LEFT_ALONE: list[tuple[Callable[[], torch.nn.Module], str]] = [
     (lambda: BaseByName(2, 2), "BaseByName.forward does not call super().forward"),
     (lambda: AnotherSuper(2, 2), "AnotherSuper.forward does not call super().forward"),
     (lambda: SuperOfItself(2, 2), "SuperOfItself.forward does not call super().forward"),
+    (
+        lambda: KeepsItsStates(2, 2),
+        "KeepsItsStates.forward sets _states, the name of an attribute of rnnfused's",
+    ),
     (lambda: torch.nn.GRU(2, 2, dtype=torch.complex64), "its parameters are complex"),
     (lambda: NoFunction(2, 2), "NoFunction.forward does not call super().forward"),
     (lambda: OwnCall(2, 2), "OwnCall.__call__ does not call super().__call__"),

@@ -162,8 +162,18 @@ def test_copies_hold_the_weights(copied: Any) -> None:
     assert not any(name.startswith("frozen") for name in model.state_dict())
 
 
+class EveryOther(prune.BasePruningMethod):
+    PRUNING_TYPE = "unstructured"
+
+    def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
+        mask = default_mask.clone()
+        mask.view(-1)[::2] = 0
+        return mask
+
+
 PRUNED = [
     lambda module: prune.random_unstructured(module, "weight_hh_l0", 0.5),
+    lambda module: EveryOther.apply(module, "weight_ih_l0"),
     lambda module: torch.nn.utils.weight_norm(module, "weight_ih_l0"),
     lambda module: torch.nn.utils.spectral_norm(module, "weight_hh_l0"),
 ]
@@ -187,7 +197,12 @@ def test_weights_that_are_computed_before_a_call(kind: Any, treat: Any) -> None:
         return torch.stack([taken(step) for step in x]) if kind is rnnfused.Stepper else taken(x)[0]
 
     batch = (2,) if kind is rnnfused.Stepper else ()
+    module.train()  # the module's own weights and buffers are nobody else's to change
+    own = [(module.weight_ih_l0, module.weight_hh_l0), copy.deepcopy(dict(module.named_buffers()))]
     got = outputs(kind(module, *batch))
+    assert module.weight_ih_l0 is own[0][0] and module.weight_hh_l0 is own[0][1] and module.training
+    torch.testing.assert_close(dict(module.named_buffers()), own[1], rtol=0, atol=0)
+    module.eval()
     with torch.no_grad():
         module(x)
     assert_same_bits(got, outputs(kind(module, *batch)))

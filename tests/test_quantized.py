@@ -1023,7 +1023,20 @@ def test_what_torch_aos_function_is_asked_for() -> None:
     assert quantised({nn.LSTM, nn.Linear}, dtype=torch.qint8) == {"a"}
     assert quantised({rnnfused.GRU}) == {"b.0", "b.1"}
     assert quantised({"b"}) == {"b.0", "b.1"} and quantised(["b.1", "a"]) == {"b.1", "a"}
-    assert quantised({nn.LSTM: object(), nn.GRU: None}) == {"a"}
+    config = torch.ao.quantization.default_dynamic_qconfig
+    for spec in (
+        {nn.LSTM: config, nn.GRU: None},
+        {nn.GRU: config, "b.1": None},
+        {nn.GRU: config, "b": None},  # the type of what is in it is asked for all the same
+        {"": config, "b": None},
+        {"": config, nn.GRU: None, "b.1": config},
+        {nn.Sequential: config},
+        {nn.ModuleDict: config, nn.Sequential: None},
+        {"b": config, nn.LSTM: None},
+    ):
+        by_torch = torch.ao.quantization.quantize_dynamic(model, spec)
+        theirs = {name for name in kinds if "dynamic" in type(by_torch.get_submodule(name)).__module__}
+        assert quantised(spec) == theirs, spec
     assert quantised(set()) == set()
     theirs = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.GRU})
     made = rnnfused.quantize_dynamic(theirs, {nn.GRU})
@@ -1047,6 +1060,11 @@ def test_the_layout_may_be_changed_afterwards() -> None:
     assert len(made(x)) == 3
     made.batch_first = made.return_cells = False
     assert_same_bits(made(x), want)
+    twin = copy.copy(made)
+    twin.batch_first = twin.return_cells = True
+    assert not (made.batch_first or made.return_cells)
+    assert_same_bits(made(x), want)
+    assert_same_bits(twin(x.transpose(0, 1))[0].transpose(0, 1), want[0])
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import signal
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -270,6 +273,7 @@ def test_the_state_waits_for_steps_of_other_threads() -> None:
             assert all_alike(stepper.state)
             stepper.reset_rows(slice(None))
             assert all_alike(stepper.state)
+            assert all_alike(copy.deepcopy(stepper).state)
             kept = stepper.get_rows(torch.arange(256))
             stepper.refresh()
             stepper.state = kept
@@ -286,6 +290,9 @@ def test_one_made_in_inference_mode_goes_on_outside() -> None:
         stepper(torch.randn(2, INPUT))
         stepper.refresh()
         kept = stepper.state
+        twin = copy.deepcopy(stepper)
+    twin.reset()
+    assert not twin.state.any() and stepper.state.any()
     y = stepper(torch.randn(2, INPUT))
     assert y.isfinite().all()
     stepper.reset_rows(1)
@@ -318,6 +325,56 @@ def test_another_dtype_is_taken_when_asked_for() -> None:
     x = torch.randn(3, 2, INPUT).double()
     want = module(x)[0]
     torch.testing.assert_close(torch.stack([stepper(step) for step in x]), want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_finalizer_or_a_signal_may_come_in_between() -> None:
+    stepper = rnnfused.Stepper(rnnfused.LSTM(3, 4), 8)
+
+    class Session:
+        def __init__(self, row: int) -> None:
+            self.itself = self  # so that the garbage collector ends it, wherever it happens to run
+            weakref.finalize(self, stepper.reset_rows, row)
+
+    before = gc.get_threshold()
+    handler = signal.signal(signal.SIGALRM, lambda *_: stepper.reset())
+    gc.set_threshold(50)
+    signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+    try:
+        for i in range(1000):
+            Session(i % 8)
+            stepper(torch.randn(8, 3))
+            stepper.refresh()
+            assert stepper.state[0].shape == (1, 8, 4)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        gc.set_threshold(*before)
+
+
+def test_inside_a_custom_operator() -> None:
+    stepper, twin = (rnnfused.Stepper(layer("LSTM"), 2) for _ in range(2))
+
+    @torch.library.custom_op("rnnfused_tests::step", mutates_args=())
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return stepper(x).clone()
+
+    @step.register_fake
+    def _(x: torch.Tensor) -> torch.Tensor:
+        return x.new_empty(2, H)
+
+    for call in (step, torch.compile(lambda x: step(x), backend="eager", fullgraph=True)):
+        x = torch.randn(2, INPUT)
+        assert torch.equal(call(x), twin(x))
+    with torch.inference_mode(), torch.enable_grad():
+        x = torch.randn(2, INPUT)
+        assert torch.equal(stepper(x), twin(x))
+
+
+def test_under_another_default_device() -> None:
+    module = layer("GRU")
+    with torch.device("meta"):
+        stepper = rnnfused.Stepper(module, 2)
+    assert stepper(torch.zeros(2, INPUT)).device.type == "cpu"
 
 
 def test_a_step_is_not_traced() -> None:

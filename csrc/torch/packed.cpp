@@ -94,7 +94,7 @@ std::optional<Tensors> Frozen::forward(const at::Tensor& input, at::TensorList h
 
 Stepper::Stepper(const std::string& layer, Tensors params, Tensors hx, at::ScalarType type,
                  const Stepper* before)
-    : one_at_a_time_(before ? before->one_at_a_time_ : std::make_shared<std::mutex>()),
+    : one_at_a_time_(before ? before->one_at_a_time_ : std::make_shared<std::recursive_mutex>()),
       options_(layer_options(layer)),
       type_(type) {
   const LayerOptions& o = options_;
@@ -159,7 +159,7 @@ at::Tensor Stepper::step(const at::Tensor& x, const OptionalTensor& active, cons
   at::Tensor in = checked(x, active, out);
   const Inputs& first = layers_[0];
   const bool on_device = !steps_.empty(), as_stored = type_ == first.x.scalar_type();
-  const std::lock_guard<std::mutex> lock(*one_at_a_time_);
+  const std::lock_guard<std::recursive_mutex> lock(*one_at_a_time_);
   if (out) out->unsafeGetTensorImpl()->bump_version();
   at::Tensor y;
   if (as_stored && out) {

@@ -50,7 +50,7 @@ class RNNFUSED_API Stepper {
   // Runs body, which may read hx or, if it says so, write to it, while no step does.
   template <class Body>
   void at_rest(bool writes, Body body) {
-    const std::lock_guard<std::mutex> lock(*one_at_a_time_);
+    const std::lock_guard<std::recursive_mutex> lock(*one_at_a_time_);
     body();
     if (writes) state_was_set();
   }
@@ -71,7 +71,9 @@ class RNNFUSED_API Stepper {
   template <class S>
   void run(const at::Tensor& x, const at::Tensor& y, const std::vector<Index>* rows);
 
-  std::shared_ptr<std::mutex> one_at_a_time_;
+  // Recursive: while Python reads or writes the state, finalizers and signal handlers may run that do so,
+  // too.
+  std::shared_ptr<std::recursive_mutex> one_at_a_time_;
   const LayerOptions& options_;
   at::ScalarType type_;
   std::vector<Inputs> layers_;  // which hold the state, and room for what each reads

@@ -30,15 +30,23 @@ bool is_plain(const at::Tensor& t) {
 bool thread_is_watched() {
   const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
   return (bits(local.included_) & ~bits(c10::default_included_set)) != 0 ||
-         // Below autograd, where the mode that asks for gradients is on all the same: a node of ours would
-         // look at the mode alone.
-         (at::GradMode::is_enabled() && local.excluded_.has(DispatchKey::AutogradFunctionality)) ||
          c10::impl::TorchDispatchModeTLS::stack_len() != 0 || torch::jit::tracer::isTracing();
 }
 
+namespace {
+
+// Where the mode that asks for gradients is on although autograd is left out (inference mode, the body of a
+// custom operator): who looks at the mode alone would record a graph.
+bool thread_is_below_autograd() {
+  return at::GradMode::is_enabled() &&
+         c10::impl::tls_local_dispatch_key_set().excluded_.has(DispatchKey::AutogradFunctionality);
+}
+
+}  // namespace
+
 bool somebody_watches(const at::Tensor& t) {
-  return !is_plain(t) || thread_is_watched() || at::impl::torch_function_mode_enabled() ||
-         at::autocast::is_autocast_enabled(t.device().type());
+  return !is_plain(t) || thread_is_below_autograd() || thread_is_watched() ||
+         at::impl::torch_function_mode_enabled() || at::autocast::is_autocast_enabled(t.device().type());
 }
 
 bool somebody_watches(const Arguments& a) {

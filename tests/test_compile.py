@@ -437,10 +437,6 @@ def test_training_goes_the_same_way(backend: str) -> None:
     assert losses[0] == losses[1]
 
 
-# ---- Derivatives
-
-
-@pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
 @pytest.mark.filterwarnings("error:.*lru_cache")
 def test_a_subclass_that_sets_attributes() -> None:
     class Remembers(torch.nn.LSTM):
@@ -454,6 +450,10 @@ def test_a_subclass_that_sets_attributes() -> None:
     torch.testing.assert_close(torch.compile(model, backend="eager")(x), want)
 
 
+# ---- Derivatives
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
 class TestDerivatives:
     def make(self, kind: str) -> tuple[Any, Tensor]:
         return make(kind), draw(*((2,) if kind.endswith("Cell") else (4, 2)), 3)

@@ -169,8 +169,9 @@ def _class_for(source: type) -> type | str:
                 return f"{_full_name(cls)} replaces {name}"
             if name in _beyond(theirs, ours):
                 return f"{_full_name(cls)}.{name} has the name of an attribute of rnnfused's"
-            # What constructors have set is there to be seen.
-            for stored in sorted(_stored(value) & _beyond(theirs, ours) if name != "__init__" else ()):
+            if name == "__init__":
+                continue  # what it has set is there to be seen
+            for stored in sorted(_stored(value) & _beyond(theirs, ours)):
                 return f"{_full_name(cls)}.{name} sets {stored}, the name of an attribute of rnnfused's"
     return _derived(source, ours)
 
@@ -193,14 +194,19 @@ def _calls_super(method: Any, name: str) -> bool:
     A base class that is named, as in torch.nn.LSTM.forward(self, ...), is not to be redirected, and
     super(type(self), self) is the method itself in a class that is derived.
     """
-    code = getattr(inspect.unwrap(method), "__code__", None)
+    code = _code_of(method)
     return code is not None and _code_calls_super(code, name)
 
 
 def _stored(method: Any) -> set[str]:
     """Names of attributes that a method sets, of whatever object."""
-    code = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
-    return _code_stores(code) if isinstance(code, CodeType) else set()
+    code = _code_of(method)
+    return set() if code is None else _code_stores(code)
+
+
+def _code_of(method: Any) -> CodeType | None:
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def _code_stores(code: CodeType) -> set[str]:

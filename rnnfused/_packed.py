@@ -35,9 +35,8 @@ class _Snapshot:
 
     _native: Any
     _layer: LayerConfig
-    _seen: LayerConfig | None = None  # the module's own, found to be the same
+    _seen: LayerConfig | None  # the module's own, found to be the same
     _dtype: torch.dtype  # of what a call is given and gives
-    _stored: torch.dtype  # of the weights
     _weights: Sequence[Tensor]
     _learned: Sequence[Tensor] = ()
 
@@ -114,7 +113,6 @@ class _Snapshot:
         return {
             "_layer": layer,
             "_dtype": dtype,
-            "_stored": stored,
             "_weights": weights,
             "_learned": learned,
         }
@@ -189,7 +187,7 @@ class Frozen(_Snapshot):
         if input.dtype != self._dtype:
             raise RuntimeError(f"input: expected dtype {self._dtype}, got {input.dtype}")
         # The states stay as they are: the kernels keep them in float32.
-        return [t.to(self._dtype) for t in self._outputs(input.to(self._stored), hx, layout)]
+        return [t.to(self._dtype) for t in self._outputs(input.to(self._weights[0].dtype), hx, layout)]
 
     def _outputs(self, input: Tensor, hx: Sequence[Tensor], layout: Layout) -> list[Tensor]:
         if not torch.compiler.is_compiling():
@@ -362,7 +360,7 @@ class Stepper(_Snapshot):
 
     def _taken(self) -> dict[str, Any]:
         taken = super()._taken()
-        stored = taken["_stored"]
+        stored = taken["_weights"][0].dtype
         computed = torch.float32 if stored in _DTYPES.values() else stored
         states = tuple(state.to(taken["_weights"][0].device, computed) for state in self._states)
         begin = [

@@ -430,9 +430,9 @@ def _quantized_or_why_not(layer: Any, smallest: int) -> Quantized | _Left | None
             return None
     except RuntimeError as error:  # another dtype or device, or other equations
         return _Left(logging.WARNING, str(error))
+    # Those of weight_norm and pruning have computed the weights for the last time.
+    of_weights = {key for key, hook in layer._forward_pre_hooks.items() if is_of_weights(hook)}
     for name in _HOOKS:
-        # Those of weight_norm and pruning have computed the weights for the last time.
-        of_weights = [key for key, hook in layer._forward_pre_hooks.items() if is_of_weights(hook)]
         kept = {key: hook for key, hook in getattr(layer, name).items() if key not in of_weights}
         getattr(made, name).update(kept)
     return made

@@ -52,18 +52,10 @@ def leaf(module: torch.nn.Module, input: Proxy, hx: Any, **options: Any) -> Any:
 
 def _own_methods() -> frozenset[str]:
     """Names that a subclass must not give to attributes: calls go through them."""
-    classes = (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)
-    bases = {base for cls in classes for base in cls.__mro__ if base.__module__.startswith("rnnfused.")}
-    named = {name for base in bases for name, value in vars(base).items() if inspect.isfunction(value)}
-    theirs = (
-        torch.nn.RNN,
-        torch.nn.LSTM,
-        torch.nn.GRU,
-        torch.nn.RNNCell,
-        torch.nn.LSTMCell,
-        torch.nn.GRUCell,
-    )
-    return frozenset({"_layer", *(n for n in named if not any(hasattr(cls, n) for cls in theirs))})
+    bases = {base for cls in (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell) for base in cls.__mro__}
+    ours = {base for base in bases if base.__module__.startswith("rnnfused.")}
+    named = {name for base in ours for name, value in vars(base).items() if inspect.isfunction(value)}
+    return frozenset({"_layer", *named}.difference(*map(vars, bases - ours)))
 
 
 class _Described(torch.nn.Module):

@@ -40,6 +40,7 @@ def one_thread() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU, an emulated one will not do")
+    config.addinivalue_line("markers", "cpu: of the CPU's drivers alone, where an emulated GPU has none")
     config.addinivalue_line("markers", "xdist_group: runs in the same process as the others of its name")
     config.addinivalue_line(
         "markers", "long: left to `make check`; begins first, so that no process ends long after the other"
@@ -65,6 +66,8 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not has_gpu():
         pytest.skip(NO_GPU)
+    if item.get_closest_marker("cpu") and "RNNFUSED_TEST_EXTENSION" in os.environ:
+        pytest.skip("the CPU plays the GPU")
 
 
 NO_GPU = "there is no CUDA device, or rnnfused was built without CUDA kernels"

@@ -180,7 +180,9 @@ PRUNED = [
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-@pytest.mark.parametrize("kind", [rnnfused.Frozen, rnnfused.Stepper, rnnfused.Quantized])
+@pytest.mark.parametrize(
+    "kind", [rnnfused.Frozen, rnnfused.Stepper, pytest.param(rnnfused.Quantized, marks=pytest.mark.cpu)]
+)
 @pytest.mark.parametrize("treat", PRUNED)
 def test_weights_that_are_computed_before_a_call(kind: Any, treat: Any) -> None:
     torch.manual_seed(0)

@@ -20,7 +20,6 @@ import rnnfused
 
 LAYERS = ("RNN", "GRU", "LSTM")
 EXAMPLES = int(os.environ.get("RNNFUSED_LAYOUT_EXAMPLES", "150"))
-ON_CPU = "RNNFUSED_TEST_EXTENSION" not in os.environ  # else an emulated GPU
 
 properties = settings(
     max_examples=EXAMPLES,
@@ -205,7 +204,7 @@ def test_16_bits(kind: str, dtype: torch.dtype) -> None:
 # ---- The same bits as packed
 
 
-@pytest.mark.skipif(not ON_CPU, reason="on a GPU rows are masked where they are, and summed in another order")
+@pytest.mark.cpu  # on a GPU rows are masked where they are, and summed in another order
 @pytest.mark.parametrize("kind", LAYERS)
 def test_bits_of_a_packed_sequence(kind: str) -> None:
     module = getattr(rnnfused, kind)(7, 33, num_layers=2, bidirectional=True)
@@ -227,7 +226,7 @@ def unpacked(module: Any, x: Tensor, lengths: Tensor) -> Any:
     return pad_packed_sequence(y, total_length=len(x))[0], final
 
 
-@pytest.mark.skipif(not ON_CPU, reason="on a GPU rows are masked where they are, and summed in another order")
+@pytest.mark.cpu  # on a GPU rows are masked where they are, and summed in another order
 @pytest.mark.parametrize("kind", LAYERS)
 def test_bits_of_pieces_cut_by_hand(kind: str) -> None:
     module = getattr(rnnfused, kind)(7, 33, bidirectional=True)
@@ -331,7 +330,7 @@ def test_what_does_not_fit(given: dict[str, Any], error: type[Exception], messag
         rnnfused.GRU(3, 5)(torch.zeros(4, 2, 3), **given)
 
 
-@pytest.mark.skipif(not ON_CPU, reason="a GPU's lengths are not read by the host")
+@pytest.mark.cpu  # a GPU's lengths are not read by the host
 @pytest.mark.parametrize("length", [-1, 5])
 def test_lengths_out_of_range(length: int) -> None:
     with pytest.raises(RuntimeError, match=f"lengths: expected lengths from 0 to 4, got {length}"):
@@ -364,7 +363,6 @@ def test_a_packed_sequence_has_its_own_lengths() -> None:
             rnnfused.GRU(3, 5)(packed, **other)
 
 
-@pytest.mark.skipif(not ON_CPU, reason="Frozen is for the CPU")
 def test_frozen_takes_them_too() -> None:
     module = rnnfused.LSTM(3, 33, num_layers=2)
     frozen = rnnfused.Frozen(module)

@@ -94,6 +94,13 @@ class Quantized(torch.nn.Module):
             )
         if changed := asked({name: getattr(layer, name, default) for name, default in DEFAULTS.items()}):
             raise RuntimeError(f"layer: expected torch.nn's equations with 8 bits, got {', '.join(changed)}")
+        if issubclass(kind, modules._Cell):
+            for name in ("bias_ih", "bias_hh"):
+                if (getattr(layer, name) is not None) != bool(layer.bias):
+                    raise RuntimeError(
+                        f"{name}: expected {'a tensor' if layer.bias else 'None'} of a layer whose bias is "
+                        f"{layer.bias}, got the other"
+                    )
         layer = with_computed_weights(layer)
         self.__dict__["_shape"] = _without_memory(kind, layer)
         for group in self._groups():

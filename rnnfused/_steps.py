@@ -103,8 +103,8 @@ def _mingru(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
 
 def _minlstm(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
     a_f, a_i, n = x.chunk(3, 1)
-    f, i = torch.sigmoid(a_f), torch.sigmoid(a_i)
-    return (n + f / (f + i) * (states[0] - n),)
+    share = torch.sigmoid(logsigmoid(a_f) - logsigmoid(a_i))  # f / (f + i), which may underflow
+    return (n + share * (states[0] - n),)
 
 
 def _augru(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
@@ -128,8 +128,8 @@ def _slstm(x: Tensor, h: Tensor, states: States, terms: Terms) -> States:
     a_i, a_f, a_z, a_o = (x + h).chunk(4, 1)
     c, n, m = states[1].chunk(3, 1)
     log_f_m = logsigmoid(a_f) + m
-    m = torch.maximum(log_f_m, a_i)
-    i, f = torch.exp(a_i - m), torch.exp(log_f_m - m)
+    m = torch.where(n == 0, a_i, torch.maximum(log_f_m, a_i))  # an empty memory has no units
+    i, f = torch.exp(a_i - m), torch.exp((log_f_m - m).clamp(max=80))
     c, n = f * c + i * torch.tanh(a_z), f * n + i
     return torch.sigmoid(a_o) * c / n, torch.cat((c, n, m), 1)
 

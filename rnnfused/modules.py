@@ -10,6 +10,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -538,19 +539,33 @@ class _Cell(_Described, torch.nn.RNNCellBase):
         own = self._parameters
         try:
             # By way of nn.Module's attributes each would cost as much as a tenth of a small step.
-            params: Sequence[Any] = (own["weight_ih"], own["weight_hh"])
-            if self.bias:
-                params = (*params, own["bias_ih"], own["bias_hh"])
+            params: Sequence[Any] = (own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"])
         except KeyError:  # parametrised, or otherwise no parameter
-            params = [getattr(self, name) for name in (_WEIGHTS if self.bias else _WEIGHTS[:2])]
+            params = [getattr(self, name) for name in _WEIGHTS]
+        if not layer.bias or params[2] is None or params[3] is None:
+            layer, params = _with_biases_given(layer, params)
         return self._hx(recurrent(layer, input, states, params))
 
     def _varied_step(self, layer: LayerConfig, input: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
-        names = (*(_WEIGHTS if layer.bias else _WEIGHTS[:2]), *layer.own_params)
-        params: Sequence[Tensor] = [getattr(self, name) for name in names]
+        layer, params = _with_biases_given(layer, [getattr(self, name) for name in _WEIGHTS])
+        params = [*params, *(getattr(self, name) for name in layer.own_params)]
         if self.training:
             layer, params = functional.drawn(layer, params)
         return functional.stack(layer, input, states, params)
+
+
+def _with_biases_given(layer: LayerConfig, params: Sequence[Any]) -> tuple[LayerConfig, Sequence[Tensor]]:
+    """As torch.nn's cells take their biases: those that are there, whatever `bias` says; of one alone the
+    other is zero.
+    """
+    *weights, b_ih, b_hh = params
+    given = [bias for bias in (b_ih, b_hh) if bias is not None]
+    if layer.bias != bool(given):
+        layer = replace(layer, bias=bool(given))
+    if len(given) == 1:
+        other = torch.zeros_like(given[0])
+        given = [other, b_hh] if b_ih is None else [b_ih, other]
+    return layer, [*weights, *given]
 
 
 class RNNCell(_OneState, _Cell, torch.nn.RNNCell):

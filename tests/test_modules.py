@@ -117,6 +117,23 @@ def test_cells(kind: str, bias: bool, given: bool, batched: bool) -> None:
     assert_same(theirs, ours, lambda m: m(x, hx), [x, *(states if given else [])])
 
 
+@pytest.mark.parametrize("change", [{"bias": False}, {"bias_ih": None}, {"bias_hh": None}, {"bias": True}])
+@pytest.mark.parametrize("kind", CELLS)
+def test_cells_take_the_biases_that_are_there(kind: str, change: dict[str, Any]) -> None:
+    """As torch.nn's, whatever `bias` says: True of a cell that is made without any, and given one."""
+    theirs, ours = pair(kind, 3, 20, bias="bias" not in change or not change["bias"], dtype=torch.float64)
+    for cell in (theirs, ours):
+        for name, value in change.items():
+            setattr(cell, name, value)
+        if cell.bias_ih is None and cell.bias_hh is None:
+            cell.bias_ih = torch.nn.Parameter(torch.linspace(-1, 1, len(cell.weight_ih), dtype=torch.float64))
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    assert_same(theirs, ours, lambda m: m(x), [x])
+    for cell in (theirs, ours):
+        cell.bias_ih = cell.bias_hh = None
+    assert_same(theirs, ours, lambda m: m(x), [x])
+
+
 def test_relu_cell() -> None:
     theirs, ours = pair("RNNCell", 3, 4, nonlinearity="relu", dtype=torch.float64)
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)

@@ -612,6 +612,10 @@ def test_modules_that_are_refused() -> None:
         with pytest.raises(RuntimeError, match=r"weight_ih_l0: expected dtype torch.float32 on cpu, got"):
             rnnfused.Quantized(source)
         assert type(source) is nn.GRU
+    cell = nn.GRUCell(2, 3)
+    cell.bias_hh = None  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="bias_hh: expected a tensor of a layer whose bias is True, got "):
+        rnnfused.Quantized(cell)
     for packed in (rnnfused.Frozen, rnnfused.Stepper):
         with pytest.raises(ValueError, match=r"module: expected dtype torch.float32 with weights"):
             packed(rnnfused.GRU(2, 3, dtype=torch.float64), weights="int8")  # type: ignore[call-arg]

@@ -387,6 +387,41 @@ def test_every_isa(isa: str) -> None:
     assert run.returncode == 0, run.stdout[-3000:]
 
 
+# ---- Numbers at the ends of their range
+
+
+@pytest.mark.parametrize("way", [recurrent, _decomposed.recurrent])
+@pytest.mark.parametrize("cell, most", [("minlstm", -40.0), ("slstm", 60.0)])
+def test_gates_whose_numbers_are_too_small(cell: str, most: float, way: Callable[..., list[Tensor]]) -> None:
+    """Float32's result is float64's, whose range they are in. A reset leaves an sLSTM's memory empty."""
+    layer, made = LayerConfig(cell), torch.Generator().manual_seed(5)
+    gates, resets = len(layer.spec.gates), torch.rand(6, 3, generator=made) < 0.5
+    bias = torch.cat([torch.linspace(-120, most, 17), *torch.rand(gates - 1, 17, generator=made)])
+    if cell == "minlstm":
+        bias[17:34] = bias[:17] + 1.5  # both gates are small
+    biases = [bias, bias / 4][: len(layer.spec.biases)]
+    weights = [torch.zeros(gates * 17, size) for size in ((1, 17) if layer.spec.recurrent else (1,))]
+    units = (17, 51) if cell == "slstm" else (17,)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        params = [p.to(dtype).requires_grad_() for p in weights + biases]
+        hx = [torch.zeros(1, 3, size, dtype=dtype) for size in units]
+        output = way(layer, torch.zeros(6, 3, 1, dtype=dtype), hx, params, None, None, resets)[0]
+        found.append([output, *torch.autograd.grad(output.sum(), params)])
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("way", [recurrent, _decomposed.recurrent])
+def test_an_infinite_c_is_what_it_is_without_options(way: Callable[..., list[Tensor]]) -> None:
+    layer = LayerConfig("lstm", gate_clip=100.0)
+    params = [torch.randn(4 * 17, size) for size in (3, 17)] + [torch.randn(4 * 17) for _ in range(2)]
+    x, hx = torch.randn(4, 2, 3), [torch.zeros(1, 2, 17), torch.full((1, 2, 17), torch.inf)]
+    want = recurrent(LayerConfig("lstm"), x, hx, params)
+    for got, expected in zip(way(layer, x, hx, params, None, None, None), want, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 # ---- What is drawn
 
 

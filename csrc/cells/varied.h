@@ -35,6 +35,12 @@ struct Peepholes {
   V i, f, o;
 };
 
+// A gate's sum with what c gives to it. Without peepholes nothing, not even of an infinite c.
+template <class V>
+RNNFUSED_HD V with_peephole(const Variation<ScalarOf<V>>& v, V weight, V c, V sum) {
+  return v.peephole ? fma(weight, c, sum) : sum;
+}
+
 template <class V>
 struct LstmStep {
   using T = ScalarOf<V>;
@@ -45,9 +51,9 @@ struct LstmStep {
   RNNFUSED_HD V carry(const Variation<T>& v, const GateSums<V>& sums, const Peepholes<V>& p, V c_before) {
     const bool coupled = v.maths == Maths::coupled_lstm;
     c_prev = c_before;
-    a_i = fma(p.i, c_prev, sums.both(0));
+    a_i = with_peephole(v, p.i, c_prev, sums.both(0));
     i = sigmoid(clamp(a_i, v.gate_clip));
-    a_f = coupled ? V{} : fma(p.f, c_prev, sums.both(1));
+    a_f = coupled ? V{} : with_peephole(v, p.f, c_prev, sums.both(1));
     f = coupled ? ScalarOf<V>(1) - i : sigmoid(clamp(a_f, v.gate_clip));
     a_g = sums.both(coupled ? 1 : 2);
     g = tanh(clamp(a_g, v.gate_clip));
@@ -56,7 +62,7 @@ struct LstmStep {
   // c' is known, and what h' is made from; returns h'.
   RNNFUSED_HD V show(const Variation<T>& v, const GateSums<V>& sums, const Peepholes<V>& p, V next, V as) {
     c = next, shown = as;
-    a_o = fma(p.o, c, sums.both(v.gates - 1));
+    a_o = with_peephole(v, p.o, c, sums.both(v.gates - 1));
     o = sigmoid(clamp(a_o, v.gate_clip));
     tanh_c = tanh(shown);
     return o * tanh_c;
@@ -72,10 +78,10 @@ struct LstmStep {
     const V to_i = coupled ? ds * (g - c_prev) : ds * g;
     da[0] = clamp_gradient(sigmoid_gradient(to_i, i), a_i, v.gate_clip);
     da[coupled ? 1 : 2] = clamp_gradient(tanh_gradient(ds * i, g), a_g, v.gate_clip);
-    V dc = fma(p.i, da[0], ds * f);
+    const V dc = with_peephole(v, p.i, da[0], ds * f);
     if (coupled) return dc;
     da[1] = clamp_gradient(sigmoid_gradient(ds * c_prev, f), a_f, v.gate_clip);
-    return fma(p.f, da[1], dc);
+    return with_peephole(v, p.f, da[1], dc);
   }
 };
 
@@ -130,7 +136,7 @@ struct AttendedStep {
 };
 
 // The sLSTM: h' = o c' / n', c' = f c + i z, n' = f n + i, with i and f held in units of e^m', the larger of
-// both.
+// both; or, where memory is empty, of e^a_i, whatever m is: f then multiplies zeros, and need only be finite.
 template <class V>
 struct ExponentialStep {
   using T = ScalarOf<V>;
@@ -139,8 +145,9 @@ struct ExponentialStep {
   RNNFUSED_HD ExponentialStep(const GateSums<V>& sums, V c_before, V n_before, V m_before) {
     a_i = sums.both(0), a_f = sums.both(1);
     log_f_m = m_before - softplus(-a_f);
-    m = log_f_m < a_i ? a_i : log_f_m;
-    i = exp(a_i - m), f = exp(log_f_m - m);
+    const V larger = log_f_m < a_i ? a_i : log_f_m;
+    m = n_before == V{} ? a_i : larger;
+    i = exp(a_i - m), f = exp(at_most(log_f_m - m, T(80)));
     z = tanh(sums.both(2)), o = sigmoid(sums.both(3));
     c = fma(f, c_before, i * z), n = fma(f, n_before, i);
   }
@@ -151,7 +158,8 @@ struct ExponentialStep {
     const V di = fma(ds, z, dt) * i, df = fma(ds, c_before, dt * n_before) * f;
     // What reaches m' goes on to the larger of the two, or halves where they are one.
     const V dm = d[3] - di - df, half = dm * T(0.5);
-    const V unequal = log_f_m > a_i ? dm : V{}, old = log_f_m == a_i ? half : unequal;
+    const V unequal = log_f_m > a_i ? dm : V{}, of_larger = log_f_m == a_i ? half : unequal;
+    const V old = n_before == V{} ? V{} : of_larger;
     const V dlog_f = df + old;
     da.x[0] = da.h[0] = di + dm - old;
     da.x[1] = da.h[1] = dlog_f * sigmoid(-a_f);
@@ -160,6 +168,12 @@ struct ExponentialStep {
     d[1] = ds * f, d[2] = dt * f, d[3] = dlog_f;
   }
 };
+
+// f / (f + i) of the MinLSTM's two gates, also where both are too small for a number.
+template <class V>
+RNNFUSED_HD V kept_share(V a_f, V a_i) {
+  return sigmoid(softplus(-a_i) - softplus(-a_f));
+}
 
 // h' from the h before.
 template <class V>
@@ -172,8 +186,8 @@ RNNFUSED_HD V next_output(const Variation<ScalarOf<V>>& v, const GateSums<V>& su
   }
   if (v.maths == Maths::mingru) return fma(sigmoid(sums.both(0)), sums.both(1) - h, h);
   if (v.maths == Maths::minlstm) {
-    const V f = sigmoid(sums.both(0)), i = sigmoid(sums.both(1)), n = sums.both(2);
-    return fma(f / (f + i), h - n, n);
+    const V n = sums.both(2);
+    return fma(kept_share(sums.both(0), sums.both(1)), h - n, n);
   }
   const GruStep<V> s(v, sums);
   return v.maths == Maths::update_gru ? fma(s.u, s.n - h, h) : fma(s.u, h - s.n, s.n);
@@ -196,11 +210,11 @@ RNNFUSED_HD V light_gradient(const Variation<ScalarOf<V>>& v, const GateSums<V>&
     d.x[1] = of_n;
     of_h = dh - of_n;
   } else {
-    const V f = sigmoid(sums.both(0)), i = sigmoid(sums.both(1)), n = sums.both(2), all = f + i;
-    of_h = dh * (f / all);
-    const V dshare = dh * (h - n) / (all * all);
-    d.x[0] = sigmoid_gradient(dshare * i, f);
-    d.x[1] = sigmoid_gradient(-dshare * f, i);
+    const V a_f = sums.both(0), a_i = sums.both(1), share = kept_share(a_f, a_i);
+    const V dlog = sigmoid_gradient(dh * (h - sums.both(2)), share);  // of log f - log i
+    of_h = dh * share;
+    d.x[0] = dlog * sigmoid(-a_f);
+    d.x[1] = -dlog * sigmoid(-a_i);
     d.x[2] = dh - of_h;
   }
   for (int g = 0; g < v.gates; ++g) d.h[g] = d.x[g];

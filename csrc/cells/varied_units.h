@@ -144,7 +144,7 @@ class VariedUnits {
 
  private:
   RNNFUSED_HD V unclipped(const Shown& of, V da_o, V dc, V d) const {
-    return clamp_gradient(fma(of.p.o, da_o, dc + d), of.before_clip, v_.cell_clip);
+    return clamp_gradient(with_peephole(v_, of.p.o, da_o, dc + d), of.before_clip, v_.cell_clip);
   }
 
   const Variation<T>& v_;

@@ -92,14 +92,14 @@ def _slstm_forward(acc: Array, prev: Arrays, extras: Extras) -> tuple[Arrays, Ar
     """h' = o c' / n', c' = f c + i z, n' = f n + i, with z = tanh(a_z), o = sigmoid(a_o).
 
     i = exp(a_i) and f = sigmoid(a_f) are held with c and n in units of exp(m): m' = max(log f + m, a_i),
-    i = exp(a_i - m'), f = exp(log f + m - m'). A first m of minus infinity is an empty memory.
+    i = exp(a_i - m'), f = exp(log f + m - m'). Where n is zero memory is empty, whatever its m: m' = a_i.
 
     Source: Beck et al., "xLSTM: extended long short-term memory", 2024, with the sigmoid for f.
     """
     (_, c, n, m), (a_i, a_f, a_z, a_o) = prev, acc
     log_f_m = m - np.logaddexp(0, -a_f)
-    m_new = np.maximum(log_f_m, a_i)
-    i, f = np.exp(a_i - m_new), np.exp(log_f_m - m_new)
+    m_new = np.where(n == 0, a_i, np.maximum(log_f_m, a_i))
+    i, f = np.exp(a_i - m_new), np.exp(np.minimum(log_f_m - m_new, 80))  # finite, for what is zero
     z, o = np.tanh(a_z), sigmoid(a_o)
     c_new, n_new = f * c + i * z, f * n + i
     return (o * c_new / n_new, c_new, n_new, m_new), (a_i, a_f, log_f_m, i, f, z, o)
@@ -117,7 +117,7 @@ def _slstm_backward(tape: Arrays, prev: Arrays, new: Arrays, dnew: Arrays, extra
     ds, dt = dc + e, dn - e * c_new / n_new
     di, df = (ds * z + dt) * i, (ds * c + dt * n) * f
     dm = dm - di - df
-    old = np.where(log_f_m == a_i, dm / 2, np.where(log_f_m > a_i, dm, 0))
+    old = np.where(n == 0, 0, np.where(log_f_m == a_i, dm / 2, np.where(log_f_m > a_i, dm, 0)))
     dlog_f = df + old
     dacc = (
         di + dm - old,
@@ -150,16 +150,15 @@ def _minlstm_forward(acc: Array, prev: Arrays, extras: Extras) -> tuple[Arrays, 
     Source: Feng et al. 2024.
     """
     (h,), (a_f, a_i, n) = prev, acc
-    f, i = sigmoid(a_f), sigmoid(a_i)
-    share = f / (f + i)
-    return (share * h + (1 - share) * n,), (f, i, n, share)
+    share = sigmoid(np.logaddexp(0, -a_i) - np.logaddexp(0, -a_f))  # f / (f + i), which may underflow
+    return (share * h + (1 - share) * n,), (a_f, a_i, n, share)
 
 
 def _minlstm_backward(tape: Arrays, prev: Arrays, new: Arrays, dnew: Arrays, extras: Extras) -> Gradients:
-    """With s = f / (f + i): ds = dh' (h - n), df = ds i / (f + i)^2, di = -ds f / (f + i)^2, dh = dh' s."""
-    (f, i, n, share), (h,), (dh,) = tape, prev, dnew
-    ds = dh * (h - n) / (f + i) ** 2
-    dacc = (ds * i * sigmoid_slope(f), -ds * f * sigmoid_slope(i), dh * (1 - share))
+    """With s = f / (f + i) = sigmoid(log f - log i): ds = dh' (h - n), dh = dh' s."""
+    (a_f, a_i, n, share), (h,), (dh,) = tape, prev, dnew
+    dlog = dh * (h - n) * sigmoid_slope(share)
+    dacc = (dlog * sigmoid(-a_f), -dlog * sigmoid(-a_i), dh * (1 - share))
     return dacc, (dh * share,), {}
 
 

@@ -237,16 +237,15 @@ def read(path: Path, date: str) -> tuple[list[float], list[float]]:
     """
     years, values = [], []
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if number == 1:
-                continue
-            try:
-                when, value = row
+        reader = csv.reader(file)
+        try:
+            next(reader, None)  # the header
+            for when, value in reader:
                 day = datetime.strptime(when, date).timetuple()
                 years.append(day.tm_year + (day.tm_yday - 1) / 365.25)
                 values.append(float(value) if value else math.nan)
-            except ValueError as error:
-                raise ExampleError(f"{path}, line {number}: expected a date and a number") from error
+        except (ValueError, csv.Error) as error:
+            raise ExampleError(f"{path}, line {reader.line_num}: expected a date and a number") from error
     known = [place for place, value in enumerate(values) if math.isfinite(value)]
     if not known or (known[0], known[-1]) != (0, len(values) - 1):
         raise ExampleError(f"{path}: expected a number in the first and in the last row")

@@ -100,7 +100,7 @@ def read(path: Path) -> list[Labelled]:
                 or digit not in range(10)
             ):
                 raise ValueError("not a digit")
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # the latter is int()'s, of inf
             raise ExampleError(
                 f"{path}, line {number}: expected {SIDE * SIDE} pixels from 0 to {WHITEST} and a digit"
             ) from error

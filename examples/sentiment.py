@@ -8,6 +8,7 @@ above 0 are positive, those below negative. Trained with rnnfused, which takes t
 with torch.nn, whose users pack them. ``docs/applications.md`` tells the options and what is written.
 """
 
+import math
 import re
 import sys
 from collections import Counter
@@ -124,6 +125,8 @@ def read(path: Path) -> list[tuple[str, float]]:
     for number, line in enumerate(lines, 1):
         try:
             _, rating, text = line.split("\t", 2)
+            if not math.isfinite(float(rating)):
+                raise ValueError("not a rating")
             sentences.append((text, float(rating)))
         except ValueError as error:
             raise ExampleError(f"{path}, line {number}: expected number, rating and text") from error

@@ -106,7 +106,7 @@ class Tagging(Example):
         if recipe.data is None:
             paths = [path for path in library_sources() if path.parent.name != ALL_ALIKE]
         else:
-            paths = sorted(Path(recipe.data).rglob("*.py"))
+            paths = sorted(path for path in Path(recipe.data).rglob("*.py") if path.is_file())
         if len(paths) < 2:
             raise ExampleError(f"--data: expected a folder of at least 2 Python files, got {len(paths)}")
         return {str(path): path for path in paths}

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.1
 PADDING, UNKNOWN, BEGIN, END = range(4)  # the numbers that stand for no character
+NO_CHARACTER = ("(padding)", "(unknown)", "(begin)", "(end)")  # their labels
 WIDTH = 5  # of the beam
 WARM_UP = 0.05  # share of the steps
 SHOWN, DRAWN = 12, 4
@@ -246,7 +247,7 @@ class Transliteration(Example):
         return {"attention.png": ((9, 7), draw)}
 
     def _label(self, token: int) -> str:
-        return "(end)" if token == END else latin_name(self._katakana.decode([token]))
+        return NO_CHARACTER[token] if token <= END else latin_name(self._katakana.decode([token]))
 
     def _encode(self, latin: str, katakana: str) -> Pair:
         target = [BEGIN, *self._katakana.encode(katakana), END]

@@ -118,6 +118,12 @@ def test_it_trains_on_the_standard_library_by_default(tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.long
+def test_it_trains_compiled(tmp_path: Path, text: Path) -> None:
+    checkpoint = run_demo(tmp_path, "--text", text, "--compile", "--epochs=2", "--peer=none")
+    assert checkpoint["runs"].keys() == {RNNFUSED, RNNFUSED_BF16}
+
+
 def test_without_matplotlib_it_says_that_no_plot_was_written(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +280,15 @@ def test_a_wrong_option_gets_one_clear_line(
 ) -> None:
     assert re.search(message, error_of(capsys, arguments(tmp_path / "output", *wrong)))
     assert not (tmp_path / "output").exists()
+
+
+def test_a_text_that_cannot_be_decoded_gets_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "text.bin"
+    path.write_bytes(b"\xff" * 4000)
+    error = error_of(capsys, arguments(tmp_path / "output", "--text", path))
+    assert f"no text to train on: {path} gives only bytes that UTF-8 cannot decode" in error
 
 
 def test_cuda_without_a_device_gets_one_clear_line(

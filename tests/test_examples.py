@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import importlib
 import io
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tolerances import EXAMPLES_CURVE
 from torch import nn
 from torch.testing import assert_close
@@ -237,8 +239,20 @@ def test_what_does_not_fit_gets_one_clear_line(
     assert "--limit: expected an integer of at least 1, got 0" in error("--limit=0")
     other.write_text("1 2.5 Good\n")
     assert "line 1: expected number, rating and text" in error("--data", other)
+    for rating in ("nan", "inf"):
+        other.write_text(f"1\t2.5\tGood\n2\t{rating}\tBad\n")
+        assert "line 2: expected number, rating and text" in error("--data", other)
     other.write_text("1\t0\tGood\n")
     assert "expected at least 2 rated sentences, got 0" in error("--data", other)
+
+
+@pytest.mark.parametrize("name", ["handwriting", "sentiment", "transliterate"])
+def test_a_limit_that_leaves_nothing_to_train_on_gets_one_clear_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    need_data(name)
+    error = error_of(capsys, name, arguments(name, tmp_path / "output", "--limit=1"))
+    assert "expected at least 2 items, to train on and to hold out, got 1: --limit" in error
 
 
 def series_file(path: Path, *lines: str) -> Path:
@@ -306,9 +320,10 @@ def test_padding_tells_a_classifier_of_series_nothing() -> None:
     [
         ("0,1,2\n", "line 1: expected 64 pixels from 0 to 16 and a digit"),
         ("17," + "0," * 63 + "1\n", "line 1: expected 64 pixels from 0 to 16 and a digit"),
+        ("inf," + "0," * 63 + "1\n", "line 1: expected 64 pixels from 0 to 16 and a digit"),
         ("0," * 64 + "1\n", "expected at least 2 digits, got 1"),
     ],
-    ids=["too few pixels", "too dark", "too few digits"],
+    ids=["too few pixels", "too dark", "infinite", "too few digits"],
 )
 def test_what_is_no_digits_gets_one_clear_line(
     lines: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -403,6 +418,7 @@ def test_source_that_is_missing_gets_one_clear_line(
     def error() -> str:
         return error_of(capsys, "tagging", [f"--data={tmp_path}", f"--output={tmp_path}"])
 
+    (tmp_path / "folder.py").mkdir()
     assert "at least 2 Python files, got 0" in error()
     for name in ("one.py", "two.py"):
         (tmp_path / name).write_text("(\n")
@@ -428,6 +444,8 @@ def test_a_series_that_cannot_be_forecast_gets_one_clear_line(
         return error_of(capsys, "forecast", command)
 
     assert "line 3: expected a date and a number" in error("year,spots\n1700,1\n1701,many\n")
+    too_long = "1" * (csv.field_size_limit() + 1)
+    assert "line 3: expected a date and a number" in error(f"year,spots\n1700,1\n1701,{too_long}\n")
     assert "a number in the first and in the last row" in error("year,spots\n1700,1\n1701,\n")
     assert "expected at least 110 values of sunspots, got 2" in error("year,spots\n1700,1\n1701,2\n")
 
@@ -566,6 +584,9 @@ def test_a_split_is_always_the_same_and_leaves_nothing_out() -> None:
     assert [len(part) for part in (training, validation, held_out)] == [35, 5, 10]
     assert sorted(training + validation + held_out) == list(range(50))
     assert shuffled_split(50, 0.1, 0.2) == [training, validation, held_out]
+    assert list(map(len, shuffled_split(3, 0.1, 0.2))) == [1, 1, 1]
+    with pytest.raises(ExampleError, match="expected at least 3 items, to train on and to hold out, got 2"):
+        shuffled_split(2, 0.1, 0.2)
 
 
 class Counting(Example):
@@ -641,6 +662,21 @@ def test_edits_are_counted(found: str, wanted: str, distance: int) -> None:
 
 def test_kana_have_latin_names() -> None:
     assert list(map(transliterate.latin_name, "カャヴッー")) == ["KA", "ya", "VU", "tu", "\N{EN DASH}"]
+
+
+@torch.no_grad()
+def test_a_written_token_that_is_no_character_has_a_label(tmp_path: Path) -> None:
+    names = {"": "Content-Type: text/plain; charset=UTF-8\n", "A": "ア", "B": "ベ", "C": "シー"}
+    catalogue(tmp_path / "iso3166-1.mo", names)
+    recipe = transliterate.TransliterationRecipe(hidden=4, embedding=4)
+    shown = transliterate.Transliteration(recipe, {"iso3166-1.mo": tmp_path / "iso3166-1.mo"})
+    for token, label in enumerate(("(padding)", "(unknown)", "(begin)", "(end)")):
+        model = shown.convert(shown.build()).eval()
+        model.decoder.scores.bias[token] = 100  # it writes nothing else
+        ((_, draw),) = shown.pictures(model).values()
+        figure = Figure()
+        draw(figure)
+        assert {found.get_text() for found in figure.axes[0].get_yticklabels()} == {label}
 
 
 @torch.no_grad()

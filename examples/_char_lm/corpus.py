@@ -30,7 +30,8 @@ def load_corpus(recipe: Recipe) -> Corpus:
     """Read and encode the text that a recipe asks for.
 
     Raises:
-        ExampleError: when the text cannot be read, or is too short for one window of every stretch.
+        ExampleError: when the text cannot be read, is too short for one window of every stretch, or has
+            no character to train on.
     """
     text = _read(Path(recipe.text), recipe.characters) if recipe.text else _library_text(recipe.characters)
     needed = _shortest_text(recipe)
@@ -42,6 +43,8 @@ def load_corpus(recipe: Recipe) -> Corpus:
         )
     split = len(text) - int(len(text) * HELD_OUT)
     vocabulary = UNKNOWN + "".join(sorted(set(text[:split]) - {UNKNOWN}))
+    if vocabulary == UNKNOWN:
+        raise ExampleError(f"no text to train on: {recipe.text} gives only bytes that UTF-8 cannot decode")
     return Corpus(
         vocabulary,
         _encode(text[:split], vocabulary),

@@ -47,6 +47,8 @@ class Run:
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.lr, fused=True)
         self._score, self._update = self._model_and_loss, self._optimizer.step
         if compiled:
+            # Graphs count per function, of all runs together, up to a limit: each run begins with none.
+            torch.compiler.reset()
             self._score = torch.compile(self._score, fullgraph=True)
             self._update = torch.compile(self._update)
         self._state: State | None = None
@@ -97,7 +99,7 @@ class Run:
         started = time.perf_counter()
         carried = self._state if window else None
         self.model.train()
-        loss, state = self._loss(self._training, window * self.recipe.steps, carried)
+        loss, state = self._loss(self._score, self._training, window * self.recipe.steps, carried)
         self._optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(self.model.parameters(), self.recipe.clip)
@@ -118,12 +120,16 @@ class Run:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Bits per character on the held-out text, the state carried from its start to its end."""
+        """Bits per character on the held-out text, the state carried from its start to its end.
+
+        Never compiled: without gradients, in a shorter last window and with other weights it would need
+        graphs of its own.
+        """
         self.model.eval()
         state: State | None = None
         total, length = 0.0, len(self._held_out[0])
         for start in range(0, length, self.recipe.steps):
-            loss, state = self._loss(self._held_out, start, state)
+            loss, state = self._loss(self._model_and_loss, self._held_out, start, state)
             total += self._mean(loss) * min(self.recipe.steps, length - start)
         return total / length / math.log(2)
 
@@ -145,9 +151,15 @@ class Run:
         self.history = History(**saved["history"])
         torch.set_rng_state(saved["generator"])
 
-    def _loss(self, streams: list[Tensor], start: int, carried: State | None) -> tuple[Tensor, State]:
+    def _loss(
+        self,
+        score: Callable[[Tensor, Tensor, State | None], tuple[Tensor, State]],
+        streams: list[Tensor],
+        start: int,
+        carried: State | None,
+    ) -> tuple[Tensor, State]:
         inputs, targets = (stream[start : start + self.recipe.steps] for stream in streams)
-        return self._score(inputs, targets, carried)
+        return score(inputs, targets, carried)
 
     def _model_and_loss(self, inputs: Tensor, targets: Tensor, carried: State | None) -> tuple[Tensor, State]:
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=is_bf16(self.backend)):

@@ -146,7 +146,15 @@ def library_sources() -> Iterator[Path]:
 def shuffled_split(count: int, *shares: float) -> list[list[int]]:
     """The numbers below `count` in an order that is always the same, cut in parts: the rest, for training,
     then one for each share, of at least one number.
+
+    Raises:
+        ExampleError: when a part would be empty.
     """
+    if count <= len(shares):
+        raise ExampleError(
+            f"expected at least {len(shares) + 1} items, to train on and to hold out, got {count}: "
+            "--limit must be at least that"
+        )
     numbers = list(range(count))
     random.Random(0).shuffle(numbers)
     parts = []

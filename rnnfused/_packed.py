@@ -94,7 +94,7 @@ class _Snapshot:
         # What is kept outlives the mode that it is made in.
         with torch.inference_mode(False), torch.no_grad():
             taken = self._taken()
-        native = self._pack(taken)
+            native = self._pack(taken)
         self.__dict__.update(taken, _native=native)
 
     def _taken(self) -> dict[str, Any]:
@@ -126,7 +126,8 @@ class _Snapshot:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _layer=LayerConfig.parse(state["_layer"]))
-        self._native = self._pack(self.__dict__)
+        with torch.inference_mode(False), torch.no_grad():
+            self._native = self._pack(self.__dict__)
 
 
 class Frozen(_Snapshot):

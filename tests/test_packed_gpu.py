@@ -220,6 +220,31 @@ def test_a_refresh_that_fails_changes_nothing(gpu: str) -> None:
     assert torch.equal(copy.deepcopy(stepper)(x), twin(x))
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("mode", [torch.autocast, torch.device])
+def test_frozen_where_a_mode_watched(gpu: str, mode: Any, layers: int) -> None:
+    """Its weights are prepared by the first call, which nothing watches; gradients' mode is on."""
+    module, x = rnnfused.LSTM(6, 8, layers, device=gpu), torch.randn(5, 2, 6, device=gpu)
+    with mode(gpu):
+        frozen = rnnfused.Frozen(module)
+    got = frozen(x)
+    with torch.no_grad():
+        assert_as(got, module(x), gpu, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda stepper: pickle.loads(pickle.dumps(stepper)), rnnfused.Stepper.refresh]
+)
+@pytest.mark.parametrize("weights", [None, "bf16"])
+def test_steppers_outlive_inference_mode(gpu: str, weights: str | None, again: Callable[..., Any]) -> None:
+    module, x = rnnfused.LSTM(6, 8, 2, device=gpu), torch.randn(3, 6, device=gpu)
+    want = rnnfused.Stepper(module, 3, weights=weights)(x)
+    with torch.inference_mode():
+        stepper = rnnfused.Stepper(module, 3, weights=weights)
+        stepper = again(stepper) or stepper
+    assert torch.equal(stepper(x), want)
+
+
 def test_words_for_what_is_wrong(gpu: str) -> None:
     module = rnnfused.LSTM(6, 8, device=gpu)
     for packed in (rnnfused.Frozen, rnnfused.Stepper):

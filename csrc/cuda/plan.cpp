@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 namespace rnnfused::cuda {
 namespace {
@@ -21,8 +22,9 @@ Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 constexpr int kMostTiles = 2;
 
 // The first depth that holds the units decides between block and cluster; the batch how many eights a cluster
-// takes, on which no bit of a result depends. `slow`: kernels that are for devices without clusters.
-bool find_resident(const PlanInput& in, bool slow, Resident& best) {
+// takes, on which no bit of a result depends. `slow`: kernels that are for devices without clusters. Returns
+// whether the device has any for the layer, though the batch may be too large for all of them.
+bool find_resident(const PlanInput& in, bool slow, std::optional<Resident>& best) {
   const ResidentKernels kernels = resident_kernels(in.unit_rows, in.type);
   const Products products = in.type == Type::f32 && !in.allows_tf32 ? Products::split : Products::rounded;
   Index least = 0;
@@ -47,16 +49,17 @@ bool find_resident(const PlanInput& in, bool slow, Resident& best) {
     best = launch;
     least = cost;
   }
-  return least != 0;
+  return depth != 0;
 }
 
-bool find_resident(const PlanInput& in, Resident& best) {
-  if (!in.allows_resident || in.shape.projected() || in.shape.rows() == 0 || in.shape.hidden == 0)
-    return false;
+std::optional<Resident> find_resident(const PlanInput& in) {
+  if (!in.allows_resident || in.shape.projected() || in.shape.rows() == 0 || in.shape.hidden == 0) return {};
   // The kernels count in 32 bits.
   const Index row = std::max(in.accumulators, in.directions) * in.shape.hidden;
-  if (std::max(in.shape.rows(), in.shape.batch * row) > std::numeric_limits<int>::max()) return false;
-  return find_resident(in, false, best) || find_resident(in, true, best);
+  if (std::max(in.shape.rows(), in.shape.batch * row) > std::numeric_limits<int>::max()) return {};
+  std::optional<Resident> best;
+  if (!find_resident(in, false, best)) find_resident(in, true, best);
+  return best;
 }
 
 }  // namespace
@@ -83,7 +86,7 @@ Plan make_plan(const PlanInput& in) {
   if (in.gates == Gates::rebuilt) chunk = std::min(chunk, (rows + kRebuiltParts - 1) / kRebuiltParts);
   chunk = std::min(rows, std::max(in.shape.batch, chunk));
   Plan plan{Driver::stepwise, int(in.aligned && whole ? wide : 1), chunk, {}};
-  if (find_resident(in, plan.resident)) plan.driver = Driver::resident;
+  if (const auto resident = find_resident(in)) plan.driver = Driver::resident, plan.resident = *resident;
   return plan;
 }
 

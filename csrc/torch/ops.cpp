@@ -198,7 +198,7 @@ Tensors run_forward(const Arguments& a, bool save, KeptWeights* kept) {
     stack.emplace_back(a, form, sequences, l, x);
     const Inputs& in = stack.back();
     if (in.on_gpu) {
-      out.push_back(forward_on_gpu(in, save, o.recompute, kept ? &kept->prepared[size_t(l)] : nullptr));
+      out.push_back(forward_on_gpu(in, save, o.recompute, kept ? &kept->prepared.at(size_t(l)) : nullptr));
     } else {
       if (l == 0) {
         hn = in.empty_computed(final_sizes(a, form, *sequences, 0));

@@ -84,9 +84,9 @@ std::optional<Tensors> Frozen::forward(const at::Tensor& input, at::TensorList h
   }
   if (somebody_watches(arguments)) return std::nullopt;
   const auto run = [&] {
-    const at::AutoDispatchBelowADInplaceOrView below;
     const std::lock_guard<std::mutex> lock(one_at_a_time_);
-    prepare();
+    prepare();  // where a mode watched when this was made; not below autograd, which counts as one
+    const at::AutoDispatchBelowADInplaceOrView below;
     return recurrent(arguments, false, &kept_);
   };
   return without_gradients(arguments, run());

@@ -187,6 +187,13 @@ TEST_CASE("many tiles to a warp are for devices without clusters") {
   in.arch = 800;
   CHECK(make_plan(in).resident.cluster == 1);
   CHECK(make_plan(in).driver == Driver::resident);
+  // A batch that is too large for clusters is no reason: it would have other bits than a smaller one.
+  for (const Index units : {100, 128}) {
+    in = resident_input({5, 768, units, units}, offsets, 4, Type::bf16);
+    CHECK(make_plan(in).driver == Driver::stepwise);
+    in.arch = 800, in.shape.batch = 16;
+    CHECK(make_plan(in).resident.cluster == 1);
+  }
 }
 
 TEST_CASE("a cluster takes two eights of the batch where that saves turns") {

@@ -25,7 +25,7 @@ __all__ = ["register_symbolic", "translation_table"]
 Value = Any  # in the graph that is built: onnx_ir's or TorchScript's
 
 # ONNX's numbers for types of tensors.
-_FLOAT, _INT32, _FLOAT16, _BFLOAT16 = 1, 6, 10, 16
+_FLOAT, _INT32, _BOOL, _FLOAT16, _BFLOAT16 = 1, 6, 9, 10, 16
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,12 @@ _TRANSLATED = (
     *("peephole", "coupled_gates", "reset_before", "gate_clip"),
 )
 _INDIFFERENT = ("recompute", "recurrent_dropout", "grad_clip")
+# What users call the fields that are named otherwise.
+_CALLED = {
+    "cells": "return_cells",
+    "int8": "weights of 8 bits",
+    "drawn": "recurrent_dropout in training: export the model in evaluation (model.eval())",
+}
 _PEEPHOLES = ("i", "o", "f")  # ONNX's order
 
 
@@ -237,8 +243,8 @@ def _translated(
 def _check(config: LayerConfig, save: bool) -> None:
     if config.projected:
         raise NotImplementedError(
-            "ONNX's LSTM has no projection (proj_size); rnnfused.to_torch(model) gives torch.nn's layers, "
-            "which torch's exporter may write out step by step"
+            "ONNX's LSTM has no projection (proj_size). Written out step by step, for one number of steps, "
+            "torch.export.export(rnnfused.to_torch(model), args).run_decompositions() can be exported"
         )
     if save:
         raise NotImplementedError("ONNX's operators keep no tape: export the model for inference")
@@ -248,7 +254,8 @@ def _check(config: LayerConfig, save: bool) -> None:
     for option in fields(LayerConfig):
         known = option.name in (*_TRANSLATED, *_INDIFFERENT) or not option.init
         if not known and getattr(config, option.name) != getattr(plain, option.name):
-            raise NotImplementedError(f"ONNX's {_OPERATORS[config.cell].name} has no {option.name}")
+            called = _CALLED.get(option.name, option.name)
+            raise NotImplementedError(f"ONNX's {_OPERATORS[config.cell].name} has no {called}")
 
 
 class _Layers:
@@ -281,7 +288,12 @@ class _Layers:
             finals.append(final)
             if index + 1 < config.num_layers:
                 x, features = self._joined(y, [0, 2, 1, 3], 0, 0), directions * self._hidden
-        return self._outputs(y) + [self._final(parts) for parts in zip(*finals, strict=True)]
+        states = [self._concatenated(parts) for parts in zip(*finals, strict=True)]
+        if lengths is not None and hx:
+            # ONNX Runtime has zeros after a sequence of no steps, which we hand the initial states through.
+            ran = self._reshaped(self.node("Cast", lengths, to=_BOOL), -1, 1)
+            states = [self.node("Where", ran, *each) for each in zip(states, hx, strict=True)]
+        return self._outputs(y) + [self._final(state) for state in states]
 
     def _layer(
         self,
@@ -330,7 +342,7 @@ class _Layers:
         [G, H], as one [D, rows of a direction, columns] with a block for each of ONNX's.
         """
         directions = self._config.directions
-        value = self.node("Concat", *tensors, axis=0) if len(tensors) > 1 else tensors[0]
+        value = self._concatenated(tensors)
         # Where a gate is coupled, ONNX wants rows for it and reads none: any will do.
         order = [ours.index(gate) if gate in ours else 0 for gate in theirs]
         if len(ours) > 1:
@@ -359,8 +371,7 @@ class _Layers:
             return [self._joined(y, [0, 2, 1, 3], 0)]
         return [self._joined(y, [2, 0, 1, 3] if self._config.batch_first else [0, 2, 1, 3], 0, 0)]
 
-    def _final(self, parts: Sequence[Value]) -> Value:
-        state = self.node("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
+    def _final(self, state: Value) -> Value:
         if self._config.step:
             return self._reshaped(state, *([-1] if self._batched else []), self._hidden)
         return state if self._batched else self._reshaped(state, self._parts, self._hidden)
@@ -377,6 +388,9 @@ class _Layers:
 
     def _reshaped(self, value: Value, *sizes: int) -> Value:
         return self.node("Reshape", value, self._graph.sizes(list(sizes)))
+
+    def _concatenated(self, parts: Sequence[Value]) -> Value:
+        return self.node("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
 
     def _taken(self, value: Value, indices: Iterable[int]) -> Value:
         return self.node("Gather", value, self._graph.constant(list(indices)), axis=0)

@@ -305,8 +305,8 @@ class SLSTM(OwnLayer):
 
     h' = o c' / n', c' = f c + i z, n' = f n + i, with z = tanh(a_z), o = s(a_o), i = exp(a_i), f = s(a_f); c
     and n are held in units of exp(m), m' = max(log f + m, a_i), so that nothing overflows. Gates i, f, z, o.
-    hx is (h, c, n, m), each [L D, B, H]; of None h, c and n are zero and m is minus infinity: an empty
-    memory. Zeros for all of them, as after `resets`, mean the same memory in other units.
+    hx is (h, c, n, m), each [L D, B, H]; of None h, c and n are zero and m is minus infinity. Where n is
+    zero memory is empty, whatever m is: so it is after `resets`, which leave zeros in all of them.
 
     SLSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, device=None, dtype=None, recompute=False, weight_drop=0.0, **options). options:

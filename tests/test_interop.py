@@ -292,6 +292,35 @@ def test_what_of_keras_is_an_error(layer: Any, words: str) -> None:
         interop.from_keras(layer)
 
 
+def tanh(values: Any) -> Any:
+    """Not Keras's, whose name it has."""
+    return values
+
+
+def test_a_users_function_is_not_kerass_of_that_name() -> None:
+    words = "activation of layer 0: expected Keras's own function of that name, got <function tanh"
+    theirs, both = keras_gru(), keras_bidirectional("gru", 2 * GRU_WEIGHTS)
+    theirs.recurrent_activation = torch.nn.functional.sigmoid
+    theirs.activation = torch.nn.functional.tanh
+    interop.from_keras(theirs)
+    theirs.activation, both.backward_layer = tanh, theirs
+    for layer in (theirs, both):
+        with pytest.raises(ValueError, match=words):
+            interop.from_keras(layer)
+
+
+def test_keras_itself_with_other_functions() -> None:
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras")
+    layers = [keras.layers.LSTM(H, activation=one) for one in (keras.activations.tanh, keras.ops.tanh, tanh)]
+    for layer in layers:
+        layer.build((None, None, INPUT))
+    for layer in layers[:2]:
+        interop.from_keras(layer)
+    with pytest.raises(ValueError, match="activation of layer 0: expected Keras's own function"):
+        interop.from_keras(layers[2])
+
+
 @pytest.mark.parametrize("num_layers, bidirectional", LAYOUTS)
 @pytest.mark.parametrize("cell, reset_after", EVERY_KIND)
 def test_keras_itself(cell: str, reset_after: bool, num_layers: int, bidirectional: bool) -> None:

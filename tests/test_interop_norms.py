@@ -266,12 +266,12 @@ def test_what_nemo_has_not() -> None:
 class AudioLSTM(torch.nn.Module):
     """torchaudio's parameters of an LSTM with layer norm."""
 
-    def __init__(self, inputs: int, eps: float = 1e-5) -> None:
+    def __init__(self, inputs: int, eps: float = 1e-5, kind: type = torch.nn.LayerNorm) -> None:
         super().__init__()
         self.x2g = torch.nn.Linear(inputs, 4 * H, bias=False)
         self.p2g = torch.nn.Linear(H, 4 * H, bias=False)
-        self.c_norm = torch.nn.LayerNorm(H, eps)
-        self.g_norm = torch.nn.LayerNorm(4 * H, eps)
+        self.c_norm = kind(H, eps)
+        self.g_norm = kind(4 * H, eps)
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.normal_()
@@ -290,6 +290,27 @@ def torchaudio_step(state: Mapping[str, Tensor]) -> Step:
         return normed("g", x @ p["x2g.weight"].T + h @ p["p2g.weight"].T)
 
     return lstm_step(sums, "ifgo", carried=lambda c: normed("c", c))
+
+
+class Float32Norm(torch.nn.LayerNorm):
+    """A user's, whose epsilon counts as any other."""
+
+
+class LayerNorm(torch.nn.Module):
+    """One without an epsilon, as fastrnns has."""
+
+    def __init__(self, size: int, _eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias = (torch.nn.Parameter(torch.zeros(size)) for _ in range(2))
+
+
+@pytest.mark.parametrize("kind, got", [(Float32Norm, "0.001"), (LayerNorm, "None")])
+def test_layer_norms_of_other_classes(kind: type, got: str) -> None:
+    module = AudioLSTM(INPUT, eps=1e-3, kind=kind)
+    with pytest.raises(ValueError, match=f"eps of c_norm: expected 1e-05, got {got}"):
+        interop.from_torchaudio(module)
+    interop.from_torchaudio(module.state_dict())
+    interop.from_torchaudio(AudioLSTM(INPUT, kind=Float32Norm))
 
 
 @pytest.mark.parametrize("normed", [True, False])

@@ -4,6 +4,7 @@ specification, what ONNX's own test cases say, and what ONNX Runtime does.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -281,6 +282,55 @@ def test_constants_and_other_nodes() -> None:
     assert found.layer.weight_hh_l0.dtype == torch.float32
     (same,) = interop.from_onnx(onnx_model("gru", weights))
     assert torch.equal(found.layer.weight_hh_l0, same.layer.weight_hh_l0.float())
+
+
+def test_identities() -> None:
+    """As torch's older exporter writes of equal weights."""
+    onnx = pytest.importorskip("onnx")
+    weights = onnx_weights("gru", 1)
+    model = onnx_model("gru", weights)
+    (same,) = interop.from_onnx(model)
+    model.graph.initializer[0].name = "first"
+    for k, (source, copy) in enumerate((("first", "second"), ("second", "W"))):
+        model.graph.node.insert(k, onnx.helper.make_node("Identity", [source], [copy]))
+    (found,) = interop.from_onnx(model)
+    assert_same_bits(found.layer.state_dict().values(), same.layer.state_dict().values())
+
+
+def test_nodes_of_functions() -> None:
+    """A model's own, one inside of the other; the weights come from outside."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx_model("gru", onnx_weights("gru", 1))
+    (same,) = interop.from_onnx(model)
+    node, opsets = model.graph.node[0], [onnx.helper.make_opsetid(name, 14) for name in ("", "own")]
+    names = list(filter(None, node.input))
+    bodies = {"Inner": node, "Outer": onnx.helper.make_node("Inner", names, ["Y", "Y_h"], domain="own")}
+    for name, body in bodies.items():
+        function = onnx.helper.make_function("own", name, names, ["Y", "Y_h"], [body], opsets)
+        model.functions.append(function)
+    model.opset_import.append(opsets[1])
+    model.graph.node[0].CopyFrom(onnx.helper.make_node("Outer", names, ["Y", "Y_h"], domain="own"))
+    (found,) = interop.from_onnx(model)
+    assert (found.x, found.outputs) == ("X", ("Y", "Y_h"))
+    assert_same_bits(found.layer.state_dict().values(), same.layer.state_dict().values())
+
+
+def test_what_a_model_may_be(tmp_path: Path) -> None:
+    model, file = onnx_model("gru", onnx_weights("gru", 1)), tmp_path / "model.onnx"
+    written = model.SerializeToString()
+    file.write_bytes(written)
+    for given in (model, written, bytearray(written), io.BytesIO(written), file, str(file)):
+        assert len(interop.from_onnx(given)) == 1
+    with pytest.raises(TypeError, match=r"model: expected an onnx.ModelProto, a path, .*, got GraphProto"):
+        interop.from_onnx(model.graph)
+
+
+def test_a_sequence_of_no_steps() -> None:
+    """Hands the initial state through."""
+    inputs = onnx_inputs("gru", 1) | {"sequence_lens": np.array([0, T], np.int32)}
+    (found,) = interop.from_onnx(onnx_model("gru", onnx_weights("gru", 1, np.float32), inputs))
+    _, final = called(found, inputs)
+    np.testing.assert_array_equal(final[:, 0], inputs["initial_h"][:, 0])
 
 
 def without(model: Any, *initializers: str) -> Any:

@@ -93,15 +93,21 @@ def nothing_differentiated() -> Iterator[None]:
         yield
 
 
-def export(exporter: str, model: Any, inputs: Sequence[Tensor], file: Path, **options: Any) -> Any:
-    names = ["x", "h", "c"][: len(inputs)]
+def export(
+    exporter: str,
+    model: Any,
+    inputs: Sequence[Tensor],
+    file: Path,
+    names: Sequence[str] = ("x", "h", "c"),
+    **options: Any,
+) -> Any:
     if exporter == "dynamo":
         options = {"custom_translation_table": rnnfused.onnx.translation_table(), **options}
     torch.onnx.export(
         model.eval() if isinstance(model, nn.Module) else model,
         tuple(inputs),
         str(file),
-        input_names=names,
+        input_names=list(names[: len(inputs)]),
         dynamo=exporter == "dynamo",
         verbose=False,
         **options,
@@ -109,9 +115,9 @@ def export(exporter: str, model: Any, inputs: Sequence[Tensor], file: Path, **op
     return onnx.load(str(file))
 
 
-def run(file: Path, inputs: Sequence[Tensor]) -> list[Tensor]:
+def run(file: Path, inputs: Sequence[Tensor], names: Sequence[str] = ("x", "h", "c")) -> list[Tensor]:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    fed = dict(zip(["x", "h", "c"], (t.numpy() for t in inputs), strict=False))
+    fed = dict(zip(names, (t.numpy() for t in inputs), strict=False))
     return [torch.from_numpy(result) for result in session.run(None, fed)]
 
 
@@ -127,8 +133,8 @@ class Lengths(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        y, states = self.layer(x, lengths=lengths)
+    def forward(self, x: Tensor, lengths: Tensor, *hx: Tensor) -> tuple[Tensor, ...]:
+        y, states = self.layer(x, (hx if hx[1:] else hx[0]) if hx else None, lengths=lengths)
         return y, *(states if isinstance(states, tuple) else (states,))
 
 
@@ -140,6 +146,23 @@ def test_lengths(kind: str, exporter: str, tmp_path: Path) -> None:
     export(exporter, model, (torch.randn(3, 6, INPUT), torch.tensor([6, 2, 4])), file)
     x, lengths = torch.randn(3, 6, INPUT), torch.tensor([1, 6, 5])
     assert_close(run(file, (x, lengths)), model(x, lengths), torch.float32, ONNX_ULPS)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("kind, learned", [("LSTM", False), ("GRU", True)])
+def test_sequences_of_no_steps(kind: str, learned: bool, exporter: str, tmp_path: Path) -> None:
+    """Hand the initial states through, given or learned, where ONNX Runtime's own operators do not."""
+    layer = getattr(rnnfused, kind)(INPUT, H, 2, bidirectional=True, learn_initial_state=learned)
+    for name, parameter in layer.named_parameters():
+        if "initial" in name:
+            nn.init.normal_(parameter)
+    model, file = Lengths(layer), tmp_path / "model.onnx"
+    hx = [] if learned else [torch.randn(4, 3, H), torch.randn(4, 3, H)]
+    inputs, lengths = [torch.randn(6, 3, INPUT), torch.tensor([6, 2, 4]), *hx], torch.tensor([5, 0, 6])
+    export(exporter, model, inputs, file, names=["x", "lengths", "h", "c"])
+    inputs[1] = lengths
+    got = run(file, inputs, names=["x", "lengths", "h", "c"])
+    assert_close(got, model(*inputs), torch.float32, ONNX_ULPS)
 
 
 def operators(model: Any) -> Counter[str]:
@@ -259,6 +282,15 @@ def cause(error: BaseException) -> BaseException:
     return error if error.__cause__ is None else cause(error.__cause__)
 
 
+class InTraining(Called):
+    """Even where the model is in evaluation."""
+
+    def train(self, mode: bool = True) -> InTraining:
+        super().train(mode)
+        self.layer.train()
+        return self
+
+
 class Resets(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -281,7 +313,9 @@ class Packed(nn.Module):
 @pytest.mark.parametrize(
     "what, words",
     [
-        ("projection", "to_torch"),
+        ("projection", r"to_torch\(model\), args\).run_decompositions"),
+        ("cells", "ONNX's LSTM has no return_cells"),
+        ("training", r"no recurrent_dropout in training: .*model.eval\(\)"),
         ("packed", "padded input.*with lengths"),
         ("resets", "no resets inside"),
     ],
@@ -292,12 +326,26 @@ def test_what_onnx_has_not(what: str, words: str, exporter: str, tmp_path: Path)
     inputs = [packed.data, packed.batch_sizes]
     if what == "projection":
         model, inputs = Called(rnnfused.LSTM(INPUT, H, proj_size=2)), [torch.randn(6, 2, INPUT)]
+    if what == "cells":
+        model, inputs = Called(rnnfused.LSTM(INPUT, H, return_cells=True)), [torch.randn(6, 2, INPUT)]
+    if what == "training":
+        layer = rnnfused.LSTM(INPUT, H, recurrent_dropout=0.5)
+        model, inputs = InTraining(layer), [torch.randn(6, 2, INPUT)]
     if what == "resets":
         model, inputs = Resets(), [torch.randn(6, 2, INPUT), torch.zeros(6, 2, dtype=torch.bool)]
     with pytest.raises(Exception) as raised:
         export(exporter, model, inputs, tmp_path / "model.onnx")
     with pytest.raises(NotImplementedError, match=words):
         raise cause(raised.value)
+
+
+def test_a_projection_step_by_step(tmp_path: Path) -> None:
+    """What the error recommends."""
+    layer, x = rnnfused.LSTM(INPUT, H, 2, bidirectional=True, proj_size=2).eval(), torch.randn(6, 2, INPUT)
+    program = torch.export.export(Called(rnnfused.to_torch(layer)), (x,)).run_decompositions()
+    file = tmp_path / "model.onnx"
+    assert not operators(export("dynamo", program, [x], file))["LSTM"]
+    assert_close(run(file, [x]), Called(layer)(x), torch.float32, ONNX_ULPS)
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)

@@ -39,8 +39,9 @@ def from_flax(params: Any, cell: str, dtype: torch.dtype | None = None) -> Layer
     params: of an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, {"ii": {"kernel": ...}, ...}; of an RNN
     or Bidirectional of it, with or without the "params" above; or a sequence of those, each on top of the one
     before it. Leaves are whatever NumPy reads as arrays. cell: "lstm", "gru", "rnn_tanh" or "rnn_relu";
-    parameters do not tell activations, and those are taken to be Flax's defaults. dtype: the weights' own if
-    None.
+    parameters do not tell activations, and those are taken to be Flax's defaults; nor do they tell an RNN's
+    reverse=True: the layer runs forward, so flip its input in time, and with keep_order=True its output.
+    dtype: the weights' own if None.
 
     Raises ValueError for another cell, parameters of other names (those of flax.nnx have other ones) and
     shapes that do not fit.

@@ -28,6 +28,8 @@ _OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
     "GRU": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",), "reset_after": (True, False)},
 }
 _TAKES = ("reset_after", "recurrent_dropout")  # of ours
+# Whose functions of these names are those that our layers have.
+_LIBRARIES = ("keras", "torch", "jax", "tensorflow")
 
 
 def from_keras(layer: Any, dtype: torch.dtype | None = None) -> Layer:
@@ -40,8 +42,9 @@ def from_keras(layer: Any, dtype: torch.dtype | None = None) -> Layer:
     recurrent_dropout comes along, of which Keras draws a mask for each gate and we one for all; so does
     unit_forget_bias, as forget_bias=1. Not so dropout: Keras's is one mask for all steps of the input, ours
     lies between layers. What concerns calls alone does not matter here: stateful, return_sequences and the
-    like. Raises ValueError for a layer that is not built, another class, and options that our layers do not
-    have: activations, go_backwards, other values of merge_mode.
+    like. Where only some of the layers or directions have use_bias, ours has biases of 0 in the others, and
+    `to_keras` gives these, too. Raises ValueError for a layer that is not built, another class, and options
+    that our layers do not have: activations, go_backwards, other values of merge_mode.
 
     Keras's layout: kernel [I, G H], recurrent_kernel [H, G H], bias [G H], [2, 3 H] of a GRU with
     reset_after; gates i, f, c, o and z, r, h (keras.layers.LSTMCell and GRUCell, Keras 3).
@@ -83,17 +86,19 @@ def to_keras(layer: Layer) -> list[Any]:
 
 def _read(layer: Any, where: str) -> Stack:
     kind, config = type(layer).__name__, layer.get_config()
-    configs = [(kind, config)]
+    configs, parts = [(kind, config)], [layer]
     if kind == "Bidirectional":
         _check_option(where, config, "merge_mode", ("concat",))
         both = (config["layer"], config["backward_layer"])
         configs = [(one["class_name"], one["config"]) for one in both]
+        parts = [getattr(layer, name, None) for name in ("forward_layer", "backward_layer")]
     cells, options = [], []
     for index, (kind, config) in enumerate(configs):
         if kind not in _OPTIONS:
             raise ValueError(f"{where}: expected Bidirectional, {', '.join(_OPTIONS)}, got {kind}")
         for option, allowed in (*_OPTIONS[kind].items(), ("go_backwards", (index == 1,))):
             _check_option(where, config, option, allowed)
+            _check_function(where, parts[index], option)
         cells.append(f"rnn_{config['activation']}" if kind == "SimpleRNN" else kind.lower())
         options.append(_options(kind, config))
     for said in zip(cells, options, strict=True):
@@ -128,6 +133,18 @@ def _check_option(where: str, config: Mapping[str, Any], option: str, allowed: S
     if config.get(option) not in allowed:
         raise ValueError(
             f"{option} of {where}: expected {' or '.join(map(repr, allowed))}, got {config.get(option)!r}"
+        )
+
+
+def _check_function(where: str, layer: Any, option: str) -> None:
+    """The config has a function's name alone, which a user's function may share with the library's."""
+    function = getattr(layer, option, None)
+    if not callable(function):
+        return
+    module = getattr(function, "__module__", None)
+    if str(module).partition(".")[0] not in _LIBRARIES:
+        raise ValueError(
+            f"{option} of {where}: expected Keras's own function of that name, got {function!r} of {module}"
         )
 
 

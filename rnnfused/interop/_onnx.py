@@ -34,7 +34,8 @@ class OnnxLayer(NamedTuple):
     is [T, B, D H]. With layout=1 the layer is batch_first, and the node's states are [B, D, H]. reverse:
     whether the node runs backwards alone, which no layer of ours does: it is given its input in reverse.
 
-    Called itself, it takes and gives everything as the node does.
+    Called itself, it takes and gives everything as the node does. After a sequence of length 0, of which
+    ONNX's specification says nothing, the final states are the initial ones, where ONNX Runtime's are 0.
     """
 
     name: str
@@ -68,12 +69,14 @@ class OnnxLayer(NamedTuple):
 def from_onnx(model: Any, dtype: torch.dtype | None = None) -> list[OnnxLayer]:
     """The RNN, GRU and LSTM nodes of a model's graph as layers, in the graph's order.
 
-    model: an onnx.ModelProto, or the path of a file. A node's weights must be initializers or Constants.
-    dtype: the weights' own if None. Nodes inside of Loop, If and Scan are not looked at.
+    model: an onnx.ModelProto, the path of a file, a file that is open for bytes, or its bytes. A node's
+    weights must be initializers or Constants. dtype: the weights' own if None. Nodes inside of a model's own
+    functions count as those of the graph; nodes inside of Loop, If and Scan are not looked at.
 
     Attributes and inputs become options: clip gate_clip, input_forget=1 coupled_gates, linear_before_reset=0
     reset_after=False, layout=1 batch_first, P peephole. Raises ImportError where the package onnx is missing,
-    and ValueError for what our layers do not have: other activations, a part of the initial states.
+    TypeError for another model, and ValueError for what our layers do not have: other activations, a part of
+    the initial states.
 
     ONNX's layout: W [D, G H, I], R [D, G H, H], B [D, 2 G H], P [D, 3 H]; gates i, o, f, c and z, r, h; of P
     i, o, f (ONNX's Operators.md). With input_forget=1 the rows of f are there and count for nothing.
@@ -84,16 +87,31 @@ def from_onnx(model: Any, dtype: torch.dtype | None = None) -> list[OnnxLayer]:
         raise ImportError(f"from_onnx needs the package onnx (pip install onnx): {error}") from error
     if isinstance(model, (str, os.PathLike)):
         model = onnx.load(os.fspath(model))
+    elif hasattr(model, "read"):
+        model = onnx.load(model)
+    elif isinstance(model, (bytes, bytearray, memoryview)):
+        model = onnx.load_from_string(bytes(model))
+    elif not isinstance(model, onnx.ModelProto):
+        raise TypeError(
+            f"model: expected an onnx.ModelProto, a path, a file or bytes, got {type(model).__name__}"
+        )
+    if any(_is_recurrent(node) for function in model.functions for node in function.node):
+        from onnx import inliner
+
+        model = inliner.inline_local_functions(model)
     graph = model.graph
     constants = {value.name: value for value in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
-    return [
-        _read(node, constants, dtype)
-        for node in graph.node
-        if node.op_type in _CELLS and node.domain in ("", "ai.onnx")
-    ]
+        # torch's older exporter writes equal weights once.
+        elif node.op_type == "Identity" and node.input[0] in constants:
+            constants[node.output[0]] = constants[node.input[0]]
+    return [_read(node, constants, dtype) for node in graph.node if _is_recurrent(node)]
+
+
+def _is_recurrent(node: Any) -> bool:
+    return node.op_type in _CELLS and node.domain in ("", "ai.onnx")
 
 
 def _read(node: Any, constants: Mapping[str, Any], dtype: torch.dtype | None) -> OnnxLayer:

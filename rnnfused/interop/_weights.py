@@ -138,14 +138,15 @@ def check_shape(name: str, weight: Tensor, *shape: int) -> None:
 
 def state_of(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:
     """The state_dict of what is a module, or already one. Raises ValueError for a module with a layer norm
-    whose epsilon is not ours.
+    whose epsilon is not ours, or that has none.
     """
     if not isinstance(source, torch.nn.Module):
         return source
     for name, module in source.named_modules():
-        # A scripted one says so, too.
-        if getattr(module, "original_name", type(module).__name__) == "LayerNorm":
-            check_option(f"eps of {name}", module.eps, EPSILON)
+        # A layer norm may have any class; without an eps its name tells it, a scripted one's original_name.
+        kind = getattr(module, "original_name", type(module).__name__)
+        if hasattr(module, "eps") or kind.endswith("LayerNorm"):
+            check_option(f"eps of {name or kind}", getattr(module, "eps", None), EPSILON)
     return source.state_dict()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, TypedDict
 
 from rnnfused.cells import EVERY_CELL
@@ -48,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "num_heads": 1,
 }
 _ALWAYS = ("zoneout", "grad_clip")
+_NUMBERS = ("update_bias", "recurrent_dropout", "cell_clip", "gate_clip", "grad_clip", "num_heads")
 
 
 def asked(options: dict[str, Any]) -> dict[str, Any]:
@@ -65,12 +67,12 @@ def asked(options: dict[str, Any]) -> dict[str, Any]:
 def layer_fields(cell: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options as fields of a LayerConfig, those left out that torch.nn's cell has.
 
-    Raises TypeError for an unknown option, and ValueError, naming the option, for what the cell has not, what
-    does not go together, and wrong values.
+    Raises TypeError for an unknown option and for what is no number, and ValueError, naming the option, for
+    what the cell has not, what does not go together, and wrong values.
     """
     if unknown := options.keys() - DEFAULTS.keys():
         raise TypeError(f"{min(unknown)}: expected no such argument")
-    fields = asked(options)
+    fields = {name: _as_number(name, v) if name in _NUMBERS else v for name, v in asked(options).items()}
     if not fields:
         return {}
     _check(cell, DEFAULTS | fields, fields)
@@ -79,6 +81,19 @@ def layer_fields(cell: str, options: dict[str, Any]) -> dict[str, Any]:
     if "zoneout" in fields:
         fields["zoneout"] = (*_each_state(cell, fields["zoneout"]), 0.0)[:2]
     return fields
+
+
+def _as_number(name: str, value: Any) -> float | int | None:
+    """Python's own, of NumPy's and torch's numbers, too."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        return operator.index(value) if name == "num_heads" else float(value)
+    except (TypeError, ValueError):
+        kind = "an integer" if name == "num_heads" else "a number"
+        raise TypeError(f"{name}: expected {kind}, got {value!r}") from None
 
 
 def _each_state(cell: str, zoneout: Any) -> tuple[float, ...]:

@@ -58,8 +58,9 @@ class _Attention(torch.nn.Module):
 
         query: [T, B, Q], [B, T, Q] if batch_first, or [B, Q] for one step. keys: [S, B, K] ([B, S, K] if
         batch_first). values: [S, B, V], likewise; None for the keys. lengths [B], integers: how many of its
-        steps each sequence of keys has; nothing beyond them is read. The context is [T, B, V] (or as the
-        query lies), the weights of all steps of the keys are [T, B, S], or [B, T, S], or [B, S] for one step.
+        steps each sequence of keys has, all that there are if more; nothing beyond them is read. The context
+        is [T, B, V] (or as the query lies), the weights of all steps of the keys are [T, B, S], or [B, T, S],
+        or [B, S] for one step.
         They add up to one, but for a sequence of no steps, whose weights and context are zero.
 
         Raises RuntimeError, naming the argument, for other sizes.
@@ -72,10 +73,10 @@ class _Attention(torch.nn.Module):
             raise RuntimeError(
                 f"keys: expected size {self._laid_out('S', self.key_size)}, got {list(keys.shape)}"
             )
-        if values is not None and values.shape[:2] != keys.shape[:2]:
+        if values is not None and (values.dim() != 3 or values.shape[:2] != keys.shape[:2]):
             raise RuntimeError(
-                f"values: expected {list(keys.shape[:2])} as the sizes of time and batch, the keys' own, got "
-                f"{list(values.shape)}"
+                f"values: expected 3 dimensions, {list(keys.shape[:2])} as the sizes of time and batch, the "
+                f"keys' own, got {list(values.shape)}"
             )
         if not self.batch_first:
             keys = keys.transpose(0, 1)

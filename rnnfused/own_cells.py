@@ -139,6 +139,10 @@ class LiGRU(_OneState, OwnLayer):
         if not self._batch_norm:
             return super()._run(input, hx, layout)
         layer = self._config()
+        sizes = (*leading_sizes(layer, input, layout), self.hidden_size)
+        for state in hx:  # which layer by layer would be cut to what fits
+            if state.dim() == len(sizes) and state.shape != sizes:
+                raise RuntimeError(f"Expected hidden size {sizes}, got {list(state.shape)}")
         if not hx:
             hx = self._initial(layer, input, layout)
         params: Sequence[Tensor] = self._params()
@@ -325,6 +329,10 @@ class SLSTM(OwnLayer):
         if not isinstance(hx, (tuple, list)) or len(hx) != 4:
             raise RuntimeError("slstm expects four hidden states, h, c, n and m")
         h, *memory = hx
+        for index, state in enumerate(memory, 1):  # of other sizes they could make up the whole
+            if state.shape != h.shape:
+                expected = f"Expected hidden[{index}] size {tuple(h.shape)}, as hidden[0]"
+                raise RuntimeError(f"{expected}, got {list(state.shape)}")
         return h, torch.cat(memory, -1)
 
     def _hx(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:

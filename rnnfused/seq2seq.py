@@ -84,7 +84,9 @@ class Encoder(torch.nn.Module):
         has. Returns the outputs [S, B, D H], zero beyond the lengths, and the final states (h, and c of an
         LSTM), of both directions side by side: [L, B, D H] each; without B where the tokens have none.
         """
-        outputs, final = self.recurrent(self.dropout(self.embedding(tokens)), lengths=lengths)
+        # torch.nn's layers, which to_torch puts in, have no such argument.
+        given = {} if lengths is None else {"lengths": lengths}
+        outputs, final = self.recurrent(self.dropout(self.embedding(tokens)), **given)
         states = final if isinstance(final, tuple) else (final,)
         return outputs, tuple(self._side_by_side(state) for state in states)
 
@@ -334,9 +336,9 @@ def generate(
     way: _Beams | _Sampling = _Beams(width, end)
     if temperature is not None:
         way = _Sampling(temperature, top_k, top_p, generator)
+    rows = _start(memory, state)
     training = [module for module in decoder.modules() if module.training]
     decoder.eval()
-    rows = _start(memory, state)
     found: list[list[Hypothesis]] = [[] for _ in rows.source]
     try:
         for step in range(max_steps):
@@ -405,7 +407,9 @@ class _Sampling(NamedTuple):
     generator: torch.Generator | None
 
     def grow(self, rows: _Rows, scores: Tensor) -> _Grown:
-        probable, tokens = (scores.float() / self.temperature).softmax(-1).sort(-1, descending=True)
+        # The highest is 0, which no temperature makes infinite.
+        below = scores.double() - scores.double().amax(-1, keepdim=True)
+        probable, tokens = (below / self.temperature).softmax(-1).sort(-1, descending=True)
         if self.top_k is not None:
             probable[:, self.top_k :] = 0
         if self.top_p is not None:

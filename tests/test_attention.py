@@ -175,6 +175,7 @@ def test_other_dtypes(kind: str, dtype: torch.dtype) -> None:
         ),
         ({"keys": torch.zeros(B, K)}, r"^keys: expected size \[S, B"),
         ({"values": torch.zeros(S + 1, B, V)}, "^values: expected .* the sizes of time and batch"),
+        ({"values": torch.zeros(S, B)}, "^values: expected 3 dimensions"),
         ({"lengths": torch.ones(B + 1)}, rf"^lengths: expected size \[{B}\], one for each sequence, got"),
     ],
 )

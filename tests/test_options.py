@@ -693,6 +693,23 @@ def test_heads_must_divide_the_projection() -> None:
         rnnfused.LSTM(I, 8, proj_size=6, num_heads=4)
 
 
+@pytest.mark.parametrize("number", [np.float64, np.float32, torch.tensor])
+def test_numbers_of_numpy_and_torch(number: Any) -> None:
+    options = {"recurrent_dropout": 0.25, "gate_clip": 2.0, "grad_clip": 0.5}
+    layer = rnnfused.GRU(4, 6, **{k: number(v) for k, v in options.items()}, num_heads=np.int64(2))
+    assert layer._config() == rnnfused.GRU(4, 6, **options, num_heads=2)._config()
+    assert layer(torch.zeros(3, 2, 4))[0].shape == (3, 2, 6)
+
+
+@pytest.mark.parametrize("value", ["1", [1.0, 2.0], 1j, True])
+@pytest.mark.parametrize("name", ["recurrent_dropout", "cell_clip", "grad_clip", "num_heads"])
+def test_what_is_no_number_is_named(name: str, value: Any) -> None:
+    if value == DEFAULTS[name]:
+        value = not value  # True is the one head that there is anyway
+    with pytest.raises(TypeError, match=f"^{name}: expected an? (number|integer), got "):
+        rnnfused.LSTM(4, 6, **{name: value})
+
+
 def test_unknown_options_are_named() -> None:
     with pytest.raises(TypeError, match="peepholes"):
         rnnfused.LSTM(I, H, peepholes=True)

@@ -678,11 +678,19 @@ def test_wrong_calls_are_refused() -> None:
     with pytest.raises(RuntimeError, match="slstm expects four hidden states"):
         rnnfused.SLSTM(I, H)(x, torch.zeros(1, B, H))
     for dtype in (torch.float32, torch.bfloat16):
-        slstm, state = rnnfused.SLSTM(I, H, dtype=dtype), torch.zeros(1, B, H, dtype=dtype)
-        with pytest.raises(RuntimeError, match=r"hidden|hx"):
-            slstm(x.to(dtype), (state, state, state, state[..., 1:]))
+        slstm = rnnfused.SLSTM(I, H, dtype=dtype)
+        state, narrow, wide = (torch.zeros(1, B, size, dtype=dtype) for size in (H, H - 1, H + 1))
+        for memory, index in (((state, state, narrow), 3), ((narrow, wide, state), 1)):
+            with pytest.raises(RuntimeError, match=rf"Expected hidden\[{index}\] size .*, got \["):
+                slstm(x.to(dtype), (state, *memory))
         with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
             slstm(x[..., 1:].to(dtype))
+    for norm in ("batch", "input"):
+        for layers in (1, 4):
+            with pytest.raises(
+                RuntimeError, match=rf"hidden size \(2, {B}, {H}\), got \[{layers}, {B}, {H}\]"
+            ):
+                rnnfused.LiGRU(I, H, 2, norm=norm)(x, torch.zeros(layers, B, H))
 
 
 # ---- Tables

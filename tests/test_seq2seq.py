@@ -4,6 +4,7 @@ are.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from decoders import by_steps
+from results import tensors
 from torch import Tensor
 from torch.nn.utils import skip_init
 
+import rnnfused
 from rnnfused.seq2seq import AttentionDecoder, Decoded, Encoder, Hypothesis, generate
 
 SOURCE, VOCABULARY, E, H, S, B, T = 9, 6, 5, 8, 7, 3, 4
@@ -223,14 +226,13 @@ def test_greedy_and_samples_of_one_candidate(kind: str, cell: str) -> None:
     memory, state = started(encoder, decoder)
     want = [greedy(decoder, memory, state, b, 12) for b in range(B)]
     assert tokens_of(generate(decoder, memory, state, BEGIN, END, 12)) == want
-    for options in ({"top_k": 1}, {"top_p": 1e-9}):
-        found = generate(decoder, memory, state, BEGIN, END, 12, temperature=0.7, **options)
+    for options in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-300}):
+        found = generate(decoder, memory, state, BEGIN, END, 12, **{"temperature": 0.7} | options)
         assert tokens_of(found) == want
         for b, (h,) in enumerate(found):
             assert h.score == pytest.approx(score_of(decoder, memory, state, b, tuple(h.tokens)), abs=1e-10)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("how", ["bfloat16", "float16", "autocast"])
 @torch.no_grad()
 def test_greedy_in_few_bits_takes_the_highest_score_at_every_step(how: str) -> None:
@@ -259,6 +261,17 @@ def test_generation_leaves_every_modules_mode_alone() -> None:
     before = [module.training for module in decoder.modules()]
     generate(decoder, *started(encoder, decoder), BEGIN, END, 2)
     assert [module.training for module in decoder.modules()] == before
+    memory, state = started(encoder, decoder)
+    with pytest.raises(AttributeError):
+        generate(decoder, state, memory, BEGIN, END, 2)  # type: ignore[arg-type]
+    assert [module.training for module in decoder.modules()] == before
+
+
+def test_an_encoder_of_torchs_layers() -> None:
+    encoder, _ = made("bahdanau", "gru")
+    theirs, tokens = rnnfused.to_torch(copy.deepcopy(encoder)), target()
+    for got, want in zip(tensors(theirs(tokens)), tensors(encoder(tokens)), strict=True):
+        torch.testing.assert_close(got, want)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from rnnfused.cells import EVERY_CELL
 
-__all__ = ["DEFAULTS", "CellOptions", "asked", "layer_fields"]
+__all__ = ["DEFAULTS", "CellOptions", "as_number", "asked", "layer_fields"]
 
 
 class CellOptions(TypedDict, total=False):
@@ -49,15 +49,22 @@ DEFAULTS: dict[str, Any] = {
     "num_heads": 1,
 }
 _ALWAYS = ("zoneout", "grad_clip")
-_NUMBERS = ("update_bias", "recurrent_dropout", "cell_clip", "gate_clip", "grad_clip", "num_heads")
+_NUMBERS = (
+    *("update_bias", "zoneout", "recurrent_dropout", "cell_clip", "gate_clip", "grad_clip", "num_heads"),
+)
 
 
 def asked(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that differ from torch.nn's cells, layer_norm by its name."""
+    """The options that differ from torch.nn's cells, layer_norm by its name and numbers as Python's own.
+
+    Raises TypeError, naming the option, for what is no number.
+    """
     named = {"layer_norm": {True: "separate", False: None}}
     found = {}
     for name, value in options.items():
-        if isinstance(value, bool):
+        if name in _NUMBERS:
+            value = _as_numbers(name, value)
+        elif isinstance(value, bool):
             value = named.get(name, {}).get(value, value)
         if value != DEFAULTS[name]:
             found[name] = value
@@ -72,7 +79,7 @@ def layer_fields(cell: str, options: dict[str, Any]) -> dict[str, Any]:
     """
     if unknown := options.keys() - DEFAULTS.keys():
         raise TypeError(f"{min(unknown)}: expected no such argument")
-    fields = {name: _as_number(name, v) if name in _NUMBERS else v for name, v in asked(options).items()}
+    fields = {name: _constant(value) for name, value in asked(options).items()}
     if not fields:
         return {}
     _check(cell, DEFAULTS | fields, fields)
@@ -83,15 +90,31 @@ def layer_fields(cell: str, options: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _as_number(name: str, value: Any) -> float | int | None:
-    """Python's own, of NumPy's and torch's numbers, too."""
-    if value is None:
-        return None
+def _constant(value: Any) -> Any:
+    """With dynamic=True compilers have a float stand for any, until they are asked for its digits."""
+    if isinstance(value, tuple):
+        return tuple(_constant(each) for each in value)
+    return float.fromhex(value.hex()) if isinstance(value, float) else value
+
+
+def _as_numbers(name: str, value: Any) -> Any:
+    """`as_number` of what an option takes: one, for zoneout perhaps several, for what can be off None."""
+    if name == "zoneout" and isinstance(value, (tuple, list)):
+        return tuple(as_number(name, each) for each in value)
+    return None if value is None and DEFAULTS[name] is None else as_number(name, value)
+
+
+def as_number(name: str, value: Any) -> float:
+    """Python's own, of NumPy's and torch's numbers, too; an int for num_heads. Raises TypeError."""
+    if type(value) is (int if name == "num_heads" else float):
+        return value  # all that compilers see, which cannot ask it for a dtype
     try:
-        if isinstance(value, (bool, str)):
+        # float takes what has one element, and truth values of any library.
+        is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+        if is_bool or isinstance(value, str) or getattr(value, "ndim", 0) > 0:
             raise TypeError
         return operator.index(value) if name == "num_heads" else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: torch's, of complex numbers
         kind = "an integer" if name == "num_heads" else "a number"
         raise TypeError(f"{name}: expected {kind}, got {value!r}") from None
 
@@ -100,10 +123,10 @@ def _each_state(cell: str, zoneout: Any) -> tuple[float, ...]:
     """The probability of each state's zoneout; raises ValueError for what is none."""
     spec = EVERY_CELL[cell]
     states = spec.states[:1] if spec.memory else spec.states
-    each = tuple(zoneout) if isinstance(zoneout, (tuple, list)) else (zoneout,) * len(states)
+    each = zoneout if isinstance(zoneout, tuple) else (zoneout,) * len(states)
     right = len(each) == len(states) and all(0 <= p <= 1 for p in each)
     _require(right, "zoneout", f"a probability or one for each of {', '.join(states)}", zoneout)
-    return tuple(map(float, each))
+    return each
 
 
 def _check(cell: str, options: dict[str, Any], changed: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from rnnfused import _decomposed
 from rnnfused._layer import PADDED, LayerConfig, Layout
 from rnnfused._load import _C
 from rnnfused._ops import recurrent
-from rnnfused._options import CellOptions, layer_fields
+from rnnfused._options import CellOptions, as_number, layer_fields
 from rnnfused._varied import in_float32, native_dtype
 
 __all__ = ["CellOptions", "Options", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
@@ -209,8 +209,8 @@ def _sequence(
     return_cells: bool = False,
     **options: Any,
 ) -> list[Tensor]:
-    check_probability("dropout", dropout)
-    check_probability("weight_drop", weight_drop)
+    dropout = check_probability("dropout", dropout)
+    weight_drop = check_probability("weight_drop", weight_drop)
     projected = len(hx) > 1 and hx[0].shape[-1] != hx[1].shape[-1]
     has_biases = has_biases and options.get("layer_norm") != "joint"
     layer = LayerConfig(
@@ -224,10 +224,12 @@ def _sequence(
     return stack(layer, input, hx, params, layout, dropout)
 
 
-def check_probability(name: str, p: float) -> None:
-    """Raises ValueError, naming the argument, for what is none."""
+def check_probability(name: str, p: float) -> float:
+    """p as Python's number; raises TypeError or ValueError, naming the argument, for what is none."""
+    p = as_number(name, p)
     if not 0 <= p <= 1:
         raise ValueError(f"{name}: expected a probability in [0, 1], got {p}")
+    return p
 
 
 def drop_weights(layer: LayerConfig, params: Sequence[Tensor], p: float) -> list[Tensor]:
@@ -279,7 +281,8 @@ def stack(
     run: Run = recurrent
     if layer.varied:
         device = input.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        # torch 2.11's compiler cannot ask which devices have autocast.
+        if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return stack(layer, *in_float32(input, hx, params), layout, dropout)
         dtype = native_dtype(layer, input)

@@ -246,7 +246,7 @@ class _Sequence(_Described, Weights):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        functional.check_probability("weight_drop", weight_drop)
+        weight_drop = functional.check_probability("weight_drop", weight_drop)
         if weight_drop and self._config().spec.recurrent is None:
             raise ValueError(f"weight_drop: expected 0 for a cell without W_hh, got {weight_drop}")
         self.recompute = recompute

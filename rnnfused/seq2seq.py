@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rnnfused import _attend, modules
 from rnnfused.attention import AdditiveAttention, LuongAttention, Memory
@@ -84,11 +85,27 @@ class Encoder(torch.nn.Module):
         has. Returns the outputs [S, B, D H], zero beyond the lengths, and the final states (h, and c of an
         LSTM), of both directions side by side: [L, B, D H] each; without B where the tokens have none.
         """
-        # torch.nn's layers, which to_torch puts in, have no such argument.
-        given = {} if lengths is None else {"lengths": lengths}
-        outputs, final = self.recurrent(self.dropout(self.embedding(tokens)), **given)
+        embedded = self.dropout(self.embedding(tokens))
+        is_torchs = isinstance(self.recurrent, torch.nn.RNNBase)
+        if lengths is None:
+            outputs, final = self.recurrent(embedded)
+        elif is_torchs and not isinstance(self.recurrent, modules._Sequence):
+            outputs, final = self._packed(embedded, lengths)
+        else:
+            outputs, final = self.recurrent(embedded, lengths=lengths)
         states = final if isinstance(final, tuple) else (final,)
         return outputs, tuple(self._side_by_side(state) for state in states)
+
+    def _packed(self, embedded: Tensor, lengths: Any) -> Any:
+        """For torch.nn's layers, which `to_torch` puts in: they know lengths of packed sequences alone."""
+        lengths = torch.as_tensor(lengths, device="cpu")
+        if embedded.dim() != 3 or (lengths < 1).any():
+            raise RuntimeError(
+                "lengths: expected a batch of sequences of at least 1 step, since torch.nn's layers take no "
+                f"others, got {lengths.tolist()} for tokens of size {list(embedded.shape[:-1])}"
+            )
+        packed, final = self.recurrent(pack_padded_sequence(embedded, lengths, enforce_sorted=False))
+        return pad_packed_sequence(packed, total_length=len(embedded))[0], final
 
     def _side_by_side(self, state: Tensor) -> Tensor:
         """[L D, B, H] -> [L, B, D H]."""

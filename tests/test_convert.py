@@ -759,7 +759,7 @@ def test_show_config_names_what_runs() -> None:
 
 @pytest.mark.parametrize("option", ["learn_initial_state", "return_cells", "weight_drop"])
 def test_what_torch_has_not_stays(option: str) -> None:
-    model = torch.nn.ModuleDict({"a": rnnfused.GRU(2, 3), "b": rnnfused.LSTM(2, 3, **{option: True})})
+    model = torch.nn.ModuleDict({"a": rnnfused.GRU(2, 3), "b": rnnfused.LSTM(2, 3, **{option: 1})})
     with pytest.raises(ValueError, match=f"torch.nn has no layer with {option}, as 'b' is"):
         rnnfused.to_torch(model)
     assert type(model["a"]) is rnnfused.GRU

@@ -695,19 +695,43 @@ def test_heads_must_divide_the_projection() -> None:
 
 @pytest.mark.parametrize("number", [np.float64, np.float32, torch.tensor])
 def test_numbers_of_numpy_and_torch(number: Any) -> None:
-    options = {"recurrent_dropout": 0.25, "gate_clip": 2.0, "grad_clip": 0.5}
+    options = {"recurrent_dropout": 0.25, "gate_clip": 2.0, "grad_clip": 0.5, "zoneout": 0.125}
     layer = rnnfused.GRU(4, 6, **{k: number(v) for k, v in options.items()}, num_heads=np.int64(2))
-    assert layer._config() == rnnfused.GRU(4, 6, **options, num_heads=2)._config()
+    want = rnnfused.GRU(4, 6, **options, num_heads=2)
+    assert layer._config() == want._config() and repr(layer) == repr(want)
     assert layer(torch.zeros(3, 2, 4))[0].shape == (3, 2, 6)
 
 
-@pytest.mark.parametrize("value", ["1", [1.0, 2.0], 1j, True])
-@pytest.mark.parametrize("name", ["recurrent_dropout", "cell_clip", "grad_clip", "num_heads"])
+@pytest.mark.parametrize(
+    "value", ["1", [[1.0], [1.0]], 1j, True, np.True_, torch.tensor(True), torch.ones(2), np.ones(1)]
+)
+@pytest.mark.parametrize(
+    "name", ["recurrent_dropout", "cell_clip", "grad_clip", "num_heads", "zoneout", "weight_drop"]
+)
 def test_what_is_no_number_is_named(name: str, value: Any) -> None:
-    if value == DEFAULTS[name]:
-        value = not value  # True is the one head that there is anyway
     with pytest.raises(TypeError, match=f"^{name}: expected an? (number|integer), got "):
         rnnfused.LSTM(4, 6, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["recurrent_dropout", "update_bias", "num_heads", "zoneout"])
+def test_none_is_no_number(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name}: expected an? (number|integer), got None"):
+        rnnfused.GRU(4, 6, layer_norm="joint", **{name: None})
+
+
+def test_compilers_may_have_numbers_stand_for_any() -> None:
+    torch.compiler.reset()
+    layer, x = made("GRU", gate_clip=2, zoneout=0.3).eval(), batch()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager", dynamic=True)
+    torch.testing.assert_close(compiled(x)[0], layer(x)[0])
+
+    def clipped(limit: float) -> Tensor:
+        h = x.new_zeros(1, x.size(1), H)
+        return functional.gru(x, h, list(layer.parameters()), gate_clip=limit, zoneout=(limit,))[0]
+
+    compiled = torch.compile(clipped, fullgraph=True, backend="eager")
+    for limit in (0.1, 0.2, 0.3):
+        torch.testing.assert_close(compiled(limit), clipped(limit))
 
 
 def test_unknown_options_are_named() -> None:

@@ -267,11 +267,20 @@ def test_generation_leaves_every_modules_mode_alone() -> None:
     assert [module.training for module in decoder.modules()] == before
 
 
-def test_an_encoder_of_torchs_layers() -> None:
-    encoder, _ = made("bahdanau", "gru")
+@pytest.mark.parametrize("lengths", [None, [2, 4, 1], torch.tensor([3, 1, 3])])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_an_encoder_of_torchs_layers(cell: str, lengths: Any) -> None:
+    encoder, _ = made("bahdanau", cell)
     theirs, tokens = rnnfused.to_torch(copy.deepcopy(encoder)), target()
-    for got, want in zip(tensors(theirs(tokens)), tensors(encoder(tokens)), strict=True):
+    for got, want in zip(tensors(theirs(tokens, lengths)), tensors(encoder(tokens, lengths)), strict=True):
         torch.testing.assert_close(got, want)
+
+
+def test_what_torchs_layers_cannot_encode() -> None:
+    encoder, tokens = rnnfused.to_torch(made("bahdanau", "gru")[0]), target()
+    for given, lengths in ((tokens, [2, 0, 1]), (tokens[:, 0], [2])):
+        with pytest.raises(RuntimeError, match=r"^lengths: expected a batch of sequences of at least 1 step"):
+            encoder(given, lengths)
 
 
 @torch.no_grad()

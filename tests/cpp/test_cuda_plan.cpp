@@ -193,6 +193,10 @@ TEST_CASE("many tiles to a warp are for devices without clusters") {
     CHECK(make_plan(in).driver == Driver::stepwise);
     in.arch = 800, in.shape.batch = 16;
     CHECK(make_plan(in).resident.cluster == 1);
+    // A device with clusters that can hold none, such as a part of one.
+    in.arch = 900, in.active_clusters = [](const Resident& launch) { return launch.cluster == 1 ? 16 : 0; };
+    CHECK(make_plan(in).driver == Driver::resident);
+    CHECK(make_plan(in).resident.cluster == 1);
   }
 }
 

@@ -128,11 +128,13 @@ ctest-asan: $(environment)
 # The tests that reach the native code in many ways, the walk and the mutations at length.
 # Without those in which torch's compiler or much memory takes long, and ours little.
 asan_tests := walk varied layouts states fuzz recompute native_checks sequence stack functional autograd tangents modules memory frozen stepper quantized attend
+without_large_memory := $(addprefix --deselect=tests/test_memory.py::, \
+  test_no_more_is_kept_than_the_limit test_small_results_in_use_do_not_hold_large_memory)
 pytest-asan: $(test_environment)
 	tools/build asan _C $(with_asan)
 	RNNFUSED_ISA=$(or $(widest_isa),scalar) RNNFUSED_WALK_CASES=1000 RNNFUSED_FUZZ_CALLS=10000 \
 	  tools/pytest_asan $(python) $(asan_tests:%=tests/test_%.py) -m "not long" -k "not compiled" \
-	  --deselect=tests/test_memory.py::test_no_more_is_kept_than_the_limit
+	  $(without_large_memory)
 
 # Who waits for whom is the same on every path: one will do.
 ctest-tsan: $(environment)

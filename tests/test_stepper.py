@@ -255,8 +255,8 @@ def test_a_copy_goes_on_by_itself(copied: Any) -> None:
 
 
 def test_the_state_waits_for_steps_of_other_threads() -> None:
-    stepper = rnnfused.Stepper(rnnfused.LSTM(64, 256), 256)
-    x = torch.randn(1, 64).expand(256, 64).contiguous()  # the same for all: so are their states
+    stepper = rnnfused.Stepper(rnnfused.LSTM(16, 64), 256)
+    x = torch.randn(1, 16).expand(256, 16).contiguous()  # the same for all: so are their states
     done = threading.Event()
 
     def steps() -> None:

@@ -424,8 +424,8 @@ class _Sampling(NamedTuple):
     generator: torch.Generator | None
 
     def grow(self, rows: _Rows, scores: Tensor) -> _Grown:
-        # The highest is 0, which no temperature makes infinite.
-        below = scores.double() - scores.double().amax(-1, keepdim=True)
+        found = _log_probabilities(scores)
+        below = found - found.amax(-1, keepdim=True)  # 0 at most, which no temperature makes infinite
         probable, tokens = (below / self.temperature).softmax(-1).sort(-1, descending=True)
         if self.top_k is not None:
             probable[:, self.top_k :] = 0
@@ -433,7 +433,7 @@ class _Sampling(NamedTuple):
             # Those before which less than top_p has been made up, so that one is left at least.
             probable = probable.masked_fill(probable.cumsum(-1) - probable >= self.top_p, 0)
         drawn = tokens.gather(-1, torch.multinomial(probable, 1, generator=self.generator))
-        score = rows.score + _log_probabilities(scores).gather(-1, drawn).squeeze(-1)
+        score = rows.score + found.gather(-1, drawn).squeeze(-1)
         return list(range(len(rows.source))), drawn.squeeze(-1).tolist(), score
 
 
